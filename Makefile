@@ -1,0 +1,41 @@
+# Two commands matter: `make demo` shows it working, `make test` proves it. `make help` lists all.
+
+# rustup puts cargo where sudo's PATH does not look.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+export CARGO_TERM_COLOR ?= auto
+
+RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+
+.PHONY: help demo test check bench packages cargo
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: packages cargo ## a VM on a disk that vblk serves, with figures (root; about two minutes)
+	@echo "demo: building (a first release build takes a few minutes)"
+	@cargo run --quiet --release --package towpath-tests --bin demo
+
+test: packages cargo ## everything: style, documents, unit tests, real VMs
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(RUSTDOC)
+	cargo test --workspace
+
+check: cargo ## the quick part of `make test`: style and unit tests, no VM, no root
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo test --workspace --lib --bins
+	cargo test --package towpath-tests --test tidy
+
+bench: packages cargo ## vblk against its peers and the machine's own limit, as ratios
+	cargo build --release --package vblk
+	cargo run --release --package towpath-benches --bin ring
+	cargo run --release --package towpath-benches --bin bench -- $(ARGS)
+
+packages: ## Debian packages and a guest kernel, only what is missing (root)
+	@tests/packages.sh
+
+cargo:
+	@command -v cargo >/dev/null || { \
+	    echo "cargo is missing: install rustup (https://rustup.rs), it brings the rest" >&2; \
+	    exit 1; }

@@ -1,0 +1,242 @@
+//! Runs rows: sets the scene for one figure, measures it, and repeats what was disturbed.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use tempfile::TempDir;
+
+use crate::backend::{DiskSpec, Launcher};
+use crate::cpu::{self, Noise, Watch};
+use crate::fio;
+use crate::load::{Generator, Sample};
+use crate::plan::{Contender, Effort, Row, Target};
+use crate::raw::{Raw, yielding};
+
+/// Foreign work, in cores, above which a run counts as disturbed.
+pub const QUIET: f64 = 0.15;
+/// Tries before a disturbed figure is taken as it is.
+const TRIES: usize = 3;
+/// Bytes written or read at once when a file is made or warmed.
+const CHUNK: usize = 1 << 20;
+
+/// One figure.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Figure {
+    /// Requests a second.
+    pub rate: f64,
+    /// Microseconds of CPU time the serving side took per request.
+    pub cpu_us: f64,
+    /// Foreign work meanwhile, in cores.
+    pub foreign: f64,
+    /// Whether it stayed disturbed after all tries.
+    pub disturbed: bool,
+}
+
+impl Figure {
+    fn new(sample: Sample, noise: Noise) -> Self {
+        let requests = sample.requests.max(1) as f64;
+        Self {
+            rate: sample.rate(),
+            cpu_us: noise.backend.as_secs_f64() * 1e6 / requests,
+            foreign: noise.foreign,
+            disturbed: noise.foreign > QUIET,
+        }
+    }
+}
+
+/// The files under test; they go with this value.
+#[derive(Debug)]
+pub struct Files {
+    memory: TempDir,
+    disk: TempDir,
+    size: u64,
+}
+
+impl Files {
+    /// Scratch directories for files of `size` bytes: on tmpfs, and under `dir` on a disk.
+    pub fn new(dir: &Path, size: u64) -> Result<Self> {
+        let make = |dir: &Path| {
+            tempfile::Builder::new()
+                .prefix("towpath-bench-")
+                .tempdir_in(dir)
+                .with_context(|| format!("no scratch directory in {}", dir.display()))
+        };
+        Ok(Self {
+            memory: make(Path::new("/dev/shm"))?,
+            disk: make(dir)?,
+            size,
+        })
+    }
+
+    /// The scratch directory on disk.
+    #[must_use]
+    pub fn disk_dir(&self) -> &Path {
+        self.disk.path()
+    }
+
+    /// Where a target's file is.
+    #[must_use]
+    pub fn path(&self, target: Target) -> PathBuf {
+        let dir = if target == Target::Tmpfs {
+            &self.memory
+        } else {
+            &self.disk
+        };
+        dir.path().join(target.name())
+    }
+
+    /// Makes the target's file if need be: written throughout, on the device, warm if it is to be.
+    fn ready(&self, target: Target) -> Result<PathBuf> {
+        let path = self.path(target);
+        if target == Target::Null {
+            return Ok(path);
+        }
+        if !path.exists() {
+            let mut file = File::create(&path).with_context(|| path.display().to_string())?;
+            let chunk = vec![0x5a; CHUNK];
+            for _ in 0..self.size / CHUNK as u64 {
+                file.write_all(&chunk)
+                    .context("cannot fill the file under test")?;
+            }
+        }
+        let mut file = File::open(&path)?;
+        // What the last run wrote must not be written back during the next.
+        file.sync_all().context("sync")?;
+        if target == Target::Cached {
+            let mut chunk = vec![0; CHUNK];
+            while file.read(&mut chunk)? > 0 {}
+        }
+        Ok(path)
+    }
+}
+
+/// Everything a run needs.
+#[derive(Debug)]
+pub struct Runner {
+    /// How back-ends start.
+    pub launcher: Launcher,
+    /// The processor of the load generator.
+    pub front: usize,
+    /// How long.
+    pub effort: Effort,
+    /// On what.
+    pub files: Files,
+}
+
+impl Runner {
+    /// The quietest of at most [`TRIES`] runs of `row` by `who`.
+    pub fn measure(&self, row: &Row, who: Contender) -> Result<Figure> {
+        let mut best: Option<Figure> = None;
+        for _ in 0..TRIES {
+            let figure = self
+                .once(row, who)
+                .with_context(|| format!("{} {}", row.name, who.name()))?;
+            if best.is_none_or(|best| figure.foreign < best.foreign) {
+                best = Some(figure);
+            }
+            if !figure.disturbed {
+                break;
+            }
+        }
+        best.context("no run")
+    }
+
+    fn once(&self, row: &Row, who: Contender) -> Result<Figure> {
+        let path = self.files.ready(row.target)?;
+        match who {
+            Contender::Raw => cpu::on_cpu(self.launcher.cpu, || self.raw(row, &path))?,
+            Contender::Fio => cpu::on_cpu(self.launcher.cpu, || self.fio(row, &path))?,
+            Contender::Qsd | Contender::Vblk => self.served(row, who, path),
+        }
+    }
+
+    fn raw(&self, row: &Row, path: &Path) -> Result<Figure> {
+        use rustix::fs::{Mode, OFlags, open};
+        let direct = if row.target.is_direct() {
+            OFlags::DIRECT
+        } else {
+            OFlags::empty()
+        };
+        let file = open(path, OFlags::RDWR | OFlags::CLOEXEC | direct, Mode::empty())
+            .with_context(|| path.display().to_string())?;
+        let mut raw = Raw::new(&File::from(file), self.files.size, row.workload)?;
+        raw.run(self.effort.warm_up())?;
+        let watch = Watch::start(None)?;
+        let sample = raw.run(self.effort.duration())?;
+        Ok(Figure::new(sample, watch.stop(Duration::ZERO)?))
+    }
+
+    fn fio(&self, row: &Row, path: &Path) -> Result<Figure> {
+        let direct = row.target.is_direct();
+        let watch = Watch::start(None)?;
+        let ran = fio::run(path, self.files.size, direct, &row.workload, &self.effort)?;
+        // Its start and warm-up are part of the time watched, and its own.
+        let all = self.effort.duration() + self.effort.warm_up();
+        let gone = ran
+            .cpu
+            .mul_f64(all.as_secs_f64() / ran.sample.time.as_secs_f64());
+        let noise = watch.stop(gone)?;
+        Ok(Figure::new(
+            ran.sample,
+            Noise {
+                backend: ran.cpu,
+                ..noise
+            },
+        ))
+    }
+
+    fn served(&self, row: &Row, who: Contender, file: PathBuf) -> Result<Figure> {
+        let disk = DiskSpec {
+            target: row.target,
+            file,
+            queues: row.workload.queues,
+        };
+        let backend = self.launcher.start(who, &[disk])?;
+        let mut generator = Generator::attach(backend.socket(0), &row.workload)?;
+        let measure = || {
+            generator.run(self.effort.warm_up())?;
+            let watch = Watch::start(Some(backend.pid()))?;
+            let sample = generator.run(self.effort.duration())?;
+            Ok(Figure::new(sample, watch.stop(Duration::ZERO)?))
+        };
+        cpu::on_cpu(self.front, || {
+            yielding(row.target == Target::Direct, measure)
+        })??
+    }
+
+    /// Runs every row `reps` times with the repetitions outermost; `tell` hears each figure.
+    ///
+    /// A row that fails is reported by `tell` and left out.
+    pub fn run_all(
+        &self,
+        rows: &[Row],
+        contenders: &[Contender],
+        mut tell: impl FnMut(usize, &Row, Contender, &Result<Figure>),
+    ) -> Result<()> {
+        if rows.is_empty() {
+            bail!("no row matches --only; `--list` shows their names");
+        }
+        for rep in 0..self.effort.reps {
+            for row in rows {
+                let mut order: Vec<Contender> = row
+                    .contenders()
+                    .iter()
+                    .copied()
+                    .filter(|c| contenders.contains(c))
+                    .collect();
+                // Whoever goes first meets a colder machine: take turns.
+                if rep % 2 == 1 {
+                    order.reverse();
+                }
+                for who in order {
+                    tell(rep, row, who, &self.measure(row, who));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! The control API: HTTP/JSON on a unix socket, the same for every daemon.
+//!
+//! ```text
+//! vblk disk list ─┐                         control thread (one, current_thread runtime)
+//! curl ───────────┼─▶ /run/towpath/X.sock ─▶ server ─▶ routes of the daemon ─▶ Answer<T>
+//! Prometheus ─────┘   socket                            /metrics ─▶ Exposition
+//! ```
+//!
+//! Every JSON body that leaves the server is an [`Answer`]: a status, a sentence, and data.
+//! Only the control thread runs this code; it may block shortly, never touches a ring, and what it
+//! shows of the workers it reads from counters they publish. A client that stalls, or sends too
+//! much, costs one of [`server::MAX_CONNECTIONS`] places for a bounded time and nothing else.
+
+pub mod answer;
+pub mod client;
+pub mod exposition;
+pub mod server;
+pub mod socket;
+
+pub use answer::{Answer, Body, Status};
+pub use client::{Client, ClientError};
+pub use exposition::Exposition;
+pub use socket::{ControlSocket, SocketError};

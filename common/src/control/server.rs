@@ -1,0 +1,119 @@
+//! Serves a router on a control socket, with a limit on everything a client can take.
+//!
+//! One request a connection: the callers are command lines and a scraper, and a connection that
+//! ends by itself needs no idle management. A client has [`HEADER_TIMEOUT`] to send its request
+//! head and [`CONNECTION_DEADLINE`] for all of it; after that its place is free again.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use super::answer::Answer;
+
+/// Connections served at once; more wait in the kernel's queue.
+pub const MAX_CONNECTIONS: usize = 32;
+/// A local client sends its request head at once; one that does not is stuck.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest life of a connection. An action that takes longer goes on; its result is in the log.
+pub const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
+/// Largest request head, and what a connection buffers.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+/// Pause after the kernel refused to accept (out of descriptors), so as not to spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// The times a client may take; constants in a daemon, short in tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the request head.
+    pub header: Duration,
+    /// For the whole connection.
+    pub connection: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            header: HEADER_TIMEOUT,
+            connection: CONNECTION_DEADLINE,
+        }
+    }
+}
+
+/// Serves `routes` on `listener` until the future is dropped. Must run inside a tokio runtime.
+///
+/// Paths and methods the router does not know are answered with an [`Answer`] too.
+///
+/// # Errors
+/// When the listener cannot be registered with the runtime.
+pub async fn serve(
+    listener: std::os::unix::net::UnixListener,
+    routes: Router,
+    patience: Patience,
+) -> io::Result<()> {
+    let listener = UnixListener::from_std(listener)?;
+    let routes = routes
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return Ok(());
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let routes = routes.clone();
+                tokio::spawn(async move {
+                    converse(stream, routes, patience).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the control socket cannot accept a connection");
+                sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// One connection, one request, one answer, within the deadline.
+async fn converse(stream: UnixStream, routes: Router, patience: Patience) {
+    let conversation = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience.header)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    match timeout(patience.connection, conversation).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a control connection ended early"),
+        Err(_) => tracing::warn!("a control connection took too long and was closed"),
+    }
+}
+
+async fn unknown_path(uri: Uri) -> Answer {
+    let path = uri.path();
+    Answer::failed(
+        StatusCode::NOT_FOUND,
+        format!("there is nothing at {path}; try /v1/status"),
+    )
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Answer {
+    let path = uri.path();
+    Answer::failed(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{method} does not apply to {path}"),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,21 @@
+//! What towpath's daemons share, from the bottom up: guest memory ([`mem`]), descriptor chains
+//! ([`chain`]), virtqueues ([`ring`]), vhost-user connections ([`session`]), polling threads
+//! ([`worker`], [`sched`], [`mailbox`]), state that outlives the process ([`keep`]), and the
+//! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`]).
+
+pub mod chain;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod keep;
+pub mod logging;
+pub mod mailbox;
+pub mod mem;
+pub mod notify;
+pub mod ring;
+pub mod sched;
+pub mod session;
+pub mod stats;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod worker;

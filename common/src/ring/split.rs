@@ -1,0 +1,483 @@
+//! The split virtqueue (virtio 1.3, 2.7): descriptor table, avail ring, used ring.
+//!
+//! A burst is popped in three passes so that the cache misses overlap: all heads (the descriptors
+//! are prefetched), all first descriptors (indirect tables and headers are prefetched), then the
+//! walks. Words the guest owns are read once into private values and judged there.
+//!
+//! Private state is the truth: `next_avail`, `next_used` and the set of heads in flight are never
+//! read back from guest memory, except the used index once at start.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use arrayvec::ArrayVec;
+
+use super::descriptor::{DESC, DESC_LEN, Desc, INDIRECT, NEXT, WRITE, add, unfit};
+use super::inflight::InflightQueue;
+use super::reorder::Reorder;
+use super::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, MAX_SIZE, RingError, Setup, Violation};
+use crate::chain::{BURST, Builder, Burst, MAX_SEGMENTS};
+use crate::mem::{DirtyLog, Mem, Segment, View};
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT, 2.7.6: the driver does not want notifications.
+const NO_INTERRUPT: u16 = 1;
+/// VIRTQ_USED_F_NO_NOTIFY, 2.7.8: the device does not want kicks.
+const NO_NOTIFY: u16 = 1;
+/// Offset of the index in both rings; flags stand at 0, the elements at 4.
+const IDX: usize = 2;
+const ELEMENTS: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Split {
+    desc: View,
+    avail: View,
+    used: View,
+    mem: Arc<Mem>,
+    size: u16,
+    mask: u16,
+    event_idx: bool,
+    indirect: bool,
+    next_avail: u16,
+    /// Avail index as last read.
+    avail_seen: u16,
+    /// Used index as staged; `published` is what the driver can see.
+    next_used: u16,
+    published: u16,
+    /// Region hit last.
+    hint: u32,
+    /// One bit a head: popped and not yet put.
+    busy: Box<[u64]>,
+    /// Heads to hand out again after a crash, last first.
+    resubmit: Vec<u16>,
+    inflight: Option<InflightQueue>,
+    reorder: Option<Reorder>,
+    log: Option<DirtyLog>,
+    log_addr: Option<u64>,
+    broken: Option<Violation>,
+}
+
+impl Split {
+    pub(super) fn new(setup: Setup, mem: Arc<Mem>) -> Result<Split, RingError> {
+        let size = setup.size;
+        if !size.is_power_of_two() || size > MAX_SIZE {
+            return Err(RingError::BadSize(size.into()));
+        }
+        let n = u64::from(size);
+        let event = if setup.features & F_EVENT_IDX != 0 {
+            2
+        } else {
+            0
+        };
+        let part = |part, uva, len, align| {
+            mem.view_user(uva, len, align)
+                .map_err(|source| RingError::BadPart { part, source })
+        };
+        // Sizes and alignments: 2.7. The avail ring's two bytes may end a region exactly.
+        let desc = part("descriptor", setup.desc, n * DESC as u64, 16)?;
+        let avail = part("avail", setup.avail, 4 + 2 * n + event, 2)?;
+        let used = part("used", setup.used, 4 + 8 * n + event, 4)?;
+        let used_idx = used.load_u16(IDX, Ordering::Acquire);
+        let mut inflight = setup.inflight;
+        let recovered = match &mut inflight {
+            Some(table) => table.recover(used_idx, size)?,
+            None => None,
+        };
+        // A table in use says what was popped: as many as are in flight, beyond what was used. The
+        // front-end's base is then a guess, QEMU's for one: the used index as it was when the
+        // connection broke, to which a predecessor that drained may have added since.
+        let base = match (setup.base, &recovered) {
+            (Some(base), None) => base,
+            _ => {
+                let popped = recovered.as_ref().map_or(0, Vec::len);
+                used_idx.wrapping_add(u16::try_from(popped).unwrap_or(size))
+            }
+        };
+        let resubmit = recovered.unwrap_or_default();
+        let in_order = setup.features & F_IN_ORDER != 0;
+        let slots = usize::from(size);
+        let reorder = in_order.then(|| Reorder {
+            popped: vec![0; slots].into(),
+            done: vec![None; slots].into(),
+            tail: used_idx,
+            next: used_idx,
+        });
+        Ok(Split {
+            desc,
+            avail,
+            used,
+            mem,
+            size,
+            mask: size - 1,
+            event_idx: event != 0,
+            indirect: setup.features & F_INDIRECT_DESC != 0,
+            next_avail: base,
+            avail_seen: base,
+            next_used: used_idx,
+            published: used_idx,
+            hint: 0,
+            busy: vec![0; slots.div_ceil(64)].into(),
+            resubmit,
+            inflight,
+            reorder,
+            log: setup.log,
+            log_addr: setup.log_addr,
+            broken: None,
+        })
+    }
+
+    pub(super) fn mem(&self) -> &Arc<Mem> {
+        &self.mem
+    }
+
+    pub(super) fn log(&self) -> Option<&DirtyLog> {
+        self.log.as_ref()
+    }
+
+    pub(super) fn broken(&self) -> Option<Violation> {
+        self.broken
+    }
+
+    pub(super) fn latch(&mut self, violation: Violation) {
+        self.broken.get_or_insert(violation);
+    }
+
+    pub(super) fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    pub(super) fn next_used(&self) -> u16 {
+        self.next_used
+    }
+
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
+    pub(super) fn in_flight(&self) -> u16 {
+        let popped: u32 = self.busy.iter().map(|w| w.count_ones()).sum();
+        u16::try_from(popped).unwrap_or(u16::MAX)
+    }
+
+    /// Chains available, at least one index read per call if fewer than `max` are known.
+    #[inline]
+    fn pending(&mut self, max: usize) -> u16 {
+        let known = self.avail_seen.wrapping_sub(self.next_avail);
+        if usize::from(known) >= max {
+            return known;
+        }
+        // Acquire: the elements and descriptors behind the index are read after it.
+        self.avail_seen = self.avail.load_u16(IDX, Ordering::Acquire);
+        let pending = self.avail_seen.wrapping_sub(self.next_avail);
+        if pending > self.size {
+            self.latch(Violation::AvailJump(pending));
+            return 0;
+        }
+        pending
+    }
+
+    #[inline]
+    fn descriptor(&self, index: u16) -> Desc {
+        let [addr, rest] = self.desc.load_pair(usize::from(index) * DESC);
+        Desc::from_words(addr, rest)
+    }
+
+    #[inline]
+    pub(super) fn pop(&mut self, burst: &mut Burst, max: usize) -> usize {
+        burst.clear();
+        if self.broken.is_some() {
+            return 0;
+        }
+        let mut heads = ArrayVec::<u16, BURST>::new();
+        let max = max.min(BURST);
+        if self.resubmit.is_empty() {
+            let n = usize::from(self.pending(max)).min(max);
+            for i in 0..n {
+                #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
+                let at = self.next_avail.wrapping_add(i as u16) & self.mask;
+                let head = self
+                    .avail
+                    .load_u16(ELEMENTS + 2 * usize::from(at), Ordering::Relaxed);
+                if head < self.size {
+                    self.desc.prefetch(usize::from(head) * DESC);
+                }
+                heads.push(head);
+            }
+            let done = self.take(&heads, burst);
+            #[expect(clippy::cast_possible_truncation, reason = "done <= BURST")]
+            {
+                self.next_avail = self.next_avail.wrapping_add(done as u16);
+            }
+            done
+        } else {
+            // Left over by a process that died: handed out again in the order they came.
+            let n = self.resubmit.len().min(max);
+            heads.extend(self.resubmit.iter().rev().take(n).copied());
+            let done = self.take(&heads, burst);
+            self.resubmit.truncate(self.resubmit.len() - done);
+            done
+        }
+    }
+
+    /// Copy the chains of `heads` into `burst`: all of them, or those before the first that does
+    /// not fit or breaks the rules.
+    #[inline]
+    fn take(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
+        let mut firsts = ArrayVec::<(Desc, Segment), BURST>::new();
+        for &head in heads {
+            if head >= self.size {
+                self.latch(Violation::BadHead(head));
+                break;
+            }
+            let first = self.descriptor(head);
+            let seg = self.mem.lookup(first.addr, first.len, &mut self.hint);
+            let seg = seg.unwrap_or_default();
+            self.mem.prefetch(seg);
+            firsts.push((first, seg));
+        }
+        let mut done = 0;
+        for (&head, &first) in heads.iter().zip(&firsts) {
+            if !burst.has_room() {
+                break;
+            }
+            if let Err(violation) = self.walk(head, first, burst) {
+                // The earliest violation counts: one found later in pass two must not hide it.
+                self.broken = Some(violation);
+                break;
+            }
+            done += 1;
+        }
+        done
+    }
+
+    /// Copy one chain, and mark its head as in flight.
+    #[inline]
+    fn walk(
+        &mut self,
+        head: u16,
+        (first, found): (Desc, Segment),
+        burst: &mut Burst,
+    ) -> Result<(), Violation> {
+        let (word, bit) = (usize::from(head / 64), 1u64 << (head % 64));
+        if self.busy[word] & bit != 0 {
+            return Err(Violation::HeadInFlight(head));
+        }
+        let mut chain = burst.open();
+        let mut d = first;
+        // Descriptors without bytes count too: a long table of them must not make a long visit.
+        let longest = usize::from(self.size).min(MAX_SEGMENTS);
+        let mut left = longest;
+        if !d.has(INDIRECT) && found.len() == d.len && d.len > 0 {
+            // Translated already, for the prefetch.
+            chain.push(found, d.has(WRITE)).map_err(unfit)?;
+        } else if !d.has(INDIRECT) {
+            add(&self.mem, &mut self.hint, d, &mut chain)?;
+        }
+        loop {
+            if d.has(INDIRECT) {
+                self.walk_table(d, &mut chain)?;
+                chain.prefetch(&self.mem);
+                break;
+            }
+            if !d.has(NEXT) {
+                break;
+            }
+            left -= 1;
+            if left == 0 {
+                let looped = longest == usize::from(self.size);
+                return Err(if looped {
+                    Violation::Loop
+                } else {
+                    Violation::TooLong
+                });
+            }
+            if d.next >= self.size {
+                return Err(Violation::BadNext(d.next));
+            }
+            d = self.descriptor(d.next);
+            if !d.has(INDIRECT) {
+                add(&self.mem, &mut self.hint, d, &mut chain)?;
+            }
+        }
+        chain.close(head);
+        if let Some(r) = &mut self.reorder {
+            r.popped[usize::from(r.tail & self.mask)] = head;
+            r.tail = r.tail.wrapping_add(1);
+        }
+        self.busy[word] |= bit;
+        if let Some(table) = &mut self.inflight {
+            table.popped(head);
+        }
+        Ok(())
+    }
+
+    /// Walk an indirect table, 2.7.5.3: entries are chained by `next` inside the table.
+    fn walk_table(&mut self, d: Desc, chain: &mut Builder<'_>) -> Result<(), Violation> {
+        let entries = d.len as usize / DESC;
+        if !self.indirect || d.has(NEXT) || entries == 0 || !(d.len as usize).is_multiple_of(DESC) {
+            return Err(Violation::BadIndirect(d.len));
+        }
+        // Drivers may chain more than the queue size here (Linux does with short queues), so the
+        // bound is ours. It also bounds the walk: each entry can be visited once.
+        if entries > usize::from(MAX_SIZE) {
+            return Err(Violation::BadIndirect(d.len));
+        }
+        // Every driver chains its tables in order. Counting along instead of following `next` lets
+        // the processor read ahead: no address depends on what was loaded.
+        let most = entries.min(MAX_SEGMENTS + 1);
+        for at in 0..most {
+            let Some(next) = self.table_step(d, at, entries, chain)? else {
+                return Ok(());
+            };
+            if next != at + 1 {
+                return self.walk_scattered(d, next, entries, most - at - 1, chain);
+            }
+        }
+        Err(endless(entries))
+    }
+
+    /// The rest of a table that is not chained in order, from entry `at` on; `left` bounds it.
+    #[cold]
+    fn walk_scattered(
+        &mut self,
+        table: Desc,
+        mut at: usize,
+        entries: usize,
+        left: usize,
+        chain: &mut Builder<'_>,
+    ) -> Result<(), Violation> {
+        for _ in 0..left {
+            let Some(next) = self.table_step(table, at, entries, chain)? else {
+                return Ok(());
+            };
+            at = next;
+        }
+        Err(endless(entries))
+    }
+
+    /// Take entry `at` of `table` into the chain; the index of the next, unless it was the last.
+    #[inline]
+    fn table_step(
+        &mut self,
+        table: Desc,
+        at: usize,
+        entries: usize,
+        chain: &mut Builder<'_>,
+    ) -> Result<Option<usize>, Violation> {
+        let outside = Violation::BadAddress {
+            gpa: table.addr,
+            len: table.len,
+        };
+        let gpa = table.addr.checked_add((at * DESC) as u64).ok_or(outside)?;
+        // A table may cross regions, an entry may not.
+        let seg = self
+            .mem
+            .lookup(gpa, DESC_LEN, &mut self.hint)
+            .ok_or(outside)?;
+        let [addr, rest] = self.mem.load_pair(seg).ok_or(outside)?;
+        let entry = Desc::from_words(addr, rest);
+        if entry.has(INDIRECT) {
+            return Err(Violation::BadIndirect(entry.len));
+        }
+        add(&self.mem, &mut self.hint, entry, chain)?;
+        if !entry.has(NEXT) {
+            return Ok(None);
+        }
+        let next = usize::from(entry.next);
+        if next >= entries {
+            return Err(Violation::BadNext(entry.next));
+        }
+        Ok(Some(next))
+    }
+
+    #[inline]
+    pub(super) fn put(&mut self, id: u16, written: u32) {
+        let Some(r) = &mut self.reorder else {
+            return self.stage(id, written);
+        };
+        r.done[usize::from(id)] = Some(written);
+        while let Some((head, written)) = self.reorder.as_mut().and_then(|r| r.pull(self.mask)) {
+            self.stage(head, written);
+        }
+    }
+
+    /// Write one used element, invisible until `publish`.
+    #[inline]
+    fn stage(&mut self, id: u16, written: u32) {
+        let at = ELEMENTS + 8 * usize::from(self.next_used & self.mask);
+        self.used.write_pair(at, [u32::from(id), written]);
+        self.next_used = self.next_used.wrapping_add(1);
+        let (word, bit) = (usize::from(id / 64), 1u64 << (id % 64));
+        debug_assert!(
+            self.busy[word] & bit != 0,
+            "put of a head that is not in flight"
+        );
+        self.busy[word] &= !bit;
+        if let Some(table) = &mut self.inflight {
+            table.used(id);
+        }
+    }
+
+    #[inline]
+    pub(super) fn publish(&mut self) -> bool {
+        let old = self.published;
+        if old == self.next_used {
+            return false;
+        }
+        self.published = self.next_used;
+        self.used.store_u16(IDX, self.next_used, Ordering::Release);
+        if let Some(table) = &mut self.inflight {
+            table.published(self.next_used);
+        }
+        if let (Some(log), Some(gpa)) = (&self.log, self.log_addr) {
+            // The whole ring: it is a page or two, and a migration is running anyway.
+            log.mark(gpa, self.used.len() as u64);
+        }
+        // The index must be visible before the driver's wish is read (2.7.13.4.1).
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let at = ELEMENTS + 2 * usize::from(self.size);
+            let event = self.avail.load_u16(at, Ordering::Relaxed);
+            // 2.7.7.2, vring_need_event: has the index the driver waits for been passed?
+            let new = self.next_used;
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            self.avail.load_u16(0, Ordering::Relaxed) & NO_INTERRUPT == 0
+        }
+    }
+
+    pub(super) fn arm(&mut self) -> bool {
+        if self.broken.is_some() {
+            return false;
+        }
+        if !self.resubmit.is_empty() {
+            return true;
+        }
+        if self.event_idx {
+            let at = ELEMENTS + 8 * usize::from(self.size);
+            self.used.store_u16(at, self.next_avail, Ordering::Relaxed);
+        } else {
+            self.used.store_u16(0, 0, Ordering::Relaxed);
+        }
+        // The wish must be visible before the index is read again, or a kick is lost.
+        fence(Ordering::SeqCst);
+        self.pending(usize::MAX) != 0
+    }
+
+    pub(super) fn disarm(&mut self) {
+        // With EVENT_IDX the event index simply stays behind: the driver kicks again only after
+        // 65536 more buffers. Without, there is a flag.
+        if !self.event_idx {
+            self.used.store_u16(0, NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What is wrong with a table that does not end.
+#[cold]
+fn endless(entries: usize) -> Violation {
+    if entries > MAX_SEGMENTS {
+        Violation::TooLong
+    } else {
+        Violation::Loop
+    }
+}

@@ -1,0 +1,140 @@
+//! A vhost-user connection, back-end side: one front-end, one device, one small thread.
+//!
+//! The thread may block and allocate: a half-sent message, a reply nobody reads or a slow drain
+//! stall this connection and nothing else. Messages are parsed by the `vhost` crate
+//! (`handler`), but for the few it lacks (`divert`); what they mean is here.
+//!
+//! A vring is *started* by SET_VRING_KICK and stopped by GET_VRING_BASE, and *enabled* by
+//! SET_VRING_ENABLE (vhost-user, "Ring states"). While it is started and complete its [`Ring`]
+//! belongs to the device's worker, handed over by [`Device::attach`] and taken back, drained, by
+//! [`Device::detach`]. Every change of what a ring stands on (memory, addresses, features, log,
+//! in-flight table) is: detach, change, attach again. So memory is never unmapped under a burst,
+//! and the worker needs no lock and never sees half a change.
+
+mod adopt;
+mod divert;
+mod error;
+mod handler;
+mod serve;
+mod state;
+mod vring;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+pub use adopt::adopt;
+pub use error::SessionError;
+pub use serve::{Endpoint, Listening, Mode, Server};
+pub use state::{Session, Status};
+pub use vring::Addresses;
+
+use crate::mem::Mem;
+use crate::ring::Ring;
+
+/// VHOST_F_LOG_ALL: the device logs its writes to guest memory.
+pub const F_LOG_ALL: u64 = 1 << 26;
+/// VHOST_USER_F_PROTOCOL_FEATURES.
+pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// A ring on its way to a worker, with the file descriptors that belong to it.
+#[derive(Debug)]
+pub struct Attach {
+    /// The ring, ready to be polled.
+    pub ring: Ring,
+    /// Readable when the driver kicked; none: the device polls.
+    pub kick: Option<OwnedFd>,
+    /// Written to notify the driver; none: the driver polls.
+    pub call: Option<OwnedFd>,
+    /// Written when the ring breaks.
+    pub err: Option<OwnedFd>,
+    /// Whether the device may process the ring; a disabled one keeps what it has (and a network
+    /// device drains and discards its transmit ring).
+    pub enabled: bool,
+    /// Ends the session from the worker's side.
+    pub alarm: Arc<Alarm>,
+}
+
+/// A change to a ring that needs no drain.
+#[derive(Debug)]
+pub enum Update {
+    /// SET_VRING_CALL.
+    Call(Option<OwnedFd>),
+    /// SET_VRING_ERR.
+    Err(Option<OwnedFd>),
+    /// SET_VRING_ENABLE.
+    Enabled(bool),
+}
+
+/// The device cannot take a ring: its worker is gone, or it is being removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the device's worker does not take rings any more")]
+pub struct DeviceGone;
+
+/// What a session needs of a device. Called on the session's thread only, which may block.
+///
+/// Callers promise: `queue < max_queues()`; a queue is attached at most once until it is detached;
+/// `memory` is called while no queue is attached. Implementors promise: after `detach` returns, no
+/// thread touches the ring or guest memory for that queue any more, and everything that was in
+/// flight has been put and published.
+pub trait Device: Send + Sync + 'static {
+    /// Name for logs and the API.
+    fn name(&self) -> &str;
+
+    /// Virtio feature bits offered, without VHOST_USER_F_PROTOCOL_FEATURES and VHOST_F_LOG_ALL,
+    /// which the session adds. Must not shrink over the device's life: front-ends remember.
+    fn features(&self) -> u64;
+
+    /// Largest number of virtqueues.
+    fn max_queues(&self) -> u16;
+
+    /// Copy configuration space at `offset` to `buf`; false if that is not all inside it.
+    fn read_config(&self, offset: u32, buf: &mut [u8]) -> bool;
+
+    /// Write configuration space; false if a byte there is not writable by the driver.
+    fn write_config(&self, offset: u32, data: &[u8]) -> bool;
+
+    /// The driver accepted these features.
+    fn negotiated(&self, features: u64);
+
+    /// The guest's memory map is now `mem`.
+    fn memory(&self, mem: &Arc<Mem>);
+
+    /// Take a ring and start polling it.
+    ///
+    /// # Errors
+    /// [`DeviceGone`].
+    fn attach(&self, queue: u16, attach: Attach) -> Result<(), DeviceGone>;
+
+    /// Stop polling a ring, let what is in flight finish, and give it back. `None` if the worker
+    /// died with it.
+    fn detach(&self, queue: u16) -> Option<Ring>;
+
+    /// Change a ring that is attached.
+    fn update(&self, queue: u16, update: Update);
+
+    /// The front-end is gone and all rings are detached.
+    fn disconnected(&self);
+}
+
+/// Lets a worker end a session (its memory was truncated) without waiting for it.
+#[derive(Debug)]
+pub struct Alarm {
+    stream: std::os::unix::net::UnixStream,
+}
+
+impl Alarm {
+    /// An alarm that hangs up `stream`.
+    #[must_use]
+    pub fn new(stream: std::os::unix::net::UnixStream) -> Alarm {
+        Alarm { stream }
+    }
+
+    /// Hang up: the session's thread sees the end of its connection and cleans up.
+    pub fn raise(&self) {
+        // An error means that the connection is gone already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests;

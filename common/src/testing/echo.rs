@@ -1,0 +1,495 @@
+//! The smallest device: what a chain brings in its readable part goes back in its writable part.
+//!
+//! The one piece of a back-end in this folder. Tests of the session, the ring and the worker need a
+//! device whose every step they can see and stop: an [`Echo`] runs on a real [`Worker`], several
+//! may share one (to show that one guest's misdeeds do not reach the next), it can hold chains in
+//! flight, and it can lose its rings as a killed process would.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::chain::{Burst, Chain};
+use crate::clock::Cycles;
+use crate::mailbox::ReplyTo;
+use crate::mem::{DirtyLog, Mem};
+use crate::ring::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_VERSION_1, Ring, Violation};
+use crate::session::{Attach, Device, DeviceGone, Update};
+use crate::worker::{Context, Handle, Idle, Plane, Worker};
+
+/// Bytes of configuration space; the first half is writable.
+pub const CONFIG: usize = 64;
+
+/// A device and a queue of it.
+type Key = (u16, u16);
+
+/// One chain the device saw: queue, head, readable bytes.
+pub type Seen = (u16, u16, Vec<u8>);
+
+/// What happens to chains once they are popped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conduct {
+    /// They are answered at once.
+    Answer,
+    /// They stay in flight until [`Echo::conduct`] says `Answer`, or the queue is detached.
+    Hold,
+}
+
+/// What the worker is told.
+#[derive(Debug)]
+pub enum Change {
+    /// Take a ring, and write into its device's diary.
+    Attach(Key, Box<Attach>, Arc<Diary>, ReplyTo<()>),
+    /// Finish what is in flight and give the ring back.
+    Detach(Key, ReplyTo<Option<Ring>>),
+    /// Exchange an eventfd, or enable.
+    Update(Key, Update, ReplyTo<()>),
+    /// Hold or answer the chains of this device.
+    Conduct(u16, Conduct, ReplyTo<()>),
+    /// Answer one chain that is held; whether it was.
+    Finish(Key, u16, ReplyTo<bool>),
+    /// Lose every ring of this device, in-flight chains unanswered, as a killed process does.
+    Lose(u16, ReplyTo<usize>),
+    /// Panic, as a bug would.
+    Die,
+}
+
+/// A worker that echo devices share.
+#[derive(Debug)]
+pub struct Host {
+    worker: Worker<Change>,
+    devices: AtomicU16,
+}
+
+impl Host {
+    /// Start one, which sleeps whenever it has nothing to do.
+    ///
+    /// # Errors
+    /// As [`Worker::spawn`].
+    pub fn start(idle: Idle) -> io::Result<Arc<Host>> {
+        let worker = Worker::spawn(0, None, idle, |context| Ok(Room::new(context)))?;
+        Ok(Arc::new(Host {
+            worker,
+            devices: AtomicU16::new(0),
+        }))
+    }
+
+    /// The worker's thread and its pulse.
+    #[must_use]
+    pub fn worker(&self) -> &Worker<Change> {
+        &self.worker
+    }
+
+    /// Make the worker's thread panic.
+    pub fn die(&self) {
+        let _ = self.worker.handle().post(Change::Die);
+    }
+}
+
+/// An echo device.
+#[derive(Debug)]
+pub struct Echo {
+    name: String,
+    id: u16,
+    queues: u16,
+    features: u64,
+    host: Arc<Host>,
+    handle: Handle<Change>,
+    config: Mutex<[u8; CONFIG]>,
+    diary: Arc<Diary>,
+}
+
+/// What a device remembers for its test.
+#[derive(Debug, Default)]
+pub struct Diary {
+    seen: Mutex<Vec<Seen>>,
+    negotiated: AtomicU64,
+    regions: AtomicU64,
+    disconnects: AtomicU64,
+    broken: Mutex<Vec<(u16, Violation)>>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Echo {
+    /// A device with `queues` queues and all ring features, on `host`.
+    #[must_use]
+    pub fn on(host: &Arc<Host>, queues: u16) -> Arc<Echo> {
+        let id = host.devices.fetch_add(1, SeqCst);
+        let mut config = [0; CONFIG];
+        for (byte, value) in config.iter_mut().zip(0u8..) {
+            *byte = value;
+        }
+        Arc::new(Echo {
+            name: format!("echo{id}"),
+            id,
+            queues,
+            features: F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX | F_IN_ORDER,
+            host: Arc::clone(host),
+            handle: host.worker.handle(),
+            config: Mutex::new(config),
+            diary: Arc::default(),
+        })
+    }
+
+    /// The worker it runs on.
+    #[must_use]
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Answer or hold chains from now on; holding ends by answering all that are held.
+    pub fn conduct(&self, conduct: Conduct) {
+        let _ = self.handle.call(|r| Change::Conduct(self.id, conduct, r));
+    }
+
+    /// Answer one chain that is held; whether it was.
+    #[must_use]
+    pub fn finish(&self, queue: u16, head: u16) -> bool {
+        self.handle
+            .call(|r| Change::Finish((self.id, queue), head, r))
+            .unwrap_or_default()
+    }
+
+    /// Forget every ring at once; how many chains were in flight. The session still believes that
+    /// they are attached, as it does in a process that is killed.
+    #[must_use]
+    pub fn lose(&self) -> usize {
+        self.handle
+            .call(|r| Change::Lose(self.id, r))
+            .unwrap_or_default()
+    }
+
+    /// Take the list of chains popped so far, in order.
+    #[must_use]
+    pub fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut *lock(&self.diary.seen))
+    }
+
+    /// Chains popped since [`Echo::take_seen`].
+    #[must_use]
+    pub fn seen(&self) -> usize {
+        lock(&self.diary.seen).len()
+    }
+
+    /// Rings that broke, and why.
+    #[must_use]
+    pub fn broken(&self) -> Vec<(u16, Violation)> {
+        lock(&self.diary.broken).clone()
+    }
+
+    /// Features the session reported as negotiated.
+    #[must_use]
+    pub fn negotiated_features(&self) -> u64 {
+        self.diary.negotiated.load(SeqCst)
+    }
+
+    /// Regions of the last memory map.
+    #[must_use]
+    pub fn regions(&self) -> u64 {
+        self.diary.regions.load(SeqCst)
+    }
+
+    /// Sessions that ended.
+    #[must_use]
+    pub fn disconnects(&self) -> u64 {
+        self.diary.disconnects.load(SeqCst)
+    }
+}
+
+impl Device for Echo {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn max_queues(&self) -> u16 {
+        self.queues
+    }
+
+    fn read_config(&self, offset: u32, buf: &mut [u8]) -> bool {
+        let config = lock(&self.config);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let Some(bytes) = from
+            .checked_add(buf.len())
+            .and_then(|to| config.get(from..to))
+        else {
+            return false;
+        };
+        buf.copy_from_slice(bytes);
+        true
+    }
+
+    fn write_config(&self, offset: u32, data: &[u8]) -> bool {
+        let mut config = lock(&self.config);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let to = from
+            .checked_add(data.len())
+            .filter(|to| *to <= CONFIG / 2)
+            .unwrap_or(0);
+        let Some(bytes) = config.get_mut(from..to) else {
+            return false;
+        };
+        bytes.copy_from_slice(data);
+        true
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.diary.negotiated.store(features, SeqCst);
+    }
+
+    fn memory(&self, mem: &Arc<Mem>) {
+        self.diary.regions.store(mem.regions().len() as u64, SeqCst);
+    }
+
+    fn attach(&self, queue: u16, attach: Attach) -> Result<(), DeviceGone> {
+        let key = (self.id, queue);
+        let (attach, diary) = (Box::new(attach), Arc::clone(&self.diary));
+        self.handle
+            .call(|r| Change::Attach(key, attach, diary, r))
+            .map_err(|_| DeviceGone)
+    }
+
+    fn detach(&self, queue: u16) -> Option<Ring> {
+        let key = (self.id, queue);
+        self.handle.call(|r| Change::Detach(key, r)).ok().flatten()
+    }
+
+    fn update(&self, queue: u16, update: Update) {
+        let key = (self.id, queue);
+        let _ = self.handle.call(|r| Change::Update(key, update, r));
+    }
+
+    fn disconnected(&self) {
+        self.diary.disconnects.fetch_add(1, SeqCst);
+    }
+}
+
+/// One ring and what belongs to it.
+#[derive(Debug)]
+struct Queue {
+    ring: Ring,
+    kick: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+    enabled: bool,
+    alarm: Arc<crate::session::Alarm>,
+    diary: Arc<Diary>,
+    /// Chains in flight: head, bytes written.
+    held: Vec<(u16, u32)>,
+    reported: bool,
+}
+
+/// The worker's plane: the queues of all devices on it.
+#[derive(Debug)]
+struct Room {
+    context: Context,
+    queues: BTreeMap<Key, Queue>,
+    holding: Vec<u16>,
+    burst: Burst,
+}
+
+impl Room {
+    fn new(context: Context) -> Room {
+        Room {
+            context,
+            queues: BTreeMap::new(),
+            holding: Vec::new(),
+            burst: Burst::new(),
+        }
+    }
+
+    /// Take a queue out, unwatched.
+    fn remove(&mut self, key: Key) -> Option<Queue> {
+        let queue = self.queues.remove(&key)?;
+        if let Some(kick) = &queue.kick {
+            self.context.poller.remove(kick.as_fd());
+        }
+        Some(queue)
+    }
+}
+
+fn signal(fd: Option<&OwnedFd>) {
+    if let Some(fd) = fd {
+        // EAGAIN: the counter is full, so its reader has a wake-up already.
+        let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+    }
+}
+
+/// Copy the readable bytes into the writable part, as far as it reaches; gives how many.
+fn echo(mem: &Mem, log: Option<&DirtyLog>, chain: &Chain<'_>, bytes: &[u8]) -> u32 {
+    let mut rest = bytes;
+    for seg in chain.writable {
+        let n = rest.len().min(seg.len() as usize);
+        let (now, later) = rest.split_at(n);
+        if !mem.write(*seg, now) {
+            break;
+        }
+        if let Some(log) = log {
+            log.mark(mem.gpa(*seg), n as u64);
+        }
+        rest = later;
+    }
+    u32::try_from(bytes.len() - rest.len()).unwrap_or(u32::MAX)
+}
+
+impl Queue {
+    fn finish(&mut self) {
+        for (head, written) in self.held.drain(..) {
+            self.ring.put(head, written);
+        }
+        if self.ring.publish() {
+            signal(self.call.as_ref());
+        }
+    }
+
+    fn finish_one(&mut self, head: u16) -> bool {
+        let Some(at) = self.held.iter().position(|(held, _)| *held == head) else {
+            return false;
+        };
+        let (head, written) = self.held.remove(at);
+        self.ring.put(head, written);
+        if self.ring.publish() {
+            signal(self.call.as_ref());
+        }
+        true
+    }
+
+    /// One visit; how many chains there were.
+    fn visit(&mut self, key: Key, burst: &mut Burst, hold: bool) -> usize {
+        let n = self.ring.pop(burst, crate::chain::BURST);
+        let mem = Arc::clone(self.ring.mem());
+        for chain in burst.iter() {
+            // What a guest may claim to send is bounded by its memory, not by this.
+            let mut bytes = vec![0; usize::try_from(chain.readable_len.min(1 << 20)).unwrap_or(0)];
+            let _ = chain.read(&mem, &mut bytes);
+            let written = echo(&mem, self.ring.log(), &chain, &bytes);
+            lock(&self.diary.seen).push((key.1, chain.id, bytes));
+            self.held.push((chain.id, written));
+        }
+        if !hold {
+            self.finish();
+        }
+        if let Some(why) = self.ring.broken()
+            && !std::mem::replace(&mut self.reported, true)
+        {
+            lock(&self.diary.broken).push((key.1, why));
+            signal(self.err.as_ref());
+        }
+        if mem.poisoned() {
+            self.alarm.raise();
+        }
+        n
+    }
+}
+
+impl Plane for Room {
+    type Change = Change;
+
+    #[expect(clippy::panic, reason = "a test asks for it")]
+    fn apply(&mut self, change: Change, _: Cycles) {
+        match change {
+            Change::Attach(key, attach, diary, reply) => {
+                let Attach {
+                    ring,
+                    kick,
+                    call,
+                    err,
+                    enabled,
+                    alarm,
+                } = *attach;
+                if let Some(kick) = &kick {
+                    let _ = self.context.poller.add(kick.as_fd());
+                }
+                let queue = Queue {
+                    ring,
+                    kick,
+                    call,
+                    err,
+                    enabled,
+                    alarm,
+                    diary,
+                    held: Vec::new(),
+                    reported: false,
+                };
+                self.queues.insert(key, queue);
+                reply.send(());
+            }
+            Change::Detach(key, reply) => reply.send(self.remove(key).map(|mut queue| {
+                queue.finish();
+                queue.ring
+            })),
+            Change::Update(key, update, reply) => {
+                if let Some(queue) = self.queues.get_mut(&key) {
+                    match update {
+                        Update::Call(fd) => queue.call = fd,
+                        Update::Err(fd) => queue.err = fd,
+                        Update::Enabled(on) => queue.enabled = on,
+                    }
+                }
+                reply.send(());
+            }
+            Change::Conduct(device, conduct, reply) => {
+                self.holding.retain(|d| *d != device);
+                if conduct == Conduct::Hold {
+                    self.holding.push(device);
+                } else {
+                    let mine = self.queues.iter_mut().filter(|(key, _)| key.0 == device);
+                    mine.for_each(|(_, queue)| queue.finish());
+                }
+                reply.send(());
+            }
+            Change::Finish(key, head, reply) => {
+                let queue = self.queues.get_mut(&key);
+                reply.send(queue.is_some_and(|queue| queue.finish_one(head)));
+            }
+            Change::Lose(device, reply) => {
+                let keys: Vec<Key> = self.queues.keys().copied().collect();
+                let mine = keys.into_iter().filter(|key| key.0 == device);
+                let lost: Vec<Queue> = mine.filter_map(|key| self.remove(key)).collect();
+                reply.send(lost.iter().map(|queue| queue.held.len()).sum());
+            }
+            Change::Die => panic!("the test asked the worker to panic"),
+        }
+    }
+
+    fn step(&mut self, _: Cycles) -> bool {
+        let mut worked = false;
+        for (key, queue) in &mut self.queues {
+            if queue.enabled {
+                let hold = self.holding.contains(&key.0);
+                worked |= queue.visit(*key, &mut self.burst, hold) > 0;
+            }
+        }
+        worked
+    }
+
+    fn arm(&mut self) -> bool {
+        let mut work = false;
+        for queue in self.queues.values_mut().filter(|queue| queue.enabled) {
+            // Without a kick fd there is nothing to wait for: poll.
+            let poll = queue.kick.is_none() && queue.ring.broken().is_none();
+            work |= queue.ring.arm() | poll;
+        }
+        work
+    }
+
+    fn disarm(&mut self) {
+        for queue in self.queues.values_mut() {
+            queue.ring.disarm();
+        }
+    }
+
+    fn housekeep(&mut self, _: Cycles) {}
+
+    fn deadline(&self, _: Cycles) -> Option<Cycles> {
+        None
+    }
+}

@@ -1,0 +1,448 @@
+//! A pinned thread that owns its queues and polls them, and sleeps when there is nothing to poll.
+//!
+//! ```text
+//!   step step step ... step      nothing to do for `spin`      asleep
+//!   └─ mailbox, stats every HOUSEKEEP steps ─┘  arm → look again → epoll_wait ─┐
+//!        ↑                                                                     │
+//!        └───────────── kick, command, completion, deadline ───────────────────┘
+//! ```
+//!
+//! While busy the thread takes no lock, touches no heap, writes no log and makes no system call but
+//! those of its plane's engine and notifications, and yields between two looks while kernel threads
+//! hold all its work. It sleeps only after every source of work was
+//! armed *and then* looked at once more, so no wake-up is lost; it always wakes within
+//! [`HEARTBEAT`], so that a watchdog can tell an idle worker from a stuck one.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use tracing::{error, warn};
+
+use crate::clock::{Clock, Cycles, Rate};
+use crate::mailbox::{CAPACITY, Inbox, Sender, mailbox};
+
+/// Steps between two looks at the housekeeping: 256 steps of an idle poll are some 10 µs, of a full
+/// burst a millisecond or two.
+const HOUSEKEEP: u32 = 256;
+
+/// Longest sleep.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Default time to poll after the last work before sleeping: longer than a flash read, so that one
+/// request after the other is served without sleeping in between.
+pub const SPIN: Duration = Duration::from_micros(200);
+
+/// When a worker sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Poll this long after the last work, then sleep.
+    Adaptive(Duration),
+    /// Never sleep.
+    Busy,
+    /// Sleep as soon as there is no work.
+    Interrupt,
+}
+
+/// What a worker does: the data plane of one daemon, on one thread.
+pub trait Plane {
+    /// A validated change, from the control plane or a session.
+    type Change: Send + 'static;
+
+    /// Carry out a change, between two steps.
+    fn apply(&mut self, change: Self::Change, now: Cycles);
+
+    /// One round over everything that may have work; false if there was none.
+    fn step(&mut self, now: Cycles) -> bool;
+
+    /// Ask every source of work for a wake-up, then look again: true if there is work already.
+    fn arm(&mut self) -> bool;
+
+    /// Polling again: wake-ups are not needed.
+    fn disarm(&mut self);
+
+    /// Publish counters; look at what is too rare for every step.
+    fn housekeep(&mut self, now: Cycles);
+
+    /// True if all that is in flight is done by threads that may need this processor: offer it to
+    /// them between two looks.
+    fn is_patient(&self) -> bool {
+        false
+    }
+
+    /// When the plane wants to be woken although nothing happens (a cap runs out).
+    fn deadline(&self, now: Cycles) -> Option<Cycles>;
+}
+
+/// What can wake a sleeping worker.
+#[derive(Debug, Clone)]
+pub struct Poller {
+    epoll: Arc<OwnedFd>,
+}
+
+impl Poller {
+    fn new() -> io::Result<Poller> {
+        Ok(Poller {
+            epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
+        })
+    }
+
+    /// Wake the worker whenever `fd` becomes readable. Edge-triggered: it need not be read, and a
+    /// front-end that leaves it readable for ever cannot keep the worker awake.
+    ///
+    /// # Errors
+    /// If the fd cannot be polled.
+    pub fn add(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let data = EventData::new_u64(0);
+        Ok(epoll::add(
+            &*self.epoll,
+            fd,
+            data,
+            EventFlags::IN | EventFlags::ET,
+        )?)
+    }
+
+    /// Stop waking for `fd`. To be called before it is closed: a duplicate elsewhere would keep it
+    /// registered.
+    pub fn remove(&self, fd: BorrowedFd<'_>) {
+        // It may never have been added.
+        let _ = epoll::delete(&*self.epoll, fd);
+    }
+
+    fn wait(&self, timeout: Duration) {
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 8];
+        let timeout = rustix::event::Timespec::try_from(timeout).ok();
+        // EINTR is a wake-up like any other.
+        let _ = epoll::wait(&*self.epoll, &mut events[..], timeout.as_ref());
+    }
+}
+
+/// What a plane is given to work with, on the worker's own thread.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Wakes the worker.
+    pub poller: Poller,
+    /// Reads the time.
+    pub clock: Clock,
+    /// Index of this worker.
+    pub index: usize,
+}
+
+/// What the control plane sees of a worker.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    /// Rounds of the loop that counted something: moves whenever the worker is alive.
+    beats: AtomicU64,
+    /// Time spent in steps that did work, in cycles.
+    busy: AtomicU64,
+    /// Times it went to sleep.
+    sleeps: AtomicU64,
+    /// The thread has ended.
+    ended: AtomicBool,
+}
+
+impl Pulse {
+    /// Moves at least once in [`HEARTBEAT`] while the worker lives.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Relaxed)
+    }
+
+    /// Time spent in steps that did work, in cycles.
+    #[must_use]
+    pub fn busy(&self) -> u64 {
+        self.busy.load(Relaxed)
+    }
+
+    /// Times the worker went to sleep.
+    #[must_use]
+    pub fn sleeps(&self) -> u64 {
+        self.sleeps.load(Relaxed)
+    }
+
+    /// True once the thread is gone, by order or by a bug.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended.load(Relaxed)
+    }
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker<C: Send + 'static> {
+    sender: Sender<Command<C>>,
+    pulse: Arc<Pulse>,
+    rate: Rate,
+    cpu: Option<usize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Posts changes to a worker.
+#[derive(Debug)]
+pub struct Handle<C: Send + 'static> {
+    sender: Sender<Command<C>>,
+}
+
+impl<C: Send + 'static> Clone for Handle<C> {
+    fn clone(&self) -> Self {
+        Handle {
+            sender: self.sender.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Command<C> {
+    Change(C),
+    Stop,
+}
+
+/// Longest a caller waits for a worker: it answers between two steps, so this is for drains that
+/// depend on a device, and for workers that are stuck.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+impl<C: Send + 'static> Handle<C> {
+    /// Post a change and wait for its answer.
+    ///
+    /// # Errors
+    /// [`crate::mailbox::CallError`] if the worker is gone or does not answer.
+    pub fn call<T: Send>(
+        &self,
+        build: impl FnOnce(crate::mailbox::ReplyTo<T>) -> C,
+    ) -> Result<T, crate::mailbox::CallError> {
+        self.sender
+            .call(|reply| Command::Change(build(reply)), PATIENCE)
+    }
+
+    /// Post a change that needs no answer.
+    ///
+    /// # Errors
+    /// [`crate::mailbox::CallError`] if the worker is gone.
+    pub fn post(&self, change: C) -> Result<(), crate::mailbox::CallError> {
+        self.sender.post(Command::Change(change), PATIENCE)
+    }
+}
+
+impl<C: Send + 'static> Worker<C> {
+    /// Start worker `index` on `cpu`; `plane` is made on the thread itself, and its failure is
+    /// returned.
+    ///
+    /// # Errors
+    /// If the thread, its fds or its plane cannot be made, or it cannot be pinned.
+    pub fn spawn<P, F>(index: usize, cpu: Option<usize>, idle: Idle, plane: F) -> io::Result<Self>
+    where
+        P: Plane<Change = C>,
+        F: FnOnce(Context) -> io::Result<P> + Send + 'static,
+    {
+        let (sender, inbox) = mailbox(CAPACITY)?;
+        let pulse = Arc::new(Pulse::default());
+        let clock = Clock::new();
+        let rate = clock.rate();
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let mine = Arc::clone(&pulse);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker{index}"))
+            .spawn(move || {
+                let _end = OnEnd(Arc::clone(&mine));
+                let made = pin(cpu).and_then(|()| Poller::new()).and_then(|poller| {
+                    poller.add(inbox.as_fd())?;
+                    let context = Context {
+                        poller: poller.clone(),
+                        clock: clock.clone(),
+                        index,
+                    };
+                    Ok((plane(context)?, poller))
+                });
+                match made {
+                    Ok((plane, poller)) => {
+                        let _ = ready.send(Ok(()));
+                        Loop {
+                            plane,
+                            inbox,
+                            poller,
+                            clock,
+                            idle,
+                            pulse: mine,
+                        }
+                        .run();
+                    }
+                    Err(e) => {
+                        let _ = ready.send(Err(e));
+                    }
+                }
+            })?;
+        started
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the worker died at its start")))?;
+        Ok(Worker {
+            sender,
+            pulse,
+            rate,
+            cpu,
+            thread: Some(thread),
+        })
+    }
+
+    /// A handle that posts changes.
+    #[must_use]
+    pub fn handle(&self) -> Handle<C> {
+        Handle {
+            sender: self.sender.clone(),
+        }
+    }
+
+    /// What the worker shows of itself.
+    #[must_use]
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
+    /// Cycles and nanoseconds on this worker.
+    #[must_use]
+    pub fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// The processor it is pinned to.
+    #[must_use]
+    pub fn cpu(&self) -> Option<usize> {
+        self.cpu
+    }
+}
+
+impl<C: Send + 'static> Drop for Worker<C> {
+    fn drop(&mut self) {
+        let _ = self.sender.post(Command::Stop, PATIENCE);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("a worker had panicked");
+        }
+    }
+}
+
+struct OnEnd(Arc<Pulse>);
+
+impl Drop for OnEnd {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Relaxed);
+    }
+}
+
+fn pin(cpu: Option<usize>) -> io::Result<()> {
+    let Some(cpu) = cpu else { return Ok(()) };
+    let mut set = rustix::thread::CpuSet::new();
+    let text = || format!("cannot pin a worker to CPU {cpu}");
+    if cpu >= rustix::thread::CpuSet::MAX_CPU {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text()));
+    }
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("{}: {e}", text())))
+}
+
+struct Loop<P: Plane> {
+    plane: P,
+    inbox: Inbox<Command<P::Change>>,
+    poller: Poller,
+    clock: Clock,
+    idle: Idle,
+    pulse: Arc<Pulse>,
+}
+
+impl<P: Plane> Loop<P> {
+    fn run(mut self) {
+        let spin = match self.idle {
+            Idle::Adaptive(spin) => Some(self.clock.rate().of(spin)),
+            Idle::Interrupt => Some(Cycles(0)),
+            Idle::Busy => None,
+        };
+        let (mut steps, mut busy) = (0u32, 0u64);
+        let mut now = self.clock.now();
+        let mut last_work = now;
+        loop {
+            if self.inbox.pending() && !self.commands(now) {
+                self.plane.housekeep(now);
+                return;
+            }
+            let worked = self.plane.step(now);
+            let before = std::mem::replace(&mut now, self.clock.now());
+            steps = steps.wrapping_add(1);
+            if worked {
+                last_work = now;
+                busy += now.0.saturating_sub(before.0);
+            }
+            if steps.is_multiple_of(HOUSEKEEP) {
+                self.housekeep(now, busy);
+            }
+            let Some(spin) = spin else { continue };
+            if worked {
+                continue;
+            }
+            if self.plane.is_patient() {
+                std::thread::yield_now();
+            }
+            if now.0.saturating_sub(last_work.0) >= spin.0 {
+                self.housekeep(now, busy);
+                self.sleep(now);
+                now = self.clock.now();
+                // Time asleep is not time polled in vain: a wake-up earns a whole spin.
+                last_work = now;
+            }
+        }
+    }
+
+    /// Carry out what is in the mailbox; false: stop.
+    fn commands(&mut self, now: Cycles) -> bool {
+        while let Some(command) = self.inbox.take() {
+            match command {
+                Command::Change(change) => self.plane.apply(change, now),
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn housekeep(&mut self, now: Cycles, busy: u64) {
+        self.plane.housekeep(now);
+        self.pulse.busy.store(busy, Relaxed);
+        // One writer: no read-modify-write needed.
+        self.pulse
+            .beats
+            .store(self.pulse.beats.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    fn sleep(&mut self, now: Cycles) {
+        if !self.plane.arm() && self.inbox.arm() {
+            let rate = self.clock.rate();
+            let until = self.plane.deadline(now).map_or(HEARTBEAT, |at| {
+                rate.duration(Cycles(at.0.saturating_sub(now.0)))
+                    .min(HEARTBEAT)
+            });
+            self.pulse
+                .sleeps
+                .store(self.pulse.sleeps.load(Relaxed).wrapping_add(1), Relaxed);
+            self.poller.wait(until);
+            self.inbox.disarm();
+        }
+        self.plane.disarm();
+    }
+}
+
+/// Warn once if the machine has fewer processors than workers: each polls one of its own.
+pub fn warn_if_crowded(workers: usize) {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if workers > cpus {
+        warn!(
+            workers,
+            cpus, "more polling workers than processors; they will starve each other"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

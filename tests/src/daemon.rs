@@ -1,0 +1,291 @@
+//! Daemons under test: started, watched until ready, stopped, killed, started again.
+//!
+//! [`Daemon`] is any back-end process; [`Vblk`] is ours, with a directory for its sockets and its
+//! control API. Readiness is what the daemon itself says through sd_notify, as systemd hears it.
+//! With `TOWPATH_VBLK=PROGRAM` in the environment that program is tested instead of ours: an
+//! installed one, or a stand-in with the same command line.
+
+use std::io::ErrorKind;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::api;
+use crate::cargo;
+use crate::lines::Lines;
+use crate::process::{Process, command};
+
+/// From start to readiness, and from SIGTERM to the end: milliseconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a daemon that is not ready yet is looked at.
+const TICK: Duration = Duration::from_millis(5);
+/// How much of a daemon's log an error shows.
+const TAIL: usize = 40;
+
+/// How a daemon shows that it serves.
+#[derive(Debug)]
+enum Ready {
+    /// It sends `READY=1` to the socket in `NOTIFY_SOCKET`.
+    Notify(UnixDatagram),
+    /// This socket accepts connections.
+    Listens(PathBuf),
+}
+
+/// A daemon's process, killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    process: Process,
+    log: Lines,
+}
+
+impl Daemon {
+    /// Starts `command`, called `name` in errors, and waits until `socket` accepts connections.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time, with its log.
+    pub fn listening(name: &str, command: &mut Command, socket: &Path) -> Result<Self> {
+        Self::start(name, command, &Ready::Listens(socket.into()))
+    }
+
+    /// Starts `command`, called `name` in errors, and waits for its `READY=1`; `dir` is for the
+    /// socket that takes it.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time, with its log.
+    pub fn notifying(name: &str, command: &mut Command, dir: &Path) -> Result<Self> {
+        let path = dir.join("notify");
+        let _ = std::fs::remove_file(&path); // left from the start before this one
+        let socket = UnixDatagram::bind(&path)?;
+        socket.set_read_timeout(Some(TICK))?;
+        command.env("NOTIFY_SOCKET", &path);
+        Self::start(name, command, &Ready::Notify(socket))
+    }
+
+    fn start(name: &str, command: &mut Command, ready: &Ready) -> Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut process = Process::start(command)?;
+        let stderr = process
+            .child()
+            .stderr
+            .take()
+            .context("the daemon's log is piped")?;
+        let mut daemon = Self {
+            name: name.into(),
+            process,
+            log: Lines::follow(stderr, None),
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !ready.now()? {
+            if let Some(status) = daemon.process.ended()? {
+                // Its last words may still be on their way.
+                let _ = daemon.log.wait(PATIENCE, |_| None::<()>);
+                bail!(
+                    "{} ended with {status}:\n{}",
+                    daemon.name,
+                    daemon.log.tail(TAIL)
+                );
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{} was not ready within {PATIENCE:?}:\n{}",
+                daemon.name,
+                daemon.log.tail(TAIL)
+            );
+        }
+        Ok(daemon)
+    }
+
+    /// Sends SIGTERM and waits for the end, which must be a clean one.
+    ///
+    /// # Errors
+    /// When it does not end, or ends with a failure.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.signal(Signal::TERM)?;
+        let status = self.ended(PATIENCE)?;
+        ensure!(
+            status.success(),
+            "{} ended with {status} after SIGTERM:\n{}",
+            self.name,
+            self.log.tail(TAIL)
+        );
+        Ok(())
+    }
+
+    /// Kills it outright (SIGKILL) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it had ended before.
+    pub fn kill(&mut self) -> Result<()> {
+        ensure!(
+            self.process.ended()?.is_none(),
+            "{} had ended by itself:\n{}",
+            self.name,
+            self.log.tail(TAIL)
+        );
+        self.process.signal(Signal::KILL)?;
+        self.ended(PATIENCE)?;
+        Ok(())
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it does not within `patience`.
+    pub fn ended(&mut self, patience: Duration) -> Result<ExitStatus> {
+        self.process
+            .wait(patience)
+            .with_context(|| format!("{}:\n{}", self.name, self.log.tail(TAIL)))
+    }
+
+    /// The process, for signals and for what `/proc` says.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// What it has written to standard error so far.
+    #[must_use]
+    pub fn log(&self) -> &Lines {
+        &self.log
+    }
+}
+
+impl Ready {
+    /// Whether the daemon is ready; waits a little when it is not.
+    fn now(&self) -> Result<bool> {
+        match self {
+            Self::Notify(socket) => {
+                let mut message = [0; 4096];
+                match socket.recv(&mut message) {
+                    Ok(length) => {
+                        let text = String::from_utf8_lossy(&message[..length]);
+                        Ok(text.lines().any(|line| line == "READY=1"))
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Self::Listens(path) => {
+                let ready = UnixStream::connect(path).is_ok();
+                if !ready {
+                    std::thread::sleep(TICK);
+                }
+                Ok(ready)
+            }
+        }
+    }
+}
+
+/// A `vblk serve` under test, with a directory of its own for sockets and images.
+#[derive(Debug)]
+pub struct Vblk {
+    daemon: Daemon,
+    program: PathBuf,
+    arguments: Vec<String>,
+    dir: TempDir,
+}
+
+impl Vblk {
+    /// Starts `vblk serve` with one `--disk` for each of `disks`, in which `{dir}` stands for the
+    /// daemon's directory, and `more` arguments.
+    ///
+    /// # Errors
+    /// When vblk cannot be built, ends, or is not ready in time.
+    pub fn serve(dir: TempDir, disks: &[&str], more: &[&str]) -> Result<Self> {
+        let program = match std::env::var_os("TOWPATH_VBLK") {
+            Some(named) => named.into(),
+            None => cargo::program("vblk", "vblk")?,
+        };
+        let here = dir.path().display().to_string();
+        let mut arguments = vec![
+            "serve".into(),
+            "--control".into(),
+            format!("{here}/control"),
+        ];
+        for disk in disks {
+            arguments.extend(["--disk".into(), disk.replace("{dir}", &here)]);
+        }
+        arguments.extend(more.iter().map(|&argument| argument.into()));
+        let daemon = Self::start(&program, &arguments, dir.path())?;
+        Ok(Self {
+            daemon,
+            program,
+            arguments,
+            dir,
+        })
+    }
+
+    fn start(program: &Path, arguments: &[String], dir: &Path) -> Result<Daemon> {
+        Daemon::notifying("vblk", command(program).args(arguments), dir)
+    }
+
+    /// Starts it again, with the same arguments, after it was stopped or killed.
+    ///
+    /// # Errors
+    /// When it still runs, or as [`Vblk::serve`].
+    pub fn start_again(&mut self) -> Result<()> {
+        ensure!(self.daemon.process().ended()?.is_some(), "vblk still runs");
+        self.daemon = Self::start(&self.program, &self.arguments, self.dir.path())?;
+        Ok(())
+    }
+
+    /// The process.
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    /// A file in the daemon's directory.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The `data` of the control API's answer to `GET path`.
+    ///
+    /// # Errors
+    /// When the API does not answer, or answers with a failure.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        api::data(&self.path("control"), path)
+    }
+
+    /// The metrics, as Prometheus would scrape them.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        let (code, text) = api::get(&self.path("control"), "/metrics")?;
+        ensure!(code == 200, "GET /metrics: {code}");
+        Ok(text)
+    }
+
+    /// The sum of all samples of metric `name` whose labels contain `labels`.
+    ///
+    /// # Errors
+    /// When there is no such sample.
+    pub fn metric(&self, name: &str, labels: &str) -> Result<f64> {
+        let text = self.metrics()?;
+        let samples: Vec<f64> = text
+            .lines()
+            .filter(|line| {
+                line.strip_prefix(name).is_some_and(|rest| {
+                    (rest.starts_with('{') || rest.starts_with(' ')) && rest.contains(labels)
+                })
+            })
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        ensure!(
+            !samples.is_empty(),
+            "no sample {name}{{{labels}}} in:\n{text}"
+        );
+        Ok(samples.iter().sum())
+    }
+}

@@ -1,0 +1,246 @@
+//! What a guest boots into: busybox, the modules of a virtio disk, `mkfs.ext4`, `records`.
+//!
+//! `/init` mounts the kernel's file systems, loads the modules in the order written to
+//! `/modules/order`, runs `/scenario` and powers off. The scenario's output goes to the second
+//! serial port, which carries nothing else; its trace (`sh -x`) goes to the first, among the
+//! kernel's messages, for whoever reads about a failure. The last line on the second port is
+//! `exit: N`, with the scenario's status.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::cargo;
+use crate::cpio::Cpio;
+use crate::paths;
+
+/// Modules a guest loads; what these need in turn is read from the kernel's own table.
+/// (ext4 asks the crypto layer for crc32c by name, so that table does not list it.)
+const MODULES: [&str; 4] = ["crc32c_generic", "virtio_blk", "virtio_net", "ext4"];
+
+const DIRECTORIES: [&str; 8] = ["bin", "dev", "proc", "sys", "mnt", "tmp", "run", "modules"];
+
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs none /dev
+/bin/busybox mount -t proc none /proc
+/bin/busybox mount -t sysfs none /sys
+/bin/busybox --install -s /bin
+export PATH=/bin:/sbin:/usr/sbin
+exec 3<>/dev/ttyS1
+stty -F /dev/ttyS1 raw -echo
+while read -r module; do
+    insmod "/modules/$module" || echo "insmod $module failed" >&3
+done </modules/order
+sh -eux /scenario <&3 >&3 2>/dev/ttyS0
+echo "exit: $?" >&3
+exec 3>&-
+poweroff -f
+"#;
+
+/// The kernel image for guests.
+///
+/// # Errors
+/// When it has not been fetched, with the command that fetches it.
+pub fn kernel() -> Result<PathBuf> {
+    let path = paths::cache().join("kernel/vmlinuz");
+    ensure!(
+        path.is_file(),
+        "no guest kernel at {}; run: make packages",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// An initramfs that runs the shell script `scenario`: the base archive and one small file.
+///
+/// # Errors
+/// When a part is missing on this machine; the message names it and the remedy.
+pub fn with_scenario(scenario: &str) -> Result<Vec<u8>> {
+    static BASE: OnceLock<Result<Vec<u8>, String>> = OnceLock::new();
+    let base = BASE.get_or_init(|| base().map_err(|error| format!("{error:#}")));
+    let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
+    let mut cpio = Cpio::new();
+    cpio.file("scenario", scenario.as_bytes());
+    archive.extend_from_slice(&cpio.finish());
+    Ok(archive)
+}
+
+fn base() -> Result<Vec<u8>> {
+    let mut cpio = Cpio::new();
+    for directory in DIRECTORIES {
+        cpio.directory(directory);
+    }
+    cpio.program("init", INIT.as_bytes());
+    cpio.program("bin/busybox", &busybox()?);
+    add_modules(&mut cpio)?;
+    let records = stripped(&cargo::program("towpath-tests", "records")?)?;
+    let programs = [
+        (paths::program("mkfs.ext4")?, "bin/mkfs.ext4"),
+        (records.path().into(), "bin/records"),
+    ];
+    add_programs(&mut cpio, &programs)?;
+    Ok(cpio.finish())
+}
+
+fn busybox() -> Result<Vec<u8>> {
+    let path = paths::program("busybox")?;
+    ensure!(
+        libraries(&path)?.is_empty(),
+        "{} is not the static one; run: make packages",
+        path.display()
+    );
+    read(&path)
+}
+
+/// Adds programs and, at the paths their loader will look for them, the libraries they need.
+fn add_programs(cpio: &mut Cpio, programs: &[(PathBuf, &str)]) -> Result<()> {
+    let mut needed = BTreeSet::new();
+    for (path, name) in programs {
+        needed.extend(libraries(path)?);
+        cpio.program(name, &read(path)?);
+    }
+    let mut made = BTreeSet::new();
+    for library in &needed {
+        let parents: Vec<_> = library.ancestors().skip(1).collect();
+        for parent in parents
+            .iter()
+            .rev()
+            .filter(|parent| parent.parent().is_some())
+        {
+            if made.insert(parent.to_path_buf()) {
+                cpio.directory(&parent.to_string_lossy());
+            }
+        }
+        cpio.program(&library.to_string_lossy(), &read(library)?);
+    }
+    Ok(())
+}
+
+/// The absolute paths in `ldd`'s answer; none for a static program.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd")
+        .arg(program)
+        .output()
+        .context("cannot run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect())
+}
+
+/// A copy without symbols: what a guest loads should be small.
+fn stripped(program: &Path) -> Result<tempfile::NamedTempFile> {
+    let copy = tempfile::NamedTempFile::new()?;
+    let status = Command::new("strip")
+        .arg("-o")
+        .arg(copy.path())
+        .arg(program)
+        .status()
+        .context("cannot run strip; run: make packages")?;
+    ensure!(status.success(), "strip {} failed", program.display());
+    Ok(copy)
+}
+
+fn add_modules(cpio: &mut Cpio) -> Result<()> {
+    kernel()?;
+    let versions = paths::cache().join("kernel/lib/modules");
+    let version = fs::read_dir(&versions)
+        .ok()
+        .and_then(|mut entries| entries.next()?.ok())
+        .with_context(|| format!("no modules in {}; run: make packages", versions.display()))?
+        .path();
+    let table = String::from_utf8(read(&version.join("modules.dep"))?)?;
+    let mut order = String::new();
+    for module in load_order(&table, &MODULES)? {
+        let name = module_name(module);
+        cpio.file(
+            &format!("modules/{name}"),
+            &decompressed(&version.join(module))?,
+        );
+        order.push_str(name);
+        order.push('\n');
+    }
+    cpio.file("modules/order", order.as_bytes());
+    Ok(())
+}
+
+/// Paths of `modules` and all they need, each after what it needs.
+///
+/// `table` is `modules.dep`: `path: path …`, where the list is complete and what must be loaded
+/// first comes last (modules.dep(5)). A module that is not in the table is built in or absent.
+fn load_order<'t>(table: &'t str, modules: &[&str]) -> Result<Vec<&'t str>> {
+    let needs: HashMap<&str, (&str, &str)> = table
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(path, needed)| (module_name(path), (path, needed)))
+        .collect();
+    let mut order = Vec::new();
+    for module in modules {
+        let (path, needed) = needs
+            .get(module)
+            .with_context(|| format!("the guest kernel has no module {module}"))?;
+        for path in needed.split_whitespace().rev().chain([*path]) {
+            if !order.contains(&path) {
+                order.push(path);
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// `kernel/fs/ext4/ext4.ko.xz` is `ext4`, and `-` counts as `_`, except that we only ever ask for
+/// names without either.
+fn module_name(path: &str) -> &str {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.split('.').next().unwrap_or(file)
+}
+
+fn decompressed(module: &Path) -> Result<Vec<u8>> {
+    let program = match module.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        _ => return read(module),
+    };
+    let output = Command::new(program)
+        .arg("-dc")
+        .arg(module)
+        .output()
+        .with_context(|| format!("cannot run {program}; run: make packages"))?;
+    ensure!(
+        output.status.success(),
+        "{program} -dc {} failed",
+        module.display()
+    );
+    Ok(output.stdout)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_come_after_what_they_need() {
+        let table = "k/net/virtio_net.ko.xz: k/net/net_failover.ko.xz k/core/failover.ko.xz\n\
+                     k/core/failover.ko.xz:\n\
+                     k/net/net_failover.ko.xz: k/core/failover.ko.xz\n";
+        let order = load_order(table, &["failover", "virtio_net"]).unwrap();
+        let names: Vec<_> = order.into_iter().map(module_name).collect();
+        assert_eq!(names, ["failover", "net_failover", "virtio_net"]);
+    }
+
+    #[test]
+    fn a_missing_module_is_named() {
+        let error = load_order("", &["virtio_blk"]).unwrap_err();
+        assert!(error.to_string().contains("virtio_blk"));
+    }
+}

@@ -1,0 +1,231 @@
+//! The command line of vblk, daemon and client in one. Values are parsed into the types of the
+//! configuration, so a mistake here ends with exit code 2 before anything happens.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use towpath_common::config::{ByteSize, CpuList, Poll, SocketPath};
+use towpath_common::logging::LogFilter;
+use vblk::config::{DEFAULT_CONTROL, Sources};
+
+const EXAMPLES: &str = "\
+Examples:
+  vblk create /var/lib/vm/disk.img 20G
+  vblk serve --disk /var/lib/vm/disk.img,socket=/run/towpath/disk.sock
+  vblk disk list
+  vblk stats --watch
+
+Exit codes: 0 success, 1 failure, 2 wrong usage or configuration.";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  vblk serve --disk disk.img,socket=/run/towpath/disk.sock
+  vblk serve --disk /dev/vg/data,socket=/run/a.sock,queues=4 --disk base.img,socket=/run/b.sock,ro
+  vblk serve --config /etc/towpath/vblk.toml --cpu 2,3
+
+With QEMU, a disk is attached by
+  -object memory-backend-memfd,id=mem,size=4G,share=on -machine memory-backend=mem
+  -chardev socket,id=c0,path=/run/towpath/disk.sock,reconnect-ms=200
+  -device vhost-user-blk-pci,chardev=c0
+
+Signals: SIGTERM and SIGINT complete what is in flight and exit, SIGHUP reloads.";
+
+const DISK_SYNTAX: &str = "\
+A disk to serve; repeat for more. PATH is a file or block device, or null:SIZE for no storage at \
+all. OPTIONS, separated by commas (,, for a comma in a value):
+  client                 connect to SOCKET instead of listening on it
+  ro                     refuse writes
+  queues=N               most queues a guest may use, 1 to 64 [16]
+  name=NAME              name in the API [the file's stem]
+  serial=TEXT            what the guest sees as the disk's serial [the name]
+  cache=direct|buffered  bypass or use the host's page cache [direct]
+  block-size=512|4096    logical block size [that of the device, or 512]
+  weight=N               share of the worker's time, 1 to 10000 [100]
+  cap=PERCENT            most of a core it may use, 1 to 6400 [no limit]
+  guest-memory=auto|registered|plain  register guest memory with io_uring [auto]";
+
+/// Virtual disks for virtual machines over vhost-user, from files and block devices.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve disks until told to stop.
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(SourceArgs),
+    /// Create an empty, sparse raw image.
+    Create {
+        /// The file to create; it must not exist.
+        path: PathBuf,
+        /// Its size, such as 20G: a multiple of 512 bytes.
+        size: ByteSize,
+    },
+    /// Look at the disks of a running daemon.
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Show what disks and workers have done since the start.
+    Stats {
+        /// Show rates instead, every second until interrupted.
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Validate a configuration and say what would be served.
+    Check {
+        #[command(flatten)]
+        sources: SourceArgs,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a running daemon read its configuration again: all of it is applied, or nothing.
+    Reload {
+        /// Only say what would change.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// One line a disk.
+    List {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Everything about one disk, or about all.
+    Show {
+        /// The disk; without it, all disks.
+        name: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Which daemon to ask, and how to print.
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// Print the answer as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The daemon's control socket.
+    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_CONTROL)]
+    pub(crate) control: SocketPath,
+}
+
+/// What to serve.
+#[derive(Debug, Args)]
+pub(crate) struct SourceArgs {
+    /// Configuration file; without it and without --disk, /etc/towpath/vblk.toml.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A disk to serve (--help lists the options); repeat for more.
+    #[arg(long = "disk", value_name = "PATH,socket=SOCKET[,OPTIONS]", long_help = DISK_SYNTAX)]
+    disks: Vec<String>,
+    /// CPUs to pin workers to, one worker each, such as 2,4-6 [one worker, not pinned].
+    #[arg(long = "cpu", value_name = "LIST")]
+    cpus: Option<CpuList>,
+    /// What workers do when idle: adaptive, busy or interrupt [adaptive].
+    #[arg(long, value_name = "HOW")]
+    poll: Option<Poll>,
+    /// Control socket to listen on [/run/towpath/vblk.sock].
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<SocketPath>,
+    /// Lines to log, such as debug or vblk=trace,warn [RUST_LOG, or info].
+    #[arg(long, value_name = "FILTER")]
+    log: Option<LogFilter>,
+}
+
+impl From<SourceArgs> for Sources {
+    fn from(args: SourceArgs) -> Self {
+        let SourceArgs {
+            config: file,
+            disks,
+            cpus,
+            poll,
+            control,
+            log,
+        } = args;
+        Self {
+            file,
+            disks,
+            cpus,
+            poll,
+            control,
+            log,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        let words = std::iter::once("vblk").chain(line.split_whitespace());
+        Cli::try_parse_from(words)
+            .map(|cli| cli.command)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_takes_everything_the_file_does() {
+        let line = "serve --config f --disk a,socket=s --disk b,socket=t --cpu 2,4-5 --poll busy \
+                    --control c --log debug";
+        let Ok(Command::Serve(args)) = parse(line) else {
+            panic!("not serve")
+        };
+        let sources = Sources::from(args);
+        assert_eq!(sources.disks, ["a,socket=s", "b,socket=t"]);
+        assert_eq!(sources.cpus, Some("2,4,5".parse().unwrap()));
+        assert_eq!(sources.poll, Some(Poll::Busy));
+    }
+
+    #[test]
+    fn values_are_checked_at_once() {
+        for (line, message) in [
+            ("serve --poll lazy", "use adaptive, busy or interrupt"),
+            ("serve --cpu 1,1", "name each CPU once"),
+            ("serve --log loud=x", "log filter \"loud=x\""),
+            ("create d 4Q", "powers of 1024"),
+            ("dsk", "a similar subcommand exists: 'disk'"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn clients_connect_to_the_default_socket() {
+        let Ok(Command::Disk(DiskCommand::List { target })) = parse("disk list --json") else {
+            panic!("not a list")
+        };
+        assert!(target.json);
+        assert_eq!(target.control, vblk::config::default_control());
+    }
+
+    #[test]
+    fn help_names_every_key_of_disk() {
+        let help = Cli::command()
+            .find_subcommand_mut("serve")
+            .unwrap()
+            .render_long_help();
+        let help = help.to_string();
+        for key in vblk::config::argument_keys() {
+            assert!(help.contains(key), "{key}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The client subcommands: ask the daemon, print its answer for a person or as JSON.
+
+use std::io::Write;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use towpath_common::control::{Answer, Client, Status};
+use vblk::config::{Config, Diff, Sources};
+use vblk::control::{Reload, Stats};
+use vblk::serve::count_disks;
+use vblk::service::DiskStatus;
+
+use crate::cli::Target;
+use crate::report;
+
+/// How often `stats --watch` prints.
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
+
+/// `vblk disk list`.
+pub(crate) fn disk_list(target: &Target, out: &mut impl Write) -> Result<()> {
+    let answer: Answer<Vec<DiskStatus>> = Client::new(target.control.as_path()).get("/v1/disks")?;
+    print(&answer, target.json, out, |disks| report::disk_list(disks))
+}
+
+/// `vblk disk show [NAME]`.
+pub(crate) fn disk_show(target: &Target, name: Option<&str>, out: &mut impl Write) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let Some(name) = name else {
+        let answer: Answer<Vec<DiskStatus>> = client.get("/v1/disks")?;
+        return print(&answer, target.json, out, |disks| {
+            disks
+                .iter()
+                .map(report::disk)
+                .collect::<Vec<_>>()
+                .join("\n")
+        });
+    };
+    // Names are safe in a path; what is not a name is not a disk either.
+    let name: towpath_common::config::Name = name.parse()?;
+    let answer: Answer<DiskStatus> = client.get(&format!("/v1/disks/{name}"))?;
+    print(&answer, target.json, out, report::disk)
+}
+
+/// `vblk stats`.
+pub(crate) fn stats(target: &Target, watch: bool, out: &mut impl Write) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let mut before: Answer<Stats> = client.get("/v1/stats")?;
+    if !watch {
+        return print(&before, target.json, out, report::stats);
+    }
+    loop {
+        sleep(WATCH_PERIOD);
+        let now: Answer<Stats> = client.get("/v1/stats")?;
+        print(&now, target.json, out, |stats| match &before.data {
+            Some(before) => report::rates(before, stats, WATCH_PERIOD),
+            None => String::new(),
+        })?;
+        before = now;
+    }
+}
+
+/// `vblk reload`.
+pub(crate) fn reload(target: &Target, dry_run: bool, out: &mut impl Write) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<Diff> = client.post("/v1/reload", &Reload { dry_run })?;
+    let description = answer.description.clone();
+    print(&answer, target.json, out, |_| format!("{description}\n"))
+}
+
+/// `vblk check`.
+pub(crate) fn check(sources: &Sources, json: bool, out: &mut impl Write) -> Result<()> {
+    let config = Config::load(sources)?;
+    let description = format!("valid: {}", count_disks(config.disks.len()));
+    let answer = Answer::success(description.clone(), config);
+    print(&answer, json, out, |config| {
+        format!("{description}\n{}", report::config(config))
+    })
+}
+
+/// Prints an answer: as JSON whatever it says, or its data for a person.
+fn print<T: Serialize>(
+    answer: &Answer<T>,
+    json: bool,
+    out: &mut impl Write,
+    text: impl Fn(&T) -> String,
+) -> Result<()> {
+    if json {
+        serde_json::to_writer(&mut *out, answer).context("cannot print the answer")?;
+        writeln!(out)?;
+    }
+    match (&answer.data, answer.status) {
+        (_, Status::Failed) => bail!("{}", answer.description),
+        (Some(data), _) if !json => write!(out, "{}", text(data))?,
+        _ => {}
+    }
+    Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    use axum::extract::Path;
+    use axum::http::StatusCode;
+    use axum::{Router, routing::get};
+    use towpath_common::control::ControlSocket;
+    use towpath_common::control::server::{self, Patience};
+
+    use crate::report::tests::sample_disk;
+
+    async fn one(Path(name): Path<String>) -> Answer<DiskStatus> {
+        match name.as_str() {
+            "web" => Answer::warning("odd", sample_disk(1)),
+            _ => Answer::failed(StatusCode::NOT_FOUND, "there is no such disk"),
+        }
+    }
+
+    /// A daemon that has one disk, on a thread that ends with the test process.
+    fn daemon(json: bool) -> (Target, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::bind(&dir.path().join("c.sock")).unwrap();
+        let control = socket.path().to_str().unwrap().parse().unwrap();
+        thread::spawn(move || {
+            let list = || async { Answer::success("1 disk", vec![sample_disk(1)]) };
+            let routes = Router::new()
+                .route("/v1/disks", get(list))
+                .route("/v1/disks/{name}", get(one));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let listener = socket.listener().unwrap();
+            runtime
+                .block_on(server::serve(listener, routes, Patience::default()))
+                .unwrap();
+        });
+        (Target { json, control }, dir)
+    }
+
+    #[test]
+    fn text_is_the_report() {
+        let (target, _dir) = daemon(false);
+        let (mut list, mut shown, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        disk_list(&target, &mut list).unwrap();
+        assert_eq!(
+            String::from_utf8(list).unwrap(),
+            report::disk_list(&[sample_disk(1)])
+        );
+        disk_show(&target, Some("web"), &mut shown).unwrap();
+        assert_eq!(
+            String::from_utf8(shown).unwrap(),
+            report::disk(&sample_disk(1))
+        );
+        disk_show(&target, None, &mut all).unwrap();
+        assert_eq!(
+            String::from_utf8(all).unwrap(),
+            report::disk(&sample_disk(1))
+        );
+    }
+
+    #[test]
+    fn json_is_the_answer_whatever_it_says() {
+        let (target, _dir) = daemon(true);
+        let mut out = Vec::new();
+        disk_show(&target, Some("web"), &mut out).unwrap();
+        let answer: Answer<DiskStatus> = serde_json::from_slice(&out).unwrap();
+        assert_eq!(
+            (answer.status, answer.data),
+            (Status::Warning, Some(sample_disk(1)))
+        );
+        let mut out = Vec::new();
+        let error = disk_show(&target, Some("db"), &mut out).unwrap_err();
+        assert_eq!(error.to_string(), "there is no such disk");
+        let answer: Answer<DiskStatus> = serde_json::from_slice(&out).unwrap();
+        assert_eq!(answer.status, Status::Failed);
+    }
+
+    #[test]
+    fn what_cannot_be_a_name_is_not_asked_for() {
+        let (target, _dir) = daemon(false);
+        let error = disk_show(&target, Some("../status"), &mut Vec::new()).unwrap_err();
+        assert!(error.is::<towpath_common::config::ValueError>(), "{error}");
+    }
+}

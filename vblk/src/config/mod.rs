@@ -1,0 +1,271 @@
+//! vblk's configuration: a file, `--disk` arguments, or both, as one validated [`Config`].
+//!
+//! [`Config::load`] is the only way in. What it returns is complete (every disk has a name and a
+//! serial) and free of conflicts: no two disks share a name, a socket, or a path that one of them
+//! may write, under whatever names the file system knows that path. A reload loads again and
+//! compares ([`diff`](Config::diff)).
+
+mod argument;
+mod diff;
+mod disk;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+use towpath_common::config::{ConfigError, CpuList, Document, Name, Place, Poll, SocketPath};
+use towpath_common::logging::LogFilter;
+
+pub use argument::argument_keys;
+pub use diff::{Change, Diff};
+use disk::DiskTable;
+pub use disk::{BlockSize, Cache, Disk, GuestMemory, QueueCount, Serial, Source};
+
+/// Read when the command line names neither a file nor a disk.
+pub const DEFAULT_FILE: &str = "/etc/towpath/vblk.toml";
+/// Where the daemon listens and the client subcommands connect, unless told otherwise.
+pub const DEFAULT_CONTROL: &str = "/run/towpath/vblk.sock";
+
+const NOTHING_TO_SERVE: &str = "\
+nothing to serve: name a disk, such as
+    vblk serve --disk /var/lib/vm/disk.img,socket=/run/towpath/disk.sock
+or describe disks in /etc/towpath/vblk.toml (or another file, with --config):
+    [[disk]]
+    path = \"/var/lib/vm/disk.img\"
+    socket = \"/run/towpath/disk.sock\"
+`vblk create PATH SIZE` makes an empty image.";
+
+/// Everything the daemon is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// What concerns the process.
+    pub daemon: Daemon,
+    /// The disks, in the order of the file, then of the command line.
+    pub disks: Vec<Disk>,
+}
+
+/// The table `[daemon]`. None of it changes while the daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Daemon {
+    /// CPUs to pin workers to, one worker each; empty: one worker, not pinned.
+    pub cpus: CpuList,
+    /// What workers do when idle.
+    pub poll: Poll,
+    /// The control socket.
+    pub control: SocketPath,
+    /// Which lines to log; without it `RUST_LOG` decides, then "info".
+    pub log: Option<LogFilter>,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self {
+            cpus: CpuList::default(),
+            poll: Poll::default(),
+            control: default_control(),
+            log: None,
+        }
+    }
+}
+
+/// [`DEFAULT_CONTROL`], typed.
+pub fn default_control() -> SocketPath {
+    SocketPath::literal(DEFAULT_CONTROL)
+}
+
+/// What the command line says; where both speak, it overrides the file.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file to read.
+    pub file: Option<PathBuf>,
+    /// The values of `--disk`, unparsed.
+    pub disks: Vec<String>,
+    /// Overrides `daemon.cpus`.
+    pub cpus: Option<CpuList>,
+    /// Overrides `daemon.poll`.
+    pub poll: Option<Poll>,
+    /// Overrides `daemon.control`.
+    pub control: Option<SocketPath>,
+    /// Overrides `daemon.log`.
+    pub log: Option<LogFilter>,
+}
+
+/// A file as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    daemon: Daemon,
+    #[serde(default, rename = "disk")]
+    disks: Vec<Spanned<DiskTable>>,
+}
+
+/// A disk as written, and where.
+type Placed = (Place, DiskTable);
+
+impl Config {
+    /// Reads and validates everything; changes nothing.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the first mistake, with its place.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let file = sources.chosen_file();
+        if file.is_none() && sources.disks.is_empty() {
+            return Err(ConfigError::Empty(NOTHING_TO_SERVE));
+        }
+        let (mut daemon, mut disks) = match file {
+            Some(path) => read_file(&Document::read(path)?)?,
+            None => (Daemon::default(), Vec::new()),
+        };
+        for (index, argument) in sources.disks.iter().enumerate() {
+            let place = Place::Argument {
+                option: "--disk",
+                ordinal: index + 1,
+            };
+            disks.push((place.clone(), argument::parse(argument, place)?));
+        }
+        sources.clone().override_daemon(&mut daemon);
+        refuse_conflicts(&daemon, &disks)?;
+        Ok(Self {
+            daemon,
+            disks: name_all(disks),
+        })
+    }
+}
+
+impl Sources {
+    /// The file to read: as told, or the default file if there are no `--disk` and it exists.
+    fn chosen_file(&self) -> Option<&Path> {
+        let default = Path::new(DEFAULT_FILE);
+        let use_default = || self.disks.is_empty() && default.exists();
+        self.file
+            .as_deref()
+            .or_else(|| use_default().then_some(default))
+    }
+
+    fn override_daemon(self, daemon: &mut Daemon) {
+        daemon.cpus = self.cpus.unwrap_or(std::mem::take(&mut daemon.cpus));
+        daemon.poll = self.poll.unwrap_or(daemon.poll);
+        daemon.log = self.log.or(daemon.log.take());
+        if let Some(control) = self.control {
+            daemon.control = control;
+        }
+    }
+}
+
+fn read_file(document: &Document) -> Result<(Daemon, Vec<Placed>), ConfigError> {
+    let file: File = document.parse()?;
+    let place = |disk: Spanned<DiskTable>| (document.place(disk.span()), disk.into_inner());
+    Ok((file.daemon, file.disks.into_iter().map(place).collect()))
+}
+
+/// Refuses disks that contend with each other or with the daemon.
+fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError> {
+    let mut seen: Vec<(&Placed, Option<Identity>)> = Vec::with_capacity(disks.len());
+    for disk in disks {
+        let (place, table) = disk;
+        if table.socket == daemon.control {
+            let message = format!("socket \"{}\" is the daemon's control socket", table.socket);
+            return Err(invalid(place, message));
+        }
+        let identity = identify(&table.path).map_err(|message| invalid(place, message))?;
+        for ((first, other), other_identity) in &seen {
+            let same_storage = identity.is_some() && identity == *other_identity;
+            if let Some((what, fix)) = clash(table, other, same_storage) {
+                let (first, second) = (first.clone(), place.clone());
+                return Err(ConfigError::Conflict {
+                    what,
+                    first,
+                    second,
+                    fix,
+                });
+            }
+        }
+        seen.push((disk, identity));
+    }
+    Ok(())
+}
+
+/// What two disks contend for, if anything, and how to resolve it.
+fn clash(a: &DiskTable, b: &DiskTable, same_storage: bool) -> Option<(String, &'static str)> {
+    if a.socket == b.socket {
+        Some((
+            format!("socket \"{}\"", a.socket),
+            "give each disk its own socket",
+        ))
+    } else if let Some(name) = a.name.as_ref().filter(|name| b.name.as_ref() == Some(name)) {
+        Some((format!("name \"{name}\""), "give each disk its own name"))
+    } else if same_storage && !(a.read_only && b.read_only) {
+        Some((
+            format!("path \"{}\"", a.path),
+            "only read-only disks may share a path",
+        ))
+    } else {
+        None
+    }
+}
+
+/// What the kernel knows a file (device, inode) or block device by, under whatever path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Identity {
+    File(u64, u64),
+    Device(u64),
+}
+
+/// The storage behind `source`, which must exist; `None` for the null back-end.
+fn identify(source: &Source) -> Result<Option<Identity>, String> {
+    let Source::File(path) = source else {
+        return Ok(None);
+    };
+    let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!(
+                "path {path:?} does not exist; `vblk create {} SIZE` makes an image",
+                path.display()
+            )
+        }
+        _ => format!("path {path:?}: {error}"),
+    })?;
+    let kind = metadata.file_type();
+    if kind.is_block_device() {
+        Ok(Some(Identity::Device(metadata.rdev())))
+    } else if kind.is_file() {
+        Ok(Some(Identity::File(metadata.dev(), metadata.ino())))
+    } else {
+        Err(format!(
+            "path {path:?} is neither a file nor a block device"
+        ))
+    }
+}
+
+/// Gives every disk a name: its own, or its file's stem, numbered where that is taken.
+fn name_all(disks: Vec<Placed>) -> Vec<Disk> {
+    let mut taken: Vec<Name> = disks
+        .iter()
+        .filter_map(|(_, disk)| disk.name.clone())
+        .collect();
+    let named = disks.into_iter().map(|(_, disk)| {
+        let name = disk.name.clone().unwrap_or_else(|| {
+            let stem = disk.path.stem();
+            let mut names = std::iter::once(stem.clone()).chain((2..).map(|n| stem.numbered(n)));
+            let name = names.find(|name| !taken.contains(name)).unwrap_or(stem);
+            taken.push(name.clone());
+            name
+        });
+        disk.complete(name)
+    });
+    named.collect()
+}
+
+fn invalid(place: &Place, message: String) -> ConfigError {
+    ConfigError::Invalid {
+        place: place.clone(),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+//! The API over a real socket, with a data plane that is not there.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::{fs, thread};
+
+use towpath_common::control::server::{self, Patience};
+use towpath_common::control::{Client, ControlSocket, Status};
+
+use super::*;
+use crate::config::{Config, Sources};
+use crate::fake::{FakeService, names};
+use crate::service::{RequestType, Service};
+
+const TWO_DISKS: &str = "\
+[[disk]]
+name = \"a\"
+path = \"null:4G\"
+socket = \"/run/a\"
+[[disk]]
+name = \"b\"
+path = \"null:4G\"
+socket = \"/run/b\"
+";
+
+struct Running {
+    dir: tempfile::TempDir,
+    client: Client,
+}
+
+impl Running {
+    /// A daemon on a thread of its own, which ends with the test process.
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("vblk.toml");
+        fs::write(&file, TWO_DISKS).unwrap();
+        let sources = Sources {
+            file: Some(file),
+            ..Sources::default()
+        };
+        let config = Config::load(&sources).unwrap();
+        let service = Arc::new(FakeService::default());
+        service.apply(&config).unwrap();
+        let daemon = Arc::new(Daemon::new(sources, service, config));
+        let socket = ControlSocket::bind(&dir.path().join("c.sock")).unwrap();
+        let client = Client::new(socket.path());
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let listener = socket.listener().unwrap();
+            let serve = server::serve(listener, routes(daemon), Patience::default());
+            runtime.block_on(serve).unwrap();
+        });
+        Self { dir, client }
+    }
+
+    fn rewrite(&self, text: &str) {
+        fs::write(self.dir.path().join("vblk.toml"), text).unwrap();
+    }
+
+    fn reload(&self, dry_run: bool) -> Answer<Diff> {
+        self.client.post("/v1/reload", &Reload { dry_run }).unwrap()
+    }
+
+    fn disks(&self) -> Vec<Name> {
+        let disks: Answer<Vec<DiskStatus>> = self.client.get("/v1/disks").unwrap();
+        disks
+            .data
+            .unwrap()
+            .into_iter()
+            .map(|disk| disk.name)
+            .collect()
+    }
+
+    /// The response to a GET as it comes over the socket.
+    fn raw(&self, path: &str) -> String {
+        let mut stream = UnixStream::connect(self.dir.path().join("c.sock")).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+#[test]
+fn the_status_counts() {
+    let answer: Answer<Overview> = Running::start().client.get("/v1/status").unwrap();
+    assert_eq!(answer.status, Status::Success);
+    assert_eq!(answer.description, "2 disks, 2 connected");
+    let overview = answer.data.unwrap();
+    assert_eq!(
+        (overview.disks, overview.connected, overview.workers.len()),
+        (2, 2, 2)
+    );
+    assert_eq!(overview.pid, std::process::id());
+}
+
+#[test]
+fn disks_are_listed_and_shown() {
+    let running = Running::start();
+    assert_eq!(running.disks(), names(&["a", "b"]));
+    let disk: Answer<DiskStatus> = running.client.get("/v1/disks/b").unwrap();
+    let disk = disk.data.unwrap();
+    assert_eq!(disk.path, "null:4G");
+    assert_eq!(disk.session.unwrap().queues[0].size, 128);
+}
+
+#[test]
+fn an_unknown_disk_is_answered_with_the_known_ones() {
+    let running = Running::start();
+    let answer: Answer<DiskStatus> = running.client.get("/v1/disks/c").unwrap();
+    assert_eq!(answer.status, Status::Failed);
+    assert_eq!(answer.description, "there is no disk \"c\"; disks: a, b");
+    assert!(running.raw("/v1/disks/c").starts_with("HTTP/1.1 404"));
+    assert!(
+        running
+            .raw("/v1/disks/%ff")
+            .contains("\"status\":\"failed\"")
+    );
+}
+
+#[test]
+fn statistics_keep_their_names_in_json() {
+    let running = Running::start();
+    let stats: Answer<Stats> = running.client.get("/v1/stats").unwrap();
+    let stats = stats.data.unwrap();
+    assert_eq!(
+        stats.disks[1].stats.queues[0].requests[&RequestType::Read],
+        4
+    );
+    let text = running.raw("/v1/stats");
+    assert!(
+        text.contains("\"requests\":{\"read\":4,\"flush\":1}"),
+        "{text}"
+    );
+    assert!(text.contains("\"errors\":{\"5\":2,\"999\":1}"), "{text}");
+}
+
+#[test]
+fn metrics_follow_from_the_status() {
+    let text = Running::start().raw("/metrics");
+    assert!(
+        text.contains("content-type: text/plain; version=0.0.4"),
+        "{text}"
+    );
+    for line in [
+        "towpath_vblk_requests_total{disk=\"a\",queue=\"0\",type=\"read\"} 4",
+        "towpath_vblk_bytes_total{disk=\"b\",queue=\"0\",direction=\"read\"} 16384",
+        "towpath_vblk_errors_total{disk=\"a\",errno=\"EIO\"} 2",
+        "towpath_vblk_errors_total{disk=\"a\",errno=\"999\"} 1",
+        "towpath_vblk_ring_broken_total{disk=\"a\",reason=\"loop\"} 1",
+        "towpath_vblk_connected{disk=\"a\"} 1",
+        "towpath_vblk_in_flight{disk=\"a\",queue=\"0\"} 3",
+        "towpath_vblk_notifications_total{disk=\"a\",queue=\"0\",outcome=\"suppressed\"} 9",
+        "towpath_vblk_request_seconds_bucket{disk=\"a\",type=\"read\",le=\"0.000001024\"} 3",
+        "towpath_vblk_request_seconds_count{disk=\"a\",type=\"read\"} 4",
+        "towpath_worker_busy_ratio{worker=\"1\"} 0.25",
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line} not in\n{text}");
+    }
+    for family in metrics::FAMILIES {
+        assert!(
+            text.contains(&format!("# TYPE {} ", family.name)),
+            "{}",
+            family.name
+        );
+    }
+}
+
+#[test]
+fn a_reload_says_what_it_changes() {
+    let running = Running::start();
+    assert_eq!(running.reload(false).description, "nothing changes");
+    running.rewrite(&TWO_DISKS.replace("\"b\"", "\"c\"").replace("4G", "8G"));
+    let rehearsal = running.reload(true);
+    assert_eq!(
+        running.disks(),
+        names(&["a", "b"]),
+        "a rehearsal changes nothing"
+    );
+    let answer = running.reload(false);
+    assert_eq!(answer, rehearsal);
+    assert_eq!(answer.status, Status::Success);
+    assert_eq!(
+        answer.description,
+        "+c; -b; a (path: \"null:4G\" -> \"null:8G\")"
+    );
+    assert_eq!(running.disks(), names(&["a", "c"]));
+}
+
+#[test]
+fn a_refused_reload_changes_nothing() {
+    let running = Running::start();
+    running.rewrite("[[disk]]\nqueues = 0");
+    let answer = running.reload(false);
+    assert_eq!(answer.status, Status::Failed);
+    assert!(
+        answer
+            .description
+            .ends_with("vblk.toml:2:10: queues must be 1 to 64, not 0")
+    );
+    running.rewrite(&TWO_DISKS.replace("\"b\"", &format!("\"{}\"", FakeService::REFUSED)));
+    assert_eq!(running.reload(false).description, "disk refused: no");
+    assert_eq!(running.disks(), names(&["a", "b"]));
+    running.rewrite(TWO_DISKS);
+    assert_eq!(running.reload(false).description, "nothing changes");
+}
+
+#[test]
+fn what_a_reload_cannot_do_is_a_warning() {
+    let running = Running::start();
+    running.rewrite(&format!("[daemon]\npoll = \"busy\"\n{TWO_DISKS}"));
+    for _ in 0..2 {
+        let answer = running.reload(false);
+        assert_eq!(answer.status, Status::Warning);
+        let expected = "poll: \"adaptive\" -> \"busy\" after a restart";
+        assert_eq!(
+            answer.description, expected,
+            "said each time until it is true"
+        );
+    }
+    running.rewrite(&TWO_DISKS.replace("\"b\"", &format!("\"{}\"", FakeService::ODD)));
+    let answer = running.reload(false);
+    assert_eq!(answer.description, "+odd; -b; disk odd is odd");
+    assert_eq!(answer.status, Status::Warning);
+}

@@ -1,0 +1,325 @@
+//! A disk: what stands behind a guest's blocks, opened once and checked before anything is served.
+//!
+//! A disk is a regular file, a block device, or nothing at all (null, for measuring). Everything
+//! the data path wants to know about it (size, block sizes, the alignment O_DIRECT asks for, what
+//! can be deallocated) is found out here, at open, and never asked again.
+//!
+//! One image, one writer: a file is locked by flock(2), shared by readers and exclusive to a
+//! writer; a block device opened for writing is opened O_EXCL, so neither a mount nor another
+//! daemon has it. flock rather than an OFD lock because both belong to the open file, but
+//! /proc/locks names the holder of a flock, so the error can say who it is.
+//!
+//! Three facts about a disk are learned while it is served and shared by all workers (relaxed: they
+//! guard no other data): an fsync that failed, deallocation that turned out to be unsupported, and
+//! whether the driver turned the write cache off.
+
+mod error;
+mod open;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use crate::engine::Verb;
+use crate::request::{ID_BYTES, Limits};
+pub use error::DiskError;
+pub use open::Spec;
+
+/// A logical or physical block size: a power of two from 512 bytes to 64 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlockSize(u32);
+
+impl BlockSize {
+    /// The smallest, and the unit of the protocol.
+    pub const SECTOR: BlockSize = BlockSize(512);
+    /// What nearly every file system uses.
+    pub const PAGE: BlockSize = BlockSize(4096);
+
+    /// A block of `bytes` bytes, if that is a power of two in range.
+    #[must_use]
+    pub fn new(bytes: u32) -> Option<BlockSize> {
+        (bytes.is_power_of_two() && (512..=65536).contains(&bytes)).then_some(BlockSize(bytes))
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u32 {
+        self.0
+    }
+
+    /// True if `value` is a multiple of it.
+    #[inline]
+    #[must_use]
+    pub const fn divides(self, value: u64) -> bool {
+        value & (self.0 as u64 - 1) == 0
+    }
+
+    /// `value` rounded down to a multiple of it.
+    #[inline]
+    #[must_use]
+    pub const fn floor(self, value: u64) -> u64 {
+        value & !(self.0 as u64 - 1)
+    }
+}
+
+/// What GET_ID answers: up to 20 bytes of ASCII, zero-padded (virtio 1.3, 5.2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serial([u8; ID_BYTES]);
+
+impl Serial {
+    /// A serial as configured.
+    ///
+    /// # Errors
+    /// [`DiskError::Serial`] if it has more than 20 bytes or anything but printable ASCII.
+    pub fn new(text: &str) -> Result<Serial, DiskError> {
+        if text.len() > ID_BYTES || !text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+            return Err(DiskError::Serial(text.to_owned()));
+        }
+        Ok(Serial::fit(text.bytes()))
+    }
+
+    /// The serial of a disk that was given none: the printable part of its file's name.
+    #[must_use]
+    pub fn of_path(path: &Path) -> Serial {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let name = name.to_string_lossy();
+        Serial::fit(name.bytes().filter(u8::is_ascii_graphic))
+    }
+
+    fn fit(text: impl Iterator<Item = u8>) -> Serial {
+        let mut id = [0; ID_BYTES];
+        id.iter_mut().zip(text).for_each(|(to, from)| *to = from);
+        Serial(id)
+    }
+
+    /// The bytes of the answer.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; ID_BYTES] {
+        &self.0
+    }
+}
+
+/// What holds the bytes.
+#[derive(Debug)]
+enum Backing {
+    /// Nothing: reads leave memory as it is, writes go nowhere.
+    Null,
+    /// The memory engine's own.
+    Ram,
+    /// A regular file.
+    File(OwnedFd),
+    /// A block device.
+    Device(OwnedFd),
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub struct Disk {
+    backing: Backing,
+    /// Bytes, whole blocks.
+    size: u64,
+    block: BlockSize,
+    physical: BlockSize,
+    direct: bool,
+    /// Reads and writes are carried out in the submitting thread (tmpfs).
+    inline: bool,
+    read_only: bool,
+    /// Address alignment of I/O buffers, in bytes; 1 if any will do.
+    mem_align: u32,
+    /// Length alignment of each I/O buffer, in bytes; 1 if any will do.
+    len_align: u32,
+    /// DISCARD works, in units of so many bytes.
+    discard: Option<u32>,
+    serial: Serial,
+    /// Verbs that turned out to be unsupported, one bit each.
+    unsupported: AtomicU8,
+    sync_failed: AtomicBool,
+    write_through: AtomicBool,
+}
+
+impl Disk {
+    /// A disk of `size` bytes without anything behind it: every request succeeds at once.
+    #[must_use]
+    pub fn null(size: u64) -> Disk {
+        Disk::synthetic(Backing::Null, size, Serial::fit("null".bytes()))
+    }
+
+    /// A disk of `size` bytes in the memory of a [`crate::engine::memory::Memory`] engine.
+    #[must_use]
+    pub fn ram(size: u64) -> Disk {
+        Disk::synthetic(Backing::Ram, size, Serial::fit("ram".bytes()))
+    }
+
+    fn synthetic(backing: Backing, size: u64, serial: Serial) -> Disk {
+        Disk {
+            backing,
+            size: BlockSize::SECTOR.floor(size),
+            block: BlockSize::SECTOR,
+            physical: BlockSize::PAGE,
+            direct: false,
+            inline: true,
+            read_only: false,
+            mem_align: 1,
+            len_align: 1,
+            discard: Some(BlockSize::PAGE.bytes()),
+            serial,
+            unsupported: AtomicU8::new(0),
+            sync_failed: AtomicBool::new(false),
+            write_through: AtomicBool::new(false),
+        }
+    }
+
+    /// This disk as if O_DIRECT asked for memory in multiples of `align`.
+    #[cfg(test)]
+    pub(crate) fn demanding(mut self, align: u32) -> Disk {
+        self.direct = true;
+        (self.mem_align, self.len_align) = (align, 512);
+        self
+    }
+
+    /// This disk as if it were opened read-only.
+    #[cfg(test)]
+    pub(crate) fn locked(mut self) -> Disk {
+        self.read_only = true;
+        self.discard = None;
+        self
+    }
+
+    /// This disk as if it were a block device.
+    #[cfg(test)]
+    pub(crate) fn like_a_device(mut self) -> Disk {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        self.backing = Backing::Device(null.into());
+        self
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Logical block size.
+    #[must_use]
+    pub fn block(&self) -> BlockSize {
+        self.block
+    }
+
+    /// Physical block size: what the device writes without reading first.
+    #[must_use]
+    pub fn physical(&self) -> BlockSize {
+        self.physical
+    }
+
+    /// True if nothing may be written.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// True if io_uring hands `verb` to a thread of its own rather than starting it at once: what
+    /// may wait and cannot say so (fsync, fallocate, most writes to the page cache).
+    #[inline]
+    #[must_use]
+    pub fn delegates(&self, verb: Verb) -> bool {
+        match verb {
+            Verb::Read => false,
+            Verb::Write => !self.direct && !self.inline,
+            Verb::Sync | Verb::Punch | Verb::Zero | Verb::Discard => true,
+        }
+    }
+
+    /// True if the page cache is bypassed.
+    #[must_use]
+    pub fn direct(&self) -> bool {
+        self.direct
+    }
+
+    /// True for a block device.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        matches!(self.backing, Backing::Device(_))
+    }
+
+    /// True if there is nothing behind it.
+    #[inline]
+    #[must_use]
+    pub fn is_null(&self) -> bool {
+        matches!(self.backing, Backing::Null)
+    }
+
+    /// Its open file, if it has one.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.backing {
+            Backing::File(f) | Backing::Device(f) => Some(f.as_fd()),
+            Backing::Null | Backing::Ram => None,
+        }
+    }
+
+    /// Unit of deallocation in bytes, if the disk can deallocate.
+    #[must_use]
+    pub fn discard_unit(&self) -> Option<u32> {
+        self.discard
+    }
+
+    /// Its serial number.
+    #[must_use]
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    /// What requests are checked against.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            capacity: self.size,
+            block: self.block,
+            read_only: self.read_only,
+            discard: self.discard.is_some(),
+            write_zeroes: !self.read_only,
+        }
+    }
+
+    /// True if I/O may use `len` bytes of memory at address `addr` as they are.
+    #[inline]
+    #[must_use]
+    pub(crate) fn takes(&self, addr: usize, len: u32) -> bool {
+        addr & (self.mem_align as usize - 1) == 0 && len & (self.len_align - 1) == 0
+    }
+
+    /// True once an fsync failed: what was lost then cannot be made durable by a later one.
+    #[must_use]
+    pub fn sync_failed(&self) -> bool {
+        self.sync_failed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn fail_sync(&self) {
+        self.sync_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// True if every write must be durable before it completes.
+    #[inline]
+    #[must_use]
+    pub fn write_through(&self) -> bool {
+        self.write_through.load(Ordering::Relaxed)
+    }
+
+    /// Set by the session when features are negotiated or the driver writes `wce`
+    /// ([`crate::features::write_through`]); counts for requests started from then on.
+    pub fn set_write_through(&self, on: bool) {
+        self.write_through.store(on, Ordering::Relaxed);
+    }
+
+    /// True unless `verb` was found to be unsupported.
+    pub(crate) fn can(&self, verb: Verb) -> bool {
+        self.unsupported.load(Ordering::Relaxed) & verb.bit() == 0
+    }
+
+    pub(crate) fn cannot(&self, verb: Verb) {
+        self.unsupported.fetch_or(verb.bit(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

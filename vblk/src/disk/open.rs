@@ -1,0 +1,284 @@
+//! Opening a disk: what it is, whose it is, and what it can do.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::{Backing, BlockSize, Disk, DiskError, Serial};
+use crate::config::Cache;
+use crate::request::SECTOR;
+
+/// How often, and how long apart, a disk is tried that a process seems to use which is gone: the
+/// kernel takes an io_uring apart in the background, and only then closes its files, so a daemon
+/// that was killed holds its disks a moment longer.
+const PATIENCE: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What to open, and how.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// A regular file or a block device; it must exist.
+    pub path: PathBuf,
+    /// Serve it read-only.
+    pub read_only: bool,
+    /// Through the page cache or not.
+    pub cache: Cache,
+    /// Logical block size to show; of the file system or device if none is given.
+    pub block_size: Option<BlockSize>,
+    /// Serial number; from the file's name if none is given.
+    pub serial: Option<Serial>,
+}
+
+impl Disk {
+    /// Open the file or device `spec` names.
+    ///
+    /// A size that is not a whole number of logical blocks is rounded down, with a warning: images
+    /// with a trailer of another program's exist, and the guest has no way to address a part.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn open(spec: &Spec) -> Result<Disk, DiskError> {
+        let path = &spec.path;
+        let io = |what| move |source: Errno| fail(what, path, source);
+        // Look before opening: open(2) on a pipe or a tape would wait or act.
+        kind_of(rustix::fs::stat(path).map_err(io("find"))?.st_mode, path)?;
+        let file = open_file(spec)?;
+        let stat = rustix::fs::fstat(&file).map_err(io("examine"))?;
+        let device = kind_of(stat.st_mode, path)? == FileType::BlockDevice;
+        if !device {
+            lock(&file, spec, &stat)?;
+        }
+        let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(io("size"))?;
+        let direct = spec.cache == Cache::Direct;
+        let inline = answer_inline(&file);
+        let align = Alignment::of(&file, device, direct, path)?;
+        let block = block_size(spec, align.unit)?;
+        let size = block.floor(end);
+        if size == 0 {
+            return Err(DiskError::TooSmall {
+                path: path.clone(),
+                size: end,
+                block: block.bytes(),
+            });
+        }
+        if size != end {
+            tracing::warn!(path = %path.display(), size = end, served = size,
+                "size is not a multiple of the block size; the rest is not served");
+        }
+        let discard = if device {
+            device_discard(stat.st_rdev)
+        } else {
+            file_discard(&file, end, stat.st_blksize)
+        };
+        Ok(Disk {
+            size,
+            block,
+            physical: align.physical.max(block),
+            direct,
+            inline,
+            read_only: spec.read_only,
+            mem_align: if direct { align.memory } else { 1 },
+            len_align: if direct { align.unit.bytes() } else { 1 },
+            discard: discard.filter(|_| !spec.read_only),
+            serial: spec.serial.unwrap_or_else(|| Serial::of_path(path)),
+            backing: if device {
+                Backing::Device(file)
+            } else {
+                Backing::File(file)
+            },
+            unsupported: AtomicU8::new(0),
+            sync_failed: AtomicBool::new(false),
+            write_through: AtomicBool::new(false),
+        })
+    }
+}
+
+fn fail(what: &'static str, path: &Path, source: Errno) -> DiskError {
+    DiskError::Io {
+        what,
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}
+
+fn kind_of(mode: u32, path: &Path) -> Result<FileType, DiskError> {
+    let found = match FileType::from_raw_mode(mode) {
+        kind @ (FileType::RegularFile | FileType::BlockDevice) => return Ok(kind),
+        FileType::Directory => "directory",
+        FileType::CharacterDevice => "character device",
+        FileType::Fifo => "pipe",
+        FileType::Socket => "socket",
+        _ => "file of unknown type",
+    };
+    Err(DiskError::NotADisk {
+        path: path.to_owned(),
+        found,
+    })
+}
+
+fn open_file(spec: &Spec) -> Result<OwnedFd, DiskError> {
+    let path = &spec.path;
+    let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
+    if spec.read_only {
+        flags |= OFlags::RDONLY;
+    } else {
+        // On a block device, O_EXCL without O_CREAT means "nobody else, no mount"; on a regular
+        // file it means nothing.
+        flags |= OFlags::RDWR | OFlags::EXCL;
+    }
+    if spec.cache == Cache::Direct {
+        flags |= OFlags::DIRECT;
+    }
+    let open = || rustix::fs::open(path, flags, Mode::empty());
+    let mut opened = open();
+    for _ in 0..PATIENCE {
+        if !matches!(opened, Err(Errno::BUSY)) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        opened = open();
+    }
+    opened.map_err(|e| match e {
+        Errno::INVAL if spec.cache == Cache::Direct => DiskError::NoDirect { path: path.clone() },
+        Errno::BUSY => DiskError::InUse {
+            path: path.clone(),
+            pid: None,
+        },
+        e => fail("open", path, e),
+    })
+}
+
+fn lock(file: &OwnedFd, spec: &Spec, stat: &rustix::fs::Stat) -> Result<(), DiskError> {
+    let how = if spec.read_only {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    let mut pid = None;
+    for _ in 0..PATIENCE {
+        match rustix::fs::flock(file, how) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(e) => return Err(fail("lock", &spec.path, e)),
+        }
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        pid = lock_holder(&locks, stat.st_dev, stat.st_ino);
+        // A process that ended has no program, though its number may still be there.
+        if pid.is_some_and(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(DiskError::InUse {
+        path: spec.path.clone(),
+        pid,
+    })
+}
+
+/// Let io_uring read and write tmpfs in the submitting thread: its pages are in memory, yet tmpfs
+/// does not say that it never waits (FMODE_NOWAIT), so each request would go through a kernel
+/// worker and back, which costs several times the copy. O_NONBLOCK says it instead. On any other
+/// file system without FMODE_NOWAIT (NFS, FUSE) it would make the worker wait; there it stays off.
+fn answer_inline(file: &OwnedFd) -> bool {
+    /// TMPFS_MAGIC, include/uapi/linux/magic.h.
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    let kind = rustix::fs::fstatfs(file).map(|s| u64::try_from(s.f_type));
+    if kind == Ok(Ok(TMPFS_MAGIC))
+        && let Ok(flags) = rustix::fs::fcntl_getfl(file)
+    {
+        // Refused, it is slower and nothing else.
+        return rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK).is_ok();
+    }
+    false
+}
+
+/// Who holds a flock on inode `ino` of device `dev`, by /proc/locks (proc_locks(5)):
+/// `1: FLOCK  ADVISORY  WRITE 1234 08:02:5678 0 EOF`.
+pub(super) fn lock_holder(locks: &str, dev: u64, ino: u64) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let inode = format!("{major:02x}:{minor:02x}:{ino}");
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let held = words.next()? == "FLOCK";
+        let pid = words.nth(2)?.parse().ok()?;
+        (held && words.next()? == inode).then_some(pid)
+    })
+}
+
+/// What O_DIRECT asks of offsets, lengths and addresses.
+struct Alignment {
+    /// Of buffers in memory, in bytes.
+    memory: u32,
+    /// Of offsets and lengths.
+    unit: BlockSize,
+    /// What the medium writes at once.
+    physical: BlockSize,
+}
+
+impl Alignment {
+    fn of(file: &OwnedFd, device: bool, direct: bool, path: &Path) -> Result<Alignment, DiskError> {
+        let mask = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
+        let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, mask).ok();
+        // Zero means that the kernel does not know, or that there is no O_DIRECT.
+        let known = stat.filter(|s| s.stx_dio_offset_align != 0);
+        let reported = known.and_then(|s| BlockSize::new(s.stx_dio_offset_align));
+        let (logical, physical) = if device {
+            let logical = rustix::fs::ioctl_blksszget(file).map_err(|e| fail("size", path, e))?;
+            let physical = rustix::fs::ioctl_blkpbszget(file).map_err(|e| fail("size", path, e))?;
+            (BlockSize::new(logical), BlockSize::new(physical))
+        } else {
+            (None, Some(BlockSize::PAGE))
+        };
+        let floor = if direct { reported } else { None };
+        let unit = logical.max(floor).unwrap_or(BlockSize::SECTOR);
+        let memory = known.map_or(unit.bytes(), |s| s.stx_dio_mem_align);
+        Ok(Alignment {
+            memory: memory.max(1).next_power_of_two(),
+            unit,
+            physical: physical.unwrap_or(unit),
+        })
+    }
+}
+
+/// The logical block size to show, which cannot be smaller than what the backing takes.
+fn block_size(spec: &Spec, unit: BlockSize) -> Result<BlockSize, DiskError> {
+    match spec.block_size {
+        None => Ok(unit),
+        Some(asked) if asked >= unit => Ok(asked),
+        Some(asked) => Err(DiskError::BlockSize {
+            path: spec.path.clone(),
+            asked: asked.bytes(),
+            needed: unit.bytes(),
+        }),
+    }
+}
+
+/// Can this file have holes punched? Tried past its end, where there is nothing to lose.
+fn file_discard(file: &OwnedFd, end: u64, unit: i64) -> Option<u32> {
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let past = BlockSize::PAGE.floor(end).checked_add(8192)?;
+    rustix::fs::fallocate(file, mode, past, 4096).ok()?;
+    u32::try_from(unit)
+        .ok()
+        .filter(|u| u64::from(*u) % SECTOR == 0 && *u > 0)
+}
+
+/// Does this block device discard, and in what unit? Asked of sysfs; a partition's queue is its
+/// disk's.
+fn device_discard(dev: u64) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let base = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let number = |name: &str| {
+        let own = base.join("queue").join(name);
+        let text = std::fs::read_to_string(own)
+            .or_else(|_| std::fs::read_to_string(base.join("../queue").join(name)));
+        text.ok()?.trim().parse::<u64>().ok()
+    };
+    number("discard_max_bytes").filter(|most| *most > 0)?;
+    let unit = number("discard_granularity").unwrap_or(SECTOR).max(SECTOR);
+    u32::try_from(unit).ok()
+}

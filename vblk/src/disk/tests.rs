@@ -1,0 +1,186 @@
+//! Opening disks: what is accepted, and what the errors say.
+
+use std::fs::File;
+
+use rustix::fs::{FileType, Mode};
+
+use super::open::lock_holder;
+use super::*;
+use crate::config::Cache;
+use crate::testing::Loop;
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap()
+}
+
+fn spec(path: &Path) -> Spec {
+    Spec {
+        path: path.to_owned(),
+        read_only: false,
+        cache: Cache::Direct,
+        block_size: None,
+        serial: None,
+    }
+}
+
+fn image(dir: &tempfile::TempDir, size: u64) -> Spec {
+    let path = dir.path().join("image.raw");
+    File::create(&path).unwrap().set_len(size).unwrap();
+    spec(&path)
+}
+
+#[test]
+fn a_file_is_opened_with_what_its_file_system_tells() {
+    let dir = dir();
+    let spec = image(&dir, 1 << 20);
+    let disk = Disk::open(&spec).unwrap();
+    assert_eq!(
+        (disk.size(), disk.direct(), disk.read_only()),
+        (1 << 20, true, false)
+    );
+    assert!(disk.physical() >= disk.block() && !disk.is_device() && !disk.is_null());
+    assert_eq!(&disk.serial().bytes()[..10], b"image.raw\0");
+    let limits = disk.limits();
+    assert_eq!((limits.capacity, limits.block), (1 << 20, disk.block()));
+    // O_DIRECT asked for an alignment, and it is heeded.
+    assert!(disk.takes(4096, 4096) && !disk.takes(4097, 4096) && !disk.takes(4096, 100));
+    drop(disk);
+    let buffered = Disk::open(&Spec {
+        cache: Cache::Buffered,
+        block_size: Some(BlockSize::PAGE),
+        serial: Some(Serial::new("S-1").unwrap()),
+        ..spec
+    });
+    let disk = buffered.unwrap();
+    assert!(disk.takes(4097, 100) && !disk.direct());
+    assert_eq!(
+        (disk.block(), &disk.serial().bytes()[..4]),
+        (BlockSize::PAGE, &b"S-1\0"[..])
+    );
+}
+
+#[test]
+fn what_is_not_a_disk_is_named() {
+    let dir = dir();
+    let says = |path: &Path| Disk::open(&spec(path)).unwrap_err().to_string();
+    assert!(says(dir.path()).contains("is a directory"));
+    assert!(says(Path::new("/dev/null")).contains("is a character device"));
+    let fifo = dir.path().join("fifo");
+    let mode = Mode::RUSR | Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
+    assert!(says(&fifo).contains("is a pipe"));
+    let gone = says(&dir.path().join("gone"));
+    assert!(
+        gone.contains("cannot find") && gone.contains("gone: No such file"),
+        "{gone}"
+    );
+    let small = Disk::open(&image(&dir, 511)).unwrap_err();
+    assert!(
+        small
+            .to_string()
+            .contains("has 511 bytes, less than one block of 512"),
+        "{small}"
+    );
+}
+
+#[test]
+fn a_file_system_without_o_direct_is_pointed_to_the_page_cache() {
+    // procfs files are regular ones that O_DIRECT is refused on.
+    let error = Disk::open(&spec(Path::new("/proc/version"))).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        matches!(error, DiskError::NoDirect { .. }) && text.contains("use cache=buffered"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_part_of_a_block_is_not_served() {
+    let dir = dir();
+    let mut spec = image(&dir, (1 << 20) + 513);
+    assert_eq!(Disk::open(&spec).unwrap().size(), (1 << 20) + 512);
+    spec.block_size = Some(BlockSize::PAGE);
+    assert_eq!(Disk::open(&spec).unwrap().size(), 1 << 20);
+}
+
+#[test]
+fn one_writer_or_many_readers() {
+    let dir = dir();
+    let writer = image(&dir, 1 << 20);
+    let reader = Spec {
+        read_only: true,
+        ..writer.clone()
+    };
+    let held = Disk::open(&writer).unwrap();
+    for second in [&writer, &reader] {
+        let error = Disk::open(second).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            matches!(error, DiskError::InUse { pid: Some(pid), .. } if pid == std::process::id())
+        );
+        assert!(
+            text.contains(&format!("in use by process {}", std::process::id())),
+            "{text}"
+        );
+    }
+    drop(held);
+    let (_a, _b) = (Disk::open(&reader).unwrap(), Disk::open(&reader).unwrap());
+    assert!(matches!(Disk::open(&writer), Err(DiskError::InUse { .. })));
+}
+
+#[test]
+fn the_holder_of_a_lock_is_found_in_proc_locks() {
+    let locks = "1: POSIX  ADVISORY  WRITE 11 fd:00:42 0 EOF\n\
+                 2: FLOCK  ADVISORY  WRITE 12 fd:00:43 0 EOF\n\
+                 2: -> FLOCK  ADVISORY  WRITE 14 fd:00:42 0 EOF\n\
+                 3: FLOCK  ADVISORY  READ  13 fd:00:42 0 EOF\n";
+    let dev = rustix::fs::makedev(0xfd, 0);
+    assert_eq!(lock_holder(locks, dev, 42), Some(13));
+    assert_eq!(lock_holder(locks, dev, 43), Some(12));
+    assert_eq!(lock_holder(locks, dev, 44), None);
+    assert_eq!(lock_holder("nonsense\n1: FLOCK", dev, 42), None);
+}
+
+#[test]
+fn serials_and_block_sizes_are_checked() {
+    assert!(Serial::new("exactly twenty chars").is_ok());
+    for bad in ["twenty-one characters", "ä", "a\nb"] {
+        let text = Serial::new(bad).unwrap_err().to_string();
+        assert!(text.contains("printable ASCII"), "{text}");
+    }
+    let long = Serial::of_path(Path::new("/a/ä a-very-long-name-of-an-image.raw"));
+    assert_eq!(long.bytes(), b"a-very-long-name-of-");
+    for bad in [0, 1, 256, 511, 513, 1536, 131_072, u32::MAX] {
+        assert_eq!(BlockSize::new(bad), None);
+    }
+    assert_eq!(BlockSize::new(4096), Some(BlockSize::PAGE));
+    assert!(BlockSize::PAGE.divides(8192) && !BlockSize::PAGE.divides(8191));
+    assert_eq!(BlockSize::PAGE.floor(8191), 4096);
+}
+
+#[test]
+fn block_devices_show_their_sectors_and_have_one_owner() {
+    let dir = dir();
+    for sector in [512, 4096] {
+        let file = image(&dir, 8 << 20);
+        let Some(device) = Loop::new(&file.path, sector) else {
+            return;
+        };
+        let mut spec = spec(device.path());
+        let disk = Disk::open(&spec).unwrap();
+        assert!(disk.is_device());
+        assert_eq!((disk.size(), disk.block().bytes()), (8 << 20, sector));
+        assert!(disk.limits().discard, "a loop device discards");
+        let second = Disk::open(&spec).unwrap_err();
+        assert!(matches!(second, DiskError::InUse { .. }), "{second}");
+        drop(disk);
+        spec.block_size = Some(BlockSize::SECTOR);
+        let result = Disk::open(&spec);
+        if sector == 4096 {
+            let text = result.unwrap_err().to_string();
+            assert!(text.contains("use block-size=4096"), "{text}");
+        } else {
+            assert_eq!(result.unwrap().block(), BlockSize::SECTOR);
+        }
+    }
+}

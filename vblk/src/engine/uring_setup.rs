@@ -1,0 +1,81 @@
+//! Making an io_uring: the best flags this kernel has, and what it can do beyond.
+
+// UNSAFETY: the processor set of the kernel's I/O workers.
+#![expect(unsafe_code, reason = "sched_getaffinity fills a C structure")]
+
+use std::io;
+
+use io_uring::{IoUring, opcode};
+
+/// Longest submission queue. Longer ones only fall out of the cache.
+pub(super) const MAX_SQ: u32 = 256;
+
+/// Asks for a ring's flags.
+pub(super) type Setup = fn(&mut io_uring::Builder);
+
+/// Flags to try in turn; each older kernel refuses one set more with EINVAL.
+pub(super) const SETUPS: [Setup; 4] = [
+    // 6.6
+    |b| {
+        b.setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_no_sqarray();
+    },
+    // 6.1
+    |b| {
+        b.setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all();
+    },
+    // 5.19
+    |b| {
+        b.setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all();
+    },
+    |_| {},
+];
+
+/// Make the ring with the best flags this kernel has.
+pub(super) fn build(capacity: u32, setups: &[Setup]) -> io::Result<IoUring> {
+    let mut last = io::ErrorKind::Unsupported.into();
+    for setup in setups {
+        let mut builder = IoUring::builder();
+        builder
+            .dontfork()
+            .setup_cqsize(capacity.max(MAX_SQ).next_power_of_two());
+        setup(&mut builder);
+        match builder.build(capacity.min(MAX_SQ).next_power_of_two()) {
+            Ok(ring) => return Ok(ring),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = e,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last)
+}
+
+/// Does this kernel take vectors of pieces of one registered buffer?
+pub(super) fn has_fixed_vectors(ring: &IoUring) -> bool {
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe).is_ok()
+        && probe.is_supported(opcode::ReadvFixed::CODE)
+        && probe.is_supported(opcode::WritevFixed::CODE)
+}
+
+/// Let the kernel's own I/O workers run wherever the process may: they would inherit the one
+/// processor a polling worker is pinned to, and starve there.
+pub(super) fn free_io_workers(ring: &IoUring) {
+    // SAFETY: a cpu_set_t is an array of integers, for which zero is valid.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // The main thread is never pinned; its id is the process's.
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: `set` is writable and as large as said.
+    let rc = unsafe { libc::sched_getaffinity(pid, size_of_val(&set), &raw mut set) };
+    if rc == 0 {
+        // An old kernel has no such call; its workers are not pinned either.
+        let _ = ring.submitter().register_iowq_aff(&set);
+    }
+}

@@ -1,0 +1,143 @@
+//! A data plane that does nothing, for tests of the control plane: it accepts every configuration
+//! unless told otherwise and shows made-up figures.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use towpath_common::config::Name;
+
+use crate::config::{Config, Disk};
+use crate::service::{
+    Direction, DiskStats, DiskStatus, Latency, QueueStats, QueueStatus, Report, RequestType,
+    Service, ServiceError, SessionStatus, WorkerStatus,
+};
+
+/// Two workers, and a connected front-end on every disk.
+#[derive(Debug, Default)]
+pub(crate) struct FakeService {
+    disks: Mutex<Vec<Disk>>,
+    steps: [AtomicU64; 2],
+}
+
+impl FakeService {
+    /// A disk of this name cannot be set up.
+    pub(crate) const REFUSED: &str = "refused";
+    /// A disk of this name comes with a warning.
+    pub(crate) const ODD: &str = "odd";
+
+    /// While a disk has this name, a drain never ends.
+    pub(crate) const STUCK: &str = "stuck";
+
+    /// Lets a worker make progress.
+    pub(crate) fn step(&self, worker: usize) {
+        self.steps[worker].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn status(disk: &Disk) -> DiskStatus {
+        let queues = vec![QueueStatus {
+            size: 128,
+            enabled: true,
+            running: true,
+            in_flight: 3,
+            ..QueueStatus::default()
+        }];
+        let latency = Latency {
+            count: 4,
+            sum_ns: 4_000,
+            p50_ns: 1_000,
+            p90_ns: 1_000,
+            p99_ns: 2_000,
+            p99_9_ns: 2_000,
+            max_ns: 2_000,
+            buckets: vec![(1_024, 3), (2_048, 4)],
+        };
+        let stats = QueueStats {
+            requests: BTreeMap::from([(RequestType::Read, 4), (RequestType::Flush, 1)]),
+            bytes: BTreeMap::from([(Direction::Read, 16_384)]),
+            errors: BTreeMap::from([(5, 2), (999, 1)]),
+            refused: 7,
+            notifications_sent: 8,
+            notifications_suppressed: 9,
+            ..QueueStats::default()
+        };
+        DiskStatus {
+            name: disk.name.clone(),
+            path: disk.path.to_string(),
+            socket: disk.socket.clone(),
+            mode: disk.mode,
+            read_only: disk.read_only,
+            size_bytes: 4 << 30,
+            block_size: 512,
+            queues: disk.queues.get(),
+            connected: true,
+            session: Some(SessionStatus {
+                virtio_features: vec!["VIRTIO_F_VERSION_1".into(), "VIRTIO_BLK_F_FLUSH".into()],
+                protocol_features: vec!["MQ".into()],
+                memory_bytes: 512 << 20,
+                memory_registered: true,
+                queues,
+            }),
+            last_error: None,
+            stats: DiskStats {
+                connections: 1,
+                queues: vec![stats],
+                ring_broken: BTreeMap::from([("loop".to_owned(), 1)]),
+                latency: BTreeMap::from([(RequestType::Read, latency)]),
+            },
+        }
+    }
+}
+
+impl Service for FakeService {
+    fn apply(&self, config: &Config) -> Result<Report, ServiceError> {
+        let named = |name: &str| config.disks.iter().find(|disk| disk.name.as_str() == name);
+        if let Some(disk) = named(Self::REFUSED) {
+            return Err(ServiceError::Disk {
+                name: disk.name.clone(),
+                source: "no".into(),
+            });
+        }
+        *self.disks.lock().unwrap() = config.disks.clone();
+        let odd = |disk: &Disk| format!("disk {} is odd", disk.name);
+        Ok(Report {
+            warnings: named(Self::ODD).map(odd).into_iter().collect(),
+        })
+    }
+
+    fn disks(&self) -> Vec<DiskStatus> {
+        self.disks
+            .lock()
+            .unwrap()
+            .iter()
+            .map(Self::status)
+            .collect()
+    }
+
+    fn workers(&self) -> Vec<WorkerStatus> {
+        let worker = |(index, steps): (usize, &AtomicU64)| WorkerStatus {
+            index,
+            steps: steps.load(Ordering::Relaxed),
+            busy_ratio: 0.25,
+            ..WorkerStatus::default()
+        };
+        self.steps.iter().enumerate().map(worker).collect()
+    }
+
+    fn drain(&self) {
+        while self
+            .disks
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|disk| disk.name.as_str() == Self::STUCK)
+        {
+            std::thread::park();
+        }
+    }
+}
+
+/// The names of disks, for comparison.
+pub(crate) fn names(names: &[&str]) -> Vec<Name> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}

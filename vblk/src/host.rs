@@ -1,0 +1,440 @@
+//! The data plane as a whole: workers, disks, and the sockets they are served at.
+//!
+//! Applying a configuration opens and binds everything new before it touches anything old; what did
+//! not change is left alone, its sessions go on. A disk keeps its [`Disk`] (the open file and its
+//! lock) as long as nothing about the file itself changes, so that a new socket or queue count does
+//! not close it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use towpath_common::config::{CpuId, Poll, SocketMode};
+use towpath_common::sched::{Cap, Share, Weight};
+use towpath_common::session::{Endpoint, Listening, Mode, Server};
+use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
+use tracing::error;
+
+use crate::config::{self, Config, Daemon as Settings, Source};
+use crate::device::BlkDevice;
+use crate::disk::{self, Disk};
+use crate::engine::uring::Uring;
+use crate::io::Io;
+use crate::monitor::{self, Seen};
+use crate::plane::{BlkPlane, Change, DiskKey, NewDisk};
+use crate::service::{DiskStatus, Report, Service, ServiceError, WorkerStatus};
+use crate::stats::{DiskShared, Events};
+use crate::status;
+
+/// Requests in flight on one worker: eight disks at depth 128, and few enough that their slots stay
+/// in the second-level cache.
+const CAPACITY: u32 = 1024;
+
+/// A disk being served.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) config: config::Disk,
+    pub(crate) key: DiskKey,
+    pub(crate) device: Arc<BlkDevice>,
+    pub(crate) shared: Arc<DiskShared>,
+    pub(crate) server: Option<Server>,
+    /// Sessions of earlier servers of the same disk.
+    pub(crate) connections: u64,
+}
+
+/// The data plane.
+#[derive(Debug)]
+pub struct Host {
+    workers: Vec<Worker<Change>>,
+    /// Held while a configuration is applied, however long storage takes.
+    applying: Mutex<()>,
+    /// Held for moments only: the control thread looks at it.
+    disks: Mutex<Vec<Running>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    next_key: AtomicU64,
+    stop: Arc<AtomicBool>,
+    monitor: Option<JoinHandle<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // State is only ever replaced whole: what a panicking thread left is consistent.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Start the workers; no disk is served yet.
+///
+/// # Errors
+/// [`ServiceError::Worker`] if one cannot start (no io_uring, no such processor).
+pub fn start(settings: &Settings) -> Result<Arc<dyn Service>, ServiceError> {
+    let events = Events::default();
+    let idle = match settings.poll {
+        Poll::Adaptive => Idle::Adaptive(SPIN),
+        Poll::Busy => Idle::Busy,
+        Poll::Interrupt => Idle::Interrupt,
+    };
+    let cpus = settings.cpus.as_slice();
+    let count = cpus.len().max(1);
+    warn_if_crowded(count);
+    let mut workers = Vec::new();
+    for index in 0..count {
+        let cpu = cpus.get(index).map(|c| usize::from(c.get()));
+        let events = events.clone();
+        let worker = Worker::spawn(index, cpu, idle, move |context| {
+            let engine = Uring::new(CAPACITY)?;
+            context.poller.add(rustix::fd::AsFd::as_fd(&engine))?;
+            Ok(BlkPlane::new(Io::new(engine, CAPACITY)?, context, events))
+        });
+        let failed = |e: io::Error| ServiceError::Worker {
+            index,
+            source: e.into(),
+        };
+        workers.push(worker.map_err(failed)?);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let now = Seen {
+        at: Instant::now(),
+        busy: 0,
+        ratio: 0.0,
+    };
+    let seen = Arc::new(Mutex::new(vec![now; workers.len()]));
+    let monitor = monitor::start(&workers, events, Arc::clone(&seen), Arc::clone(&stop));
+    Ok(Arc::new(Host {
+        workers,
+        applying: Mutex::default(),
+        disks: Mutex::default(),
+        seen,
+        next_key: AtomicU64::new(1),
+        stop,
+        monitor: Some(monitor),
+    }))
+}
+
+/// What concerns the open file: two configurations that agree here can share a [`Disk`].
+fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
+    let file = |d: &config::Disk| {
+        (
+            d.path.clone(),
+            d.read_only,
+            d.cache,
+            d.block_size,
+            d.serial.clone(),
+        )
+    };
+    file(a) == file(b)
+}
+
+/// What can change without touching the session.
+fn same_session(a: &config::Disk, b: &config::Disk) -> bool {
+    same_file(a, b)
+        && (&a.name, &a.socket, a.mode, a.queues, a.guest_memory)
+            == (&b.name, &b.socket, b.mode, b.queues, b.guest_memory)
+}
+
+fn open(config: &config::Disk) -> Result<Disk, ServiceError> {
+    let failed = |e: disk::DiskError| ServiceError::Disk {
+        name: config.name.clone(),
+        source: e.into(),
+    };
+    match &config.path {
+        Source::Null { size } => Ok(Disk::null(size.bytes())),
+        Source::File(path) => Disk::open(&disk::Spec {
+            path: path.clone(),
+            read_only: config.read_only,
+            cache: config.cache,
+            block_size: config
+                .block_size
+                .and_then(|b| disk::BlockSize::new(b.bytes())),
+            serial: disk::Serial::new(config.serial.as_str()).ok(),
+        })
+        .map_err(failed),
+    }
+}
+
+fn share(config: &config::Disk, workers: usize) -> Share {
+    let weight = config.weight.get();
+    // A cap over several workers is split evenly: each enforces its part.
+    let per_worker = |cap: u32| cap.div_ceil(u32::try_from(workers).unwrap_or(1)).max(1);
+    let cap = config.cap.map(|c| per_worker(c.get()));
+    Share {
+        weight: Weight::try_from(weight).unwrap_or_default(),
+        cap: cap.and_then(|c| Cap::try_from(c).ok()),
+    }
+}
+
+/// A new or changed disk, opened and (where its socket is free) bound.
+struct Prepared {
+    config: config::Disk,
+    disk: Arc<Disk>,
+    listening: Option<Listening>,
+}
+
+impl Host {
+    fn endpoint(config: &config::Disk) -> Endpoint {
+        let mode = match config.mode {
+            SocketMode::Server => Mode::Server,
+            SocketMode::Client => Mode::Client,
+        };
+        Endpoint {
+            path: config.socket.as_path().to_owned(),
+            mode,
+        }
+    }
+
+    fn listen(config: &config::Disk) -> Result<Listening, ServiceError> {
+        let failed = |e: io::Error| ServiceError::Disk {
+            name: config.name.clone(),
+            source: e.into(),
+        };
+        Self::endpoint(config).listen().map_err(failed)
+    }
+
+    /// Open and bind without touching what runs.
+    fn prepare(&self, config: &config::Disk) -> Result<Prepared, ServiceError> {
+        let (kept, taken) = {
+            let running = lock(&self.disks);
+            let kept = running.iter().find(|r| same_file(&r.config, config));
+            // A socket that a disk of ours listens on is free once that one is stopped.
+            let taken = running.iter().any(|r| r.config.socket == config.socket);
+            (kept.map(|r| Arc::clone(r.device.disk())), taken)
+        };
+        let disk = match kept {
+            Some(disk) => disk,
+            None => Arc::new(open(config)?),
+        };
+        let listening = if taken {
+            None
+        } else {
+            Some(Self::listen(config)?)
+        };
+        Ok(Prepared {
+            config: config.clone(),
+            disk,
+            listening,
+        })
+    }
+
+    fn stop_disk(&self, running: &mut Running) {
+        if let Some(server) = running.server.take() {
+            running.connections += server.status().sessions;
+            server.stop();
+        }
+        for worker in &self.workers {
+            // A dead worker has nothing to remove.
+            let _ = worker
+                .handle()
+                .call(|reply| Change::RemoveDisk(running.key, reply));
+        }
+    }
+
+    /// Start serving what was prepared; `old` is what the disk did before.
+    fn start_disk(
+        &self,
+        prepared: Prepared,
+        old: Option<(Arc<DiskShared>, u64)>,
+    ) -> Result<Running, ServiceError> {
+        let Prepared {
+            config,
+            disk,
+            listening,
+        } = prepared;
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| ServiceError::Disk {
+            name: config.name.clone(),
+            source: e,
+        };
+        let listening = match listening {
+            Some(listening) => listening,
+            None => Self::listen(&config)?,
+        };
+        let key = self.next_key.fetch_add(1, Relaxed);
+        let name: Arc<str> = Arc::from(config.name.as_str());
+        let queues = config.queues.get();
+        let (shared, connections) = match old {
+            Some((shared, n)) if shared.queues.len() == usize::from(queues) => (shared, n),
+            _ => (Arc::new(DiskShared::new(queues, self.workers.len())), 0),
+        };
+        let used = usize::from(queues).min(self.workers.len());
+        let handles: Vec<Handle<Change>> =
+            self.workers.iter().take(used).map(Worker::handle).collect();
+        for handle in &handles {
+            let new = NewDisk {
+                key,
+                name: Arc::clone(&name),
+                disk: Arc::clone(&disk),
+                share: share(&config, used),
+                shared: Arc::clone(&shared),
+            };
+            let answer = handle.call(|reply| Change::AddDisk(new, reply));
+            answer
+                .map_err(|e| failed(e.into()))?
+                .map_err(|e| failed(e.into()))?;
+        }
+        let device = Arc::new(BlkDevice::new(
+            name,
+            key,
+            disk,
+            queues,
+            config.guest_memory,
+            handles,
+        ));
+        let server = Server::start(listening, Arc::clone(&device));
+        let server = Some(server.map_err(|e| failed(e.into()))?);
+        Ok(Running {
+            config,
+            key,
+            device,
+            shared,
+            server,
+            connections,
+        })
+    }
+}
+
+impl Service for Host {
+    fn apply(&self, config: &Config) -> Result<Report, ServiceError> {
+        let _one_at_a_time = lock(&self.applying);
+        let stays = |r: &Running| config.disks.iter().any(|d| same_session(&r.config, d));
+        let prepared: Result<Vec<_>, _> = {
+            let running = lock(&self.disks);
+            let kept = |d: &&config::Disk| running.iter().any(|r| same_session(&r.config, d));
+            let fresh = config.disks.iter().filter(|d| !kept(d)).cloned();
+            fresh.collect::<Vec<_>>()
+        }
+        .iter()
+        .map(|d| self.prepare(d))
+        .collect();
+        let prepared = prepared?;
+        let gone: Vec<Running> = {
+            let mut running = lock(&self.disks);
+            let (kept, gone) = running.drain(..).partition(stays);
+            *running = kept;
+            gone
+        };
+        let mut replaced = Vec::new();
+        for mut old in gone {
+            self.stop_disk(&mut old);
+            replaced.push(old);
+        }
+        if let Err(failure) = self.start_all(prepared, &replaced) {
+            // Nothing is expected to fail after `prepare`; if it does, what was is put back.
+            self.put_back(replaced);
+            return Err(failure);
+        }
+        let mut running = lock(&self.disks);
+        let place = |r: &Running| config.disks.iter().position(|d| d.name == r.config.name);
+        running.sort_by_key(place);
+        for disk in running.iter_mut() {
+            if let Some(wanted) = config.disks.iter().find(|d| d.name == disk.config.name) {
+                self.reshare(disk, wanted);
+            }
+        }
+        Ok(Report::default())
+    }
+
+    fn disks(&self) -> Vec<DiskStatus> {
+        lock(&self.disks).iter().map(status::disk).collect()
+    }
+
+    fn workers(&self) -> Vec<WorkerStatus> {
+        let seen = lock(&self.seen).clone();
+        let disks = lock(&self.disks);
+        let status = |(index, (worker, seen)): (usize, (&Worker<Change>, Seen))| WorkerStatus {
+            index,
+            cpu: worker
+                .cpu()
+                .and_then(|c| CpuId::try_from(i64::try_from(c).ok()?).ok()),
+            steps: worker.pulse().beats(),
+            busy_ratio: seen.ratio,
+            busy_ns: worker
+                .rate()
+                .ns(towpath_common::clock::Cycles(worker.pulse().busy())),
+            sleeps: worker.pulse().sleeps(),
+            queues: status::queues_of(&disks, index, self.workers.len()),
+        };
+        self.workers
+            .iter()
+            .zip(seen)
+            .enumerate()
+            .map(status)
+            .collect()
+    }
+
+    fn drain(&self) {
+        let all: Vec<Running> = lock(&self.disks).drain(..).collect();
+        for mut disk in all {
+            self.stop_disk(&mut disk);
+        }
+    }
+}
+
+impl Host {
+    /// Start all that was prepared, or none of it; `replaced` is what disks of the same names did.
+    fn start_all(&self, prepared: Vec<Prepared>, replaced: &[Running]) -> Result<(), ServiceError> {
+        let mut started = Vec::new();
+        for prepared in prepared {
+            let before = replaced
+                .iter()
+                .find(|r| r.config.name == prepared.config.name);
+            let before = before.map(|r| (Arc::clone(&r.shared), r.connections));
+            match self.start_disk(prepared, before) {
+                Ok(disk) => started.push(disk),
+                Err(e) => {
+                    for mut disk in started {
+                        self.stop_disk(&mut disk);
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        lock(&self.disks).append(&mut started);
+        Ok(())
+    }
+
+    /// Serve again what was stopped for a configuration that could not be applied.
+    fn put_back(&self, replaced: Vec<Running>) {
+        for old in replaced {
+            let Running {
+                config,
+                device,
+                shared,
+                connections,
+                ..
+            } = old;
+            let name = config.name.clone();
+            let disk = Arc::clone(device.disk());
+            let prepared = Prepared {
+                config,
+                disk,
+                listening: None,
+            };
+            match self.start_disk(prepared, Some((shared, connections))) {
+                Ok(disk) => lock(&self.disks).push(disk),
+                Err(error) => error!(disk = %name, %error, "disk lost by a failed reload"),
+            }
+        }
+    }
+
+    /// Give a disk its new weight and cap, if they changed.
+    fn reshare(&self, disk: &mut Running, wanted: &config::Disk) {
+        let used = usize::from(wanted.queues.get()).min(self.workers.len());
+        let (old, new) = (share(&disk.config, used), share(wanted, used));
+        if old != new {
+            for worker in self.workers.iter().take(used) {
+                let _ = worker.handle().post(Change::SetShare(disk.key, new));
+            }
+        }
+        disk.config = wanted.clone();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.drain();
+        self.stop.store(true, Relaxed);
+        if let Some(monitor) = self.monitor.take() {
+            monitor.thread().unpark();
+            let _ = monitor.join();
+        }
+    }
+}

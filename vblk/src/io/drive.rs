@@ -1,0 +1,197 @@
+//! What a slot does next: the mechanism behind [`Io`], and the only code that looks at results.
+//!
+//! Every function here ends in an outcome, or in the slot being in the engine or among the waiting
+//! (None). None is never returned for a slot that is in neither: it would be lost.
+
+use rustix::io::Errno;
+
+use super::bounce::{CHUNK, ZERO_BYTES};
+use super::{Io, Outcome};
+use crate::engine::{Engine, Op, Token, Verb, pieces};
+use crate::request::Kind;
+
+/// Tries in a row that may end in EAGAIN or EINTR before a request fails. Both are rare through
+/// io_uring, which waits by itself; a device that says so this often is broken.
+pub(super) const MAX_TRIES: u16 = 1000;
+
+impl<E: Engine> Io<E> {
+    /// An operation ended with `result`: drive its request on, or say how it ends.
+    #[inline]
+    pub(super) fn step(&mut self, token: Token, result: i32) -> Option<Outcome> {
+        let slot = self.slab.get_mut(token);
+        self.delegated -= u32::from(std::mem::take(&mut slot.delegated));
+        let Ok(moved) = u64::try_from(result) else {
+            return self.setback(token, Errno::from_raw_os_error(result.wrapping_neg()));
+        };
+        match slot.verb {
+            Verb::Read | Verb::Write if slot.buffer.is_none() && moved == slot.len && moved > 0 => {
+                slot.done = slot.len;
+                self.extent_done(token)
+            }
+            Verb::Read | Verb::Write => self.partly_done(token, moved),
+            Verb::Sync | Verb::Punch | Verb::Zero | Verb::Discard => self.extent_done(token),
+        }
+    }
+
+    /// A part of an extent was moved: keep it and go on with the rest.
+    #[cold]
+    fn partly_done(&mut self, token: Token, moved: u64) -> Option<Outcome> {
+        let slot = *self.slab.get(token);
+        let target = self.disks.get(slot.disk.0);
+        let left = slot.len - slot.done;
+        let mut bytes = moved;
+        if bytes < left && target.direct() {
+            // O_DIRECT goes on only from a whole block.
+            bytes = target.block().floor(slot.done + bytes) - slot.done;
+        }
+        if bytes == 0 || bytes > left {
+            return Some(Outcome::failed(Errno::IO));
+        }
+        if let (Some(buffer), Verb::Read) = (slot.buffer, slot.verb) {
+            let mem = self.mems.get(slot.mem.0);
+            let (segments, skip) = self.slab.rest(token);
+            if !self
+                .bounce
+                .store(buffer, mem, pieces(segments, skip, bytes))
+            {
+                return Some(Outcome::failed(Errno::FAULT));
+            }
+        }
+        self.slab.advance(token, bytes);
+        self.slab.get_mut(token).tries = 0;
+        if bytes == left {
+            self.extent_done(token)
+        } else {
+            self.drive(token)
+        }
+    }
+
+    /// The current extent is done: was it the last?
+    #[inline]
+    fn extent_done(&mut self, token: Token) -> Option<Outcome> {
+        let slot = self.slab.get_mut(token);
+        match slot.kind {
+            Kind::Discard | Kind::WriteZeroes if slot.verb != Verb::Sync => {
+                slot.before += slot.len;
+                (slot.len, slot.done) = (0, 0);
+                slot.range += 1;
+                self.next_range(token)
+            }
+            _ => Some(Outcome::OK),
+        }
+    }
+
+    /// Begin the slot's current range, with the best means this disk has left.
+    #[cold]
+    pub(super) fn next_range(&mut self, token: Token) -> Option<Outcome> {
+        let range = self.slab.range(token);
+        let slot = self.slab.get_mut(token);
+        let target = self.disks.get(slot.disk.0);
+        let Some(range) = range else {
+            // fallocate has no RWF_DSYNC.
+            if slot.durable && slot.kind == Kind::WriteZeroes {
+                slot.verb = Verb::Sync;
+                return self.drive(token);
+            }
+            return Some(Outcome::OK);
+        };
+        let means: &[Verb] = match (slot.kind, range.unmap) {
+            (Kind::Discard, _) if target.is_device() => &[Verb::Discard, Verb::Punch],
+            (Kind::Discard, _) => &[Verb::Punch],
+            (_, true) => &[Verb::Punch, Verb::Zero, Verb::Write],
+            (_, false) => &[Verb::Zero, Verb::Write],
+        };
+        let Some(verb) = means.iter().copied().find(|v| target.can(*v)) else {
+            return Some(Outcome::unsupported());
+        };
+        slot.verb = verb;
+        (slot.offset, slot.len, slot.done) = (range.offset, u64::from(range.len), 0);
+        self.drive(token)
+    }
+
+    /// An operation failed: try again, try other means, or give up.
+    #[cold]
+    fn setback(&mut self, token: Token, errno: Errno) -> Option<Outcome> {
+        let slot = self.slab.get_mut(token);
+        let target = self.disks.get(slot.disk.0);
+        match (errno, slot.verb) {
+            (Errno::AGAIN | Errno::INTR, _) if slot.tries < MAX_TRIES => {
+                slot.tries += 1;
+                self.waiting.push_back(token);
+                None
+            }
+            (
+                Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV,
+                verb @ (Verb::Punch | Verb::Zero | Verb::Discard),
+            ) => {
+                target.cannot(verb);
+                self.next_range(token)
+            }
+            (_, verb) => {
+                if verb == Verb::Sync {
+                    target.fail_sync();
+                }
+                Some(Outcome::failed(errno))
+            }
+        }
+    }
+
+    /// Push what the slot has to do next, or let it wait; an outcome if that can never be done.
+    #[inline]
+    pub(super) fn drive(&mut self, token: Token) -> Option<Outcome> {
+        let slot = self.slab.get_mut(token);
+        if slot.bounced && slot.buffer.is_none() {
+            slot.buffer = self.bounce.take();
+            if slot.buffer.is_none() {
+                self.waiting.push_back(token);
+                return None;
+            }
+        }
+        let slot = self.slab.get(token);
+        let mut op = Op {
+            verb: slot.verb,
+            disk: slot.disk,
+            durable: slot.durable,
+            offset: slot.offset + slot.done,
+            len: slot.len - slot.done,
+            mem: slot.mem,
+            segments: &[],
+            skip: 0,
+        };
+        match (slot.kind, slot.buffer) {
+            (Kind::Read | Kind::Write, None) => (op.segments, op.skip) = self.slab.rest(token),
+            (Kind::Read | Kind::Write, Some(buffer)) => {
+                op.len = op.len.min(u64::from(CHUNK));
+                if slot.verb == Verb::Write {
+                    let mem = self.mems.get(slot.mem.0);
+                    let (segments, skip) = self.slab.rest(token);
+                    if !self
+                        .bounce
+                        .load(buffer, mem, pieces(segments, skip, op.len))
+                    {
+                        return Some(Outcome::failed(Errno::FAULT));
+                    }
+                }
+                (op.mem, op.segments) = (self.pool, self.bounce.segment(buffer));
+            }
+            (_, _) if slot.verb == Verb::Write => {
+                (op.mem, op.segments) = (self.pool, self.bounce.zeroes());
+                op.len = op.len.min(ZERO_BYTES);
+            }
+            (_, _) => {}
+        }
+        match self.engine.push(token, &op) {
+            Ok(()) => {
+                let slot = self.slab.get_mut(token);
+                slot.delegated = self.disks.get(slot.disk.0).delegates(slot.verb);
+                self.delegated += u32::from(slot.delegated);
+                None
+            }
+            Err(Errno::AGAIN) => {
+                self.waiting.push_back(token);
+                None
+            }
+            Err(errno) => Some(Outcome::failed(errno)),
+        }
+    }
+}

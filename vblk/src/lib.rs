@@ -1,0 +1,31 @@
+//! vhost-user-blk back-end: disks on files and devices for virtual machines.
+//!
+//! [`config`] says what to serve, [`service`] is the boundary to the data plane, [`serve`] keeps
+//! the two together for the life of the daemon, [`control`] and [`metrics`] show it to the world.
+//! Behind the boundary, [`host`] runs disks ([`device`]) on workers ([`plane`], [`queue`]), which
+//! check requests ([`request`]) and carry them out ([`io`], [`engine`]) on files ([`disk`]).
+
+pub mod config;
+pub mod control;
+pub mod device;
+pub mod disk;
+pub mod engine;
+pub mod features;
+pub mod host;
+pub mod image;
+pub mod io;
+pub mod metrics;
+mod monitor;
+pub mod plane;
+pub mod queue;
+pub mod request;
+pub mod serve;
+pub mod service;
+pub mod slot;
+pub mod stats;
+mod status;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,66 @@
+//! The vblk daemon and its client: one binary, chosen by subcommand.
+//!
+//! Exit codes: 0 success; 1 failure at run time; 2 wrong usage or configuration.
+
+mod cli;
+mod client;
+mod report;
+
+use std::io::{self, ErrorKind, stdout};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use towpath_common::config::{ConfigError, ValueError};
+use vblk::config::Sources;
+use vblk::image::{self, ImageError};
+use vblk::serve::{self, ServeError};
+
+use cli::{Cli, Command, DiskCommand};
+
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let Err(error) = run(Cli::parse().command) else {
+        return ExitCode::SUCCESS;
+    };
+    if is_closed_pipe(&error) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("vblk: {error:#}");
+    ExitCode::from(if is_usage(&error) { USAGE } else { FAILURE })
+}
+
+fn run(command: Command) -> Result<()> {
+    let out = &mut stdout().lock();
+    match command {
+        Command::Serve(args) => Ok(serve::serve(args.into(), vblk::host::start)?),
+        Command::Create { path, size } => Ok(image::create(&path, size)?),
+        Command::Disk(DiskCommand::List { target }) => client::disk_list(&target, out),
+        Command::Disk(DiskCommand::Show { name, target }) => {
+            client::disk_show(&target, name.as_deref(), out)
+        }
+        Command::Stats { watch, target } => client::stats(&target, watch, out),
+        Command::Check { sources, json } => client::check(&Sources::from(sources), json, out),
+        Command::Reload { dry_run, target } => client::reload(&target, dry_run, out),
+    }
+}
+
+/// Whether the user, not the machine, has to change something.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>()
+        || error.is::<ValueError>()
+        || matches!(error.downcast_ref(), Some(ImageError::Size { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(ServeError::Config(_) | ServeError::Log(_))
+        )
+}
+
+/// Whether the reader of our output has seen enough, as `head` does.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}

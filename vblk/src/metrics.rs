@@ -1,0 +1,141 @@
+//! What Prometheus sees: the table of metrics, and how they follow from the status of disks and
+//! workers. Names and labels are a promise to dashboards; [`FAMILIES`] is the whole of it.
+
+use std::borrow::Cow;
+
+use rustix::io::Errno;
+use towpath_common::control::Exposition;
+use towpath_common::control::exposition::{Family, Kind, approximate};
+
+use crate::service::{DiskStatus, WorkerStatus};
+
+macro_rules! families {
+    ($($id:ident: $kind:ident $name:literal $help:literal;)*) => {
+        $(static $id: Family = Family { name: $name, kind: Kind::$kind, help: $help };)*
+        /// Every metric vblk exports.
+        pub const FAMILIES: &[&Family] = &[$(&$id),*];
+    };
+}
+
+families! {
+    REQUESTS: Counter "towpath_vblk_requests_total" "Requests completed, by type.";
+    BYTES: Counter "towpath_vblk_bytes_total" "Bytes moved or affected, by direction.";
+    SECONDS: Histogram "towpath_vblk_request_seconds" "Time from pop to completion, by type.";
+    ERRORS: Counter "towpath_vblk_errors_total" "Requests failed, by errno of the storage.";
+    BROKEN: Counter "towpath_vblk_ring_broken_total" "Rings latched as broken, by reason.";
+    REFUSED: Counter "towpath_vblk_refused_total" "Requests refused before they reached the disk.";
+    NOTIFICATIONS: Counter "towpath_vblk_notifications_total" "Interrupts sent or suppressed.";
+    CONNECTED: Gauge "towpath_vblk_connected" "1 while a front-end is connected.";
+    CONNECTIONS: Counter "towpath_vblk_connections_total" "Front-ends that connected.";
+    IN_FLIGHT: Gauge "towpath_vblk_in_flight" "Requests taken and not yet completed.";
+    SIZE: Gauge "towpath_vblk_size_bytes" "Capacity of the disk.";
+    BUSY: Gauge "towpath_worker_busy_ratio" "Share of time a worker spends on work, 0 to 1.";
+    STEPS: Counter "towpath_worker_steps_total" "Turns of a worker's loop.";
+    SLEEPS: Counter "towpath_worker_sleeps_total" "Times a worker went to sleep.";
+    BUILD: Gauge "towpath_build_info" "1; the labels name daemon and version.";
+}
+
+/// One scrape.
+pub fn render(disks: &[DiskStatus], workers: &[WorkerStatus]) -> String {
+    let mut scrape = Exposition::default();
+    let version = [("daemon", "vblk"), ("version", env!("CARGO_PKG_VERSION"))];
+    scrape.gauge(&BUILD, &version, 1.0);
+    for disk in disks {
+        add_disk(&mut scrape, disk);
+        add_queues(&scrape, disk);
+    }
+    for worker in workers {
+        let index = worker.index.to_string();
+        let labels = [("worker", index.as_str())];
+        scrape.gauge(&BUSY, &labels, worker.busy_ratio);
+        scrape.counter(&STEPS, &labels, worker.steps);
+        scrape.counter(&SLEEPS, &labels, worker.sleeps);
+    }
+    scrape.render()
+}
+
+/// What is counted for the disk as a whole.
+fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
+    let name = ("disk", disk.name.as_str());
+    scrape.gauge(&CONNECTED, &[name], if disk.connected { 1.0 } else { 0.0 });
+    scrape.gauge(&SIZE, &[name], approximate(disk.size_bytes));
+    scrape.counter(&CONNECTIONS, &[name], disk.stats.connections);
+    for (reason, count) in &disk.stats.ring_broken {
+        scrape.counter(&BROKEN, &[name, ("reason", reason)], *count);
+    }
+    for (errno, count) in disk.stats.errors() {
+        scrape.counter(&ERRORS, &[name, ("errno", &errno_name(errno))], count);
+    }
+    for (kind, latency) in &disk.stats.latency {
+        let labels = [name, ("type", kind.name())];
+        let (sum, count) = (latency.sum_ns, latency.count);
+        scrape.histogram(&SECONDS, &labels, &latency.buckets, sum, count);
+    }
+}
+
+/// What is counted by queue.
+fn add_queues(scrape: &Exposition, disk: &DiskStatus) {
+    let name = ("disk", disk.name.as_str());
+    for stats in &disk.stats.queues {
+        let index = stats.index.to_string();
+        let queue = ("queue", index.as_str());
+        for (kind, count) in &stats.requests {
+            scrape.counter(&REQUESTS, &[name, queue, ("type", kind.name())], *count);
+        }
+        for (direction, bytes) in &stats.bytes {
+            scrape.counter(
+                &BYTES,
+                &[name, queue, ("direction", direction.name())],
+                *bytes,
+            );
+        }
+        scrape.counter(&REFUSED, &[name, queue], stats.refused);
+        let sent = ("outcome", "sent");
+        scrape.counter(
+            &NOTIFICATIONS,
+            &[name, queue, sent],
+            stats.notifications_sent,
+        );
+        let suppressed = ("outcome", "suppressed");
+        scrape.counter(
+            &NOTIFICATIONS,
+            &[name, queue, suppressed],
+            stats.notifications_suppressed,
+        );
+    }
+    for ring in disk.session.iter().flat_map(|session| &session.queues) {
+        let index = ring.index.to_string();
+        scrape.gauge(
+            &IN_FLIGHT,
+            &[name, ("queue", &index)],
+            f64::from(ring.in_flight),
+        );
+    }
+}
+
+/// The symbol of an errno that storage is known to give, else its number.
+pub fn errno_name(errno: i32) -> Cow<'static, str> {
+    let known = match Errno::from_raw_os_error(errno) {
+        Errno::IO => "EIO",
+        Errno::NOSPC => "ENOSPC",
+        Errno::DQUOT => "EDQUOT",
+        Errno::ROFS => "EROFS",
+        Errno::INVAL => "EINVAL",
+        Errno::FBIG => "EFBIG",
+        Errno::NOMEM => "ENOMEM",
+        Errno::AGAIN => "EAGAIN",
+        Errno::FAULT => "EFAULT",
+        Errno::BADF => "EBADF",
+        Errno::NODEV => "ENODEV",
+        Errno::NXIO => "ENXIO",
+        Errno::NODATA => "ENODATA",
+        Errno::ILSEQ => "EILSEQ",
+        Errno::REMOTEIO => "EREMOTEIO",
+        Errno::TIMEDOUT => "ETIMEDOUT",
+        Errno::STALE => "ESTALE",
+        Errno::OPNOTSUPP => "EOPNOTSUPP",
+        Errno::CANCELED => "ECANCELED",
+        _ => return Cow::Owned(errno.to_string()),
+    };
+    Cow::Borrowed(known)
+}

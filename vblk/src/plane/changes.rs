@@ -1,0 +1,223 @@
+//! What changes on a worker between two steps: disks, memory maps, queues.
+
+use std::io;
+
+use rustix::fd::AsFd;
+use towpath_common::clock::Cycles;
+use towpath_common::mailbox::ReplyTo;
+use towpath_common::ring::Ring;
+use towpath_common::session::Attach;
+
+use super::{BlkPlane, Change, DiskHere, DiskKey, NewDisk};
+use crate::engine::uring_bell::Bell;
+use crate::engine::{Engine, Guest};
+use crate::queue::Queue;
+
+impl<E: Engine> BlkPlane<E> {
+    /// Carry out a change.
+    pub(super) fn change(&mut self, change: Change, now: Cycles) {
+        match change {
+            Change::AddDisk(new, reply) => reply.send(self.add_disk(new, now)),
+            Change::RemoveDisk(key, reply) => {
+                self.remove_disk(key);
+                reply.send(());
+            }
+            Change::SetShare(key, share) => {
+                if let Some((_, disk)) = self.find(key) {
+                    let entity = disk.entity;
+                    self.sched.set_share(entity, share, now);
+                }
+            }
+            Change::Memory(key, guest, reply) => reply.send(self.set_memory(key, &guest)),
+            Change::Attach(key, index, attach, reply) => {
+                reply.send(self.attach(key, index, *attach));
+            }
+            Change::Detach(key, index, reply) => self.detach(key, index, reply),
+            Change::Update(key, index, update) => {
+                if let Some(slot) = self.find_queue(key, index)
+                    && let Some(Some(queue)) = self.queues.get_mut(slot as usize)
+                {
+                    queue.update(update);
+                }
+            }
+        }
+    }
+
+    fn find(&mut self, key: DiskKey) -> Option<(u16, &mut DiskHere)> {
+        let at = self
+            .disks
+            .iter()
+            .position(|d| d.as_ref().is_some_and(|d| d.key == key))?;
+        let disk = self.disks.get_mut(at)?.as_mut()?;
+        Some((u16::try_from(at).ok()?, disk))
+    }
+
+    fn find_queue(&mut self, key: DiskKey, index: u16) -> Option<u32> {
+        let (_, disk) = self.find(key)?;
+        let keys = disk.queues.clone();
+        keys.into_iter()
+            .find(|k| self.queue(*k).is_some_and(|q| q.index == index))
+    }
+
+    fn queue(&self, key: u32) -> Option<&Queue> {
+        self.queues.get(key as usize)?.as_ref()
+    }
+
+    fn add_disk(&mut self, new: NewDisk, now: Cycles) -> io::Result<()> {
+        let NewDisk {
+            key,
+            name,
+            disk,
+            share,
+            shared,
+        } = new;
+        let entity = self.sched.add(share, now).map_err(io::Error::other)?;
+        let id = match self.io.attach(&disk) {
+            Ok(id) => id,
+            Err(e) => {
+                self.sched.remove(entity);
+                return Err(e);
+            }
+        };
+        let here = DiskHere {
+            key,
+            name,
+            id,
+            limits: disk.limits(),
+            mem: None,
+            entity,
+            queues: Vec::new(),
+            shared,
+            latency: Box::default(),
+            started: 0,
+            poisoned: false,
+        };
+        let at = vacancy(&mut self.disks);
+        self.by_entity[entity.index()] = u16::try_from(at).unwrap_or(u16::MAX);
+        self.disks[at] = Some(here);
+        Ok(())
+    }
+
+    fn remove_disk(&mut self, key: DiskKey) {
+        let Some((at, _)) = self.find(key) else {
+            return;
+        };
+        let Some(disk) = self.disks[usize::from(at)].take() else {
+            return;
+        };
+        for key in disk.queues {
+            self.queues[key as usize] = None;
+        }
+        if let Some(mem) = disk.mem {
+            self.io.release(mem);
+        }
+        self.io.detach(disk.id);
+        self.sched.remove(disk.entity);
+    }
+
+    fn set_memory(&mut self, key: DiskKey, guest: &Guest) -> io::Result<()> {
+        let Some((at, disk)) = self.find(key) else {
+            return Ok(());
+        };
+        let old = disk.mem.take();
+        disk.poisoned = false;
+        if let Some(old) = old {
+            self.io.release(old);
+        }
+        let new = self.io.adopt(guest)?;
+        if let Some(Some(disk)) = self.disks.get_mut(usize::from(at)) {
+            disk.mem = Some(new);
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, key: DiskKey, index: u16, attach: Attach) -> bool {
+        let Some((at, disk)) = self.find(key) else {
+            return false;
+        };
+        let counters = disk.shared.queues.get(usize::from(index)).map(|q| {
+            q.set_broken(None);
+            q.counters.snapshot()
+        });
+        let Ok(bell) = self.bells.pop().map_or_else(Bell::new, Ok) else {
+            return false;
+        };
+        let queue = Queue::new(index, attach, bell, counters.unwrap_or_default());
+        let Ok(mut queue) = queue else {
+            return false;
+        };
+        if let Some(kick) = &queue.kick
+            && self.poller.add(kick.as_fd()).is_err()
+        {
+            return false;
+        }
+        queue.ring.disarm();
+        let slot = vacancy(&mut self.queues);
+        let Ok(slot_key) = u32::try_from(slot) else {
+            return false;
+        };
+        self.queues[slot] = Some(queue);
+        self.by_queue.resize(self.queues.len(), 0);
+        self.by_queue[slot] = at;
+        if let Some(Some(disk)) = self.disks.get_mut(usize::from(at)) {
+            disk.queues.push(slot_key);
+        }
+        // Room now, so that the loop never allocates.
+        self.dirty.reserve(self.queues.len());
+        true
+    }
+
+    fn detach(&mut self, key: DiskKey, index: u16, reply: ReplyTo<Ring>) {
+        // An unknown queue: dropping the reply tells the caller.
+        let Some(slot) = self.find_queue(key, index) else {
+            return;
+        };
+        if let Some(Some(queue)) = self.queues.get_mut(slot as usize) {
+            queue.draining = true;
+        }
+        self.drains.push((slot, reply));
+        self.finish_drains();
+    }
+
+    /// Hand back the rings of draining queues that have nothing in flight any more.
+    #[cold]
+    pub(super) fn finish_drains(&mut self) {
+        let mut at = 0;
+        while let Some((slot, _)) = self.drains.get(at) {
+            let slot = *slot as usize;
+            let done = |q: &Queue| q.ring.in_flight() == 0 && !q.dirty;
+            if !self.queues[slot].as_ref().is_some_and(done) {
+                at += 1;
+                continue;
+            }
+            let (key, reply) = self.drains.swap_remove(at);
+            let Some(mut queue) = self.queues[slot].take() else {
+                continue;
+            };
+            let disk = self
+                .disks
+                .get_mut(usize::from(self.by_queue[slot]))
+                .and_then(Option::as_mut);
+            if let Some(disk) = disk {
+                disk.queues.retain(|k| *k != key);
+                if let Some(shared) = disk.shared.queues.get(usize::from(queue.index)) {
+                    queue.report(shared);
+                }
+            }
+            if let Some(kick) = &queue.kick {
+                self.poller.remove(kick.as_fd());
+            }
+            let (ring, bell) = queue.into_parts();
+            self.bells.extend(bell);
+            reply.send(ring);
+        }
+    }
+}
+
+/// Index of an empty place, made if there is none.
+fn vacancy<T>(places: &mut Vec<Option<T>>) -> usize {
+    places.iter().position(Option::is_none).unwrap_or_else(|| {
+        places.push(None);
+        places.len() - 1
+    })
+}

@@ -1,0 +1,268 @@
+//! `vblk serve`: from a command line to a daemon, and to its end.
+//!
+//! ```text
+//! load ─▶ log ─▶ claim the control socket ─▶ start workers ─▶ apply disks ─▶ READY
+//!                                                                              │
+//!            SIGHUP, POST /v1/reload: load, diff, apply, or change nothing ◀───┤
+//!            SIGTERM, SIGINT: STOPPING, drain, exit                        ◀───┘
+//! ```
+//!
+//! Nothing is touched before everything is validated, and the control socket is claimed first, so
+//! that a second daemon by mistake ends there. Everything here runs on the main thread, except
+//! that reload and drain, which wait for storage, run beside it: the API answers, signals arrive
+//! and the watchdog is fed meanwhile.
+
+use std::io;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use tokio::task::spawn_blocking;
+use towpath_common::config::ConfigError;
+use towpath_common::control::server::{self, Patience};
+use towpath_common::control::{Answer, ControlSocket, SocketError};
+use towpath_common::logging::{self, LogError};
+use towpath_common::notify::{self, Signal, Signals, Watchdog};
+
+use crate::config::{Config, Daemon as Settings, Diff, Sources};
+use crate::control;
+use crate::service::{Report, Service, ServiceError};
+
+/// One for a reload, one for the drain, which must not wait for the reload.
+const BLOCKING_THREADS: usize = 2;
+
+/// Why the daemon did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration was refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Logging could not start.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The control socket could not be claimed.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The data plane refused.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// The control thread could not be set up.
+    #[error("cannot set up the control thread: {0}")]
+    Runtime(#[from] io::Error),
+    /// A second signal ended the drain.
+    #[error("stopped by a second signal before all requests were completed")]
+    Impatient,
+}
+
+/// The running daemon as its control plane sees it.
+pub struct Daemon {
+    sources: Sources,
+    service: Arc<dyn Service>,
+    /// What is applied now; locked for as long as a reload takes.
+    config: Mutex<Config>,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Serves until a signal says stop. `start` starts the workers; the disks are applied afterwards.
+///
+/// # Errors
+/// [`ServeError`]. Before READY, nothing keeps running after an error.
+pub fn serve(
+    sources: Sources,
+    start: impl FnOnce(&Settings) -> Result<Arc<dyn Service>, ServiceError>,
+) -> Result<(), ServeError> {
+    let started = Instant::now();
+    let config = Config::load(&sources)?;
+    logging::init("vblk", config.daemon.log.as_ref())?;
+    let socket = ControlSocket::bind(config.daemon.control.as_path())?;
+    let service = start(&config.daemon)?;
+    let report = service.apply(&config)?;
+    log_warnings(&report);
+    let daemon = Arc::new(Daemon {
+        sources,
+        service,
+        config: Mutex::new(config),
+        started,
+    });
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    let outcome = runtime.block_on(daemon.run(&socket));
+    runtime.shutdown_background();
+    outcome
+}
+
+impl Daemon {
+    /// A daemon around a service to which `config`, loaded from `sources`, has been applied.
+    pub fn new(sources: Sources, service: Arc<dyn Service>, config: Config) -> Self {
+        Self {
+            sources,
+            service,
+            config: Mutex::new(config),
+            started: Instant::now(),
+        }
+    }
+
+    /// The data plane.
+    pub fn service(&self) -> &dyn Service {
+        &*self.service
+    }
+
+    /// How long it has been running.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Serves the API and handles signals until the drain is over.
+    async fn run(self: Arc<Self>, socket: &ControlSocket) -> Result<(), ServeError> {
+        let mut signals = Signals::new()?;
+        let routes = control::routes(Arc::clone(&self));
+        let api = server::serve(socket.listener()?, routes, Patience::default());
+        tokio::pin!(api);
+        tokio::spawn(Watchdog::new(progress(Arc::clone(&self.service))).run());
+
+        let start_ms = self.started.elapsed().as_secs_f64() * 1e3;
+        let disks = self.service.disks().len();
+        notify::ready(&serving(disks));
+        tracing::info!(disks, start_ms, control = %socket.path().display(), "serving");
+        loop {
+            tokio::select! {
+                ended = &mut api => ended?,
+                signal = signals.next() => match signal {
+                    Signal::Reload => drop(tokio::spawn(Arc::clone(&self).reload(false))),
+                    Signal::Stop => return self.stop(signals).await,
+                },
+            }
+        }
+    }
+
+    /// Drains; a second signal to stop cuts it short.
+    async fn stop(&self, mut signals: Signals) -> Result<(), ServeError> {
+        notify::stopping();
+        tracing::info!("stopping: completing what is in flight");
+        let service = Arc::clone(&self.service);
+        let mut drain = spawn_blocking(move || service.drain());
+        loop {
+            tokio::select! {
+                drained = &mut drain => {
+                    drained.map_err(io::Error::other)?;
+                    tracing::info!("stopped");
+                    return Ok(());
+                }
+                signal = signals.next() => if signal == Signal::Stop {
+                    return Err(ServeError::Impatient);
+                },
+            }
+        }
+    }
+
+    /// Loads the configuration again and applies it as a whole, or not at all. The answer carries
+    /// what changed; with `dry_run`, what would change.
+    pub async fn reload(self: Arc<Self>, dry_run: bool) -> Answer<Diff> {
+        let answer = spawn_blocking(move || self.reload_blocking(dry_run)).await;
+        answer.unwrap_or_else(|panic| {
+            Answer::failed(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("the reload broke: {panic}"),
+            )
+        })
+    }
+
+    fn reload_blocking(&self, dry_run: bool) -> Answer<Diff> {
+        let mut current = match self.config.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let description = "another reload is under way; try again when it is done";
+                return Answer::failed(StatusCode::CONFLICT, description);
+            }
+        };
+        if dry_run {
+            return match Config::load(&self.sources) {
+                Ok(new) => judge(current.diff(&new), &Report::default()),
+                Err(error) => Answer::failed(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+            };
+        }
+        notify::reloading();
+        let answer = match self.replace(&mut current) {
+            Ok(answer) => {
+                tracing::info!(changes = %answer.description, "reloaded");
+                answer
+            }
+            Err(error) => {
+                tracing::error!(%error, "the reload was refused; nothing changed");
+                Answer::failed(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+            }
+        };
+        notify::ready(&serving(current.disks.len()));
+        answer
+    }
+
+    /// Loads, applies and remembers; on an error `current` stays what it was.
+    fn replace(&self, current: &mut Config) -> Result<Answer<Diff>, ServeError> {
+        let mut new = Config::load(&self.sources)?;
+        let diff = current.diff(&new);
+        // The process keeps its settings until it is restarted; a later diff says so again.
+        new.daemon = current.daemon.clone();
+        let report = self.service.apply(&new)?;
+        log_warnings(&report);
+        *current = new;
+        Ok(judge(diff, &report))
+    }
+}
+
+/// Success, or a warning if something deserves attention.
+fn judge(diff: Diff, report: &Report) -> Answer<Diff> {
+    let sentences: Vec<String> = std::iter::once(diff.to_string())
+        .chain(report.warnings.iter().cloned())
+        .collect();
+    let description = sentences.join("; ");
+    if report.warnings.is_empty() && diff.needs_restart.is_empty() {
+        Answer::success(description, diff)
+    } else {
+        Answer::warning(description, diff)
+    }
+}
+
+fn log_warnings(report: &Report) {
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+fn serving(disks: usize) -> String {
+    format!("serving {}", count_disks(disks))
+}
+
+/// `1 disk`, `2 disks`.
+pub fn count_disks(number: usize) -> String {
+    format!("{number} {}", if number == 1 { "disk" } else { "disks" })
+}
+
+/// Whether every worker has taken a step since the last call.
+fn progress(service: Arc<dyn Service>) -> impl FnMut() -> bool {
+    let mut before: Vec<u64> = Vec::new();
+    move || {
+        let now: Vec<u64> = service
+            .workers()
+            .iter()
+            .map(|worker| worker.steps)
+            .collect();
+        let moved = now.iter().zip(&before).all(|(now, before)| now > before);
+        before = now;
+        moved
+    }
+}
+
+#[cfg(test)]
+mod tests;
