@@ -83,13 +83,16 @@ impl VhostUserBackend for Reference {
         vrings: &[VringRwLock],
         _: usize,
     ) -> std::io::Result<()> {
-        let memory = self.memory.lock().unwrap().memory();
         let mut vring = vrings[usize::from(queue)].get_mut();
+        let map = || self.memory.lock().unwrap().memory();
         loop {
             vring.disable_notification().unwrap();
             loop {
-                let next = vring.get_queue_mut().iter(memory.clone()).unwrap().next();
+                let next = vring.get_queue_mut().iter(map()).unwrap().next();
                 let Some(chain) = next else { break };
+                // The map is taken after the chain: a chain may lie in memory that was added while
+                // this loop ran, and was published only after the addition had been answered.
+                let memory = map();
                 let head = chain.head_index();
                 let mut bytes = Vec::new();
                 let mut reader = chain.clone().reader(&memory).unwrap();
