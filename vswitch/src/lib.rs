@@ -1,5 +1,11 @@
-//! `vswitch` will be a polling L2 switch for virtual machines: vhost-user-net ports, MAC learning,
-//! 802.1Q VLANs, spanning tree, and TAP, `AF_XDP` and DPDK uplinks, on the rings and sessions of
-//! `towpath-common`.
+//! vhost-user-net back-end: an L2 switch for virtual machines.
 //!
-//! Nothing of it is built yet and this crate exports nothing; ARCHITECTURE.md has the plan.
+//! Frames move from the sender's buffers straight into the receivers': [`net`] and [`mac`] are what
+//! stands in a frame, [`vlan`] what may pass where, [`discard`] why a frame went nowhere, [`port`]
+//! what a port is.
+
+pub mod discard;
+pub mod mac;
+pub mod net;
+pub mod port;
+pub mod vlan;
