@@ -5,6 +5,7 @@
 //! what a port is.
 
 pub mod discard;
+pub mod fdb;
 pub mod mac;
 pub mod net;
 pub mod port;
