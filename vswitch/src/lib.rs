@@ -6,6 +6,7 @@
 
 pub mod discard;
 pub mod fdb;
+pub mod guard;
 pub mod mac;
 pub mod net;
 pub mod port;
