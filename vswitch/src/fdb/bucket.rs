@@ -23,7 +23,7 @@ pub(super) const SECOND: u64 = 1 << PORT_BITS;
 const REST_SHIFT: u32 = PORT_BITS + 1;
 
 /// One more than the largest port number that fits a word.
-pub(super) const PORTS: usize = PORT_MASK as usize;
+pub(super) const PORTS: usize = (1 << PORT_BITS) - 1;
 
 /// A cache line of entries.
 #[derive(Debug, Default)]
