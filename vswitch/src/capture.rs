@@ -14,7 +14,9 @@
 //! goes on. It waits for nobody: each ring has one writer and one reader, and neither can be held
 //! up by the other. The memory of a capture is that of its rings.
 
+pub mod anchor;
 pub mod filter;
+pub mod pcapng;
 mod ring;
 pub mod tap;
 
