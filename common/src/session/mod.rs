@@ -43,9 +43,10 @@ pub struct Attach {
     pub ring: Ring,
     /// Readable when the driver kicked; none: the device polls.
     pub kick: Option<OwnedFd>,
-    /// Written to notify the driver; none: the driver polls.
+    /// Signalled to notify the driver, by a [`crate::bell::Bell`]: write(2) may wait for ever.
+    /// None: the driver polls.
     pub call: Option<OwnedFd>,
-    /// Written when the ring breaks.
+    /// Signalled when the ring breaks, by a bell as well.
     pub err: Option<OwnedFd>,
     /// Whether the device may process the ring; a disabled one keeps what it has (and a network
     /// device drains and discards its transmit ring).

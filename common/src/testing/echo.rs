@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::bell::Bell;
 use crate::chain::{Burst, Chain};
 use crate::clock::Cycles;
 use crate::mailbox::ReplyTo;
@@ -279,6 +280,7 @@ struct Queue {
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
+    bell: Bell,
     enabled: bool,
     alarm: Arc<crate::session::Alarm>,
     diary: Arc<Diary>,
@@ -316,10 +318,10 @@ impl Room {
     }
 }
 
-fn signal(fd: Option<&OwnedFd>) {
-    if let Some(fd) = fd {
-        // EAGAIN: the counter is full, so its reader has a wake-up already.
-        let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+/// Signal an eventfd that a front-end may have filled and made blocking.
+fn signal(bell: &mut Bell, fd: Option<&OwnedFd>) {
+    if bell.aim(fd.map(AsFd::as_fd)).is_ok() {
+        bell.ring();
     }
 }
 
@@ -346,7 +348,7 @@ impl Queue {
             self.ring.put(head, written);
         }
         if self.ring.publish() {
-            signal(self.call.as_ref());
+            signal(&mut self.bell, self.call.as_ref());
         }
     }
 
@@ -357,7 +359,7 @@ impl Queue {
         let (head, written) = self.held.remove(at);
         self.ring.put(head, written);
         if self.ring.publish() {
-            signal(self.call.as_ref());
+            signal(&mut self.bell, self.call.as_ref());
         }
         true
     }
@@ -381,7 +383,7 @@ impl Queue {
             && !std::mem::replace(&mut self.reported, true)
         {
             lock(&self.diary.broken).push((key.1, why));
-            signal(self.err.as_ref());
+            signal(&mut self.bell, self.err.as_ref());
         }
         if mem.poisoned() {
             self.alarm.raise();
@@ -405,6 +407,8 @@ impl Plane for Room {
                     enabled,
                     alarm,
                 } = *attach;
+                // Dropping the reply tells the session that the ring was not taken.
+                let Ok(bell) = Bell::new() else { return };
                 if let Some(kick) = &kick {
                     let _ = self.context.poller.add(kick.as_fd());
                 }
@@ -413,6 +417,7 @@ impl Plane for Room {
                     kick,
                     call,
                     err,
+                    bell,
                     enabled,
                     alarm,
                     diary,
