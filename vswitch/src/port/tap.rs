@@ -1,4 +1,4 @@
-//! A TAP interface as uplink: the switch's way to the host's network stack, bridges and name spaces.
+//! A TAP interface as uplink: the switch's way to the host's network stack, bridges, namespaces.
 //!
 //! The interface is created, or one that an operator made beforehand is used (`ip tuntap add … user
 //! …`), so that the daemon needs no privilege. Frames carry virtio-net headers both ways, so large
