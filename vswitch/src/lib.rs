@@ -4,8 +4,11 @@
 //! stands in a frame, [`vlan`] what may pass where, [`discard`] why a frame went nowhere, [`port`]
 //! what a port is.
 
+pub mod config;
 pub mod discard;
 pub mod mac;
 pub mod net;
 pub mod port;
+pub mod serve;
+pub mod service;
 pub mod vlan;
