@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use towpath_common::config::Name;
 use vswitch::config::Direction;
 use vswitch::mac::Mac;
-use vswitch::vlan::Vid;
+use vswitch::vlan::{Vid, VlanSet};
 
 pub(crate) use args::{FdbArgs, SourceArgs, Target};
 
@@ -185,7 +185,7 @@ pub(crate) enum MirrorCommand {
         from: Vec<Name>,
         /// VLANs whose traffic is copied, such as 10,20,30-40.
         #[arg(long)]
-        vlans: Option<vswitch::config::VlanSet>,
+        vlans: Option<VlanSet>,
         /// The port that gets the copies.
         #[arg(long)]
         to: Name,

@@ -10,12 +10,14 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
+use axum::Router;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{CpuId, Name, SocketMode, SocketPath};
 
-use crate::config::{Config, TapName, VlanSet};
+use crate::config::Config;
 use crate::mac::Mac;
-use crate::vlan::Vid;
+use crate::port::tap::InterfaceName;
+use crate::vlan::{Vid, VlanSet};
 
 /// What the control plane may ask of the data plane. All verbs may be called from any thread.
 pub trait Service: Send + Sync {
@@ -49,6 +51,11 @@ pub trait Service: Send + Sync {
     /// Forgets learned addresses that `filter` lets pass; says how many. Static ones stay: they
     /// come and go with [`Service::apply`].
     fn fdb_flush(&self, filter: &FdbFilter) -> u64;
+
+    /// More of the API: what looks at frames (`capture`, `why`), which control passes on.
+    fn routes(&self) -> Router {
+        Router::new()
+    }
 
     /// Stops taking frames, sends what was taken, and closes all sessions. Blocks.
     fn drain(&self);
@@ -134,7 +141,7 @@ pub enum Attachment {
     /// The host.
     Tap {
         /// The interface.
-        tap: TapName,
+        tap: InterfaceName,
     },
 }
 

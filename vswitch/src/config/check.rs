@@ -6,10 +6,10 @@ use std::hash::Hash;
 
 use towpath_common::config::{ConfigError, Daemon, Name, Place};
 
-use super::vlans::{Mode, VlanSet};
 use super::{MAX_PORTS, Mirror, StaticEntry, Written};
 use crate::mac::Mac;
 use crate::vlan::Vid;
+use crate::vlan::{Mode, VlanSet};
 
 /// Refuses what contradicts itself, something else, or the daemon.
 pub(super) fn check(daemon: &Daemon, written: &Written) -> Result<(), ConfigError> {
@@ -146,7 +146,11 @@ fn static_entry(
     members: &Members<'_>,
 ) -> Result<(), ConfigError> {
     station(place, entry.mac)?;
-    if !members.find(place, &entry.port)?.carries(entry.vlan) {
+    if members
+        .find(place, &entry.port)?
+        .egress(entry.vlan)
+        .is_none()
+    {
         let message = format!(
             "port \"{}\" does not carry VLAN {}; add it to the port, or name another VLAN",
             entry.port, entry.vlan

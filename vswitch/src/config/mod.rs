@@ -11,9 +11,7 @@ mod check;
 mod diff;
 mod guards;
 mod port;
-mod set;
 mod switch;
-mod vlans;
 
 use std::path::PathBuf;
 
@@ -26,9 +24,8 @@ use towpath_common::config::{
 pub use argument::{PORT, UPLINK};
 pub use diff::Diff;
 pub use guards::{GuardTable, Guards, MacLimit, PerSecond, Rate, Storm};
-pub use port::{Mtu, Port, QueuePairs, TapName, Uplink};
+pub use port::{Mtu, Port, QueuePairs, Uplink};
 pub use switch::{Ageing, Direction, FdbSize, Mirror, StaticEntry, Switch};
-pub use vlans::{Mode, VlanSet};
 
 /// Read when the command line names neither a file nor a port.
 pub const DEFAULT_FILE: &str = "/etc/towpath/vswitch.toml";

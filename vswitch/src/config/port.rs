@@ -2,17 +2,14 @@
 //! `--uplink` become. A value of these types obeys each rule that concerns it alone; what ties
 //! several together is checked in [`check`](super::check).
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
-use towpath_common::config::{Cap, Name, SocketMode, SocketPath, ValueError, Weight};
+use towpath_common::config::{Cap, Name, SocketMode, SocketPath, Weight};
 use towpath_common::ranged;
 
 use super::guards::GuardTable;
-use super::vlans::{Mode, VlanSet};
 use crate::mac::Mac;
-use crate::vlan::Vid;
+use crate::port::tap::InterfaceName;
+use crate::vlan::{Mode, Vid, VlanSet};
 
 /// A port for a virtual machine: `[[port]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,17 +62,17 @@ pub struct Uplink {
     /// What operators, the API and metrics call it.
     pub name: Name,
     /// The TAP interface, which is created if it does not exist.
-    pub tap: TapName,
+    pub tap: InterfaceName,
     /// As a port's.
     pub access: Option<Vid>,
     /// As a port's.
     pub trunk: Option<VlanSet>,
     /// As a port's.
     pub native: Option<Vid>,
-    /// Queues, each served by a worker.
+    /// Queues, each served by a worker; more than one takes an interface with multi_queue.
     pub queues: QueuePairs,
-    /// Largest payload of an Ethernet frame; set on the interface.
-    pub mtu: Mtu,
+    /// Largest payload of an Ethernet frame, set on the interface; `None`: as it is.
+    pub mtu: Option<Mtu>,
     /// Whether the host's checksum and segmentation offloads are used.
     pub offloads: bool,
     /// Share of its worker's time.
@@ -89,14 +86,13 @@ pub struct Uplink {
 #[serde(deny_unknown_fields)]
 struct UplinkTable {
     name: Option<Name>,
-    tap: TapName,
+    tap: InterfaceName,
     access: Option<Vid>,
     trunk: Option<VlanSet>,
     native: Option<Vid>,
-    #[serde(default)]
+    #[serde(default = "one")]
     queues: QueuePairs,
-    #[serde(default)]
-    mtu: Mtu,
+    mtu: Option<Mtu>,
     #[serde(default = "yes")]
     offloads: bool,
     #[serde(default)]
@@ -125,6 +121,11 @@ impl From<UplinkTable> for Uplink {
 /// serde takes a function for a default that is not `Default`'s.
 fn yes() -> bool {
     true
+}
+
+/// One pair of queues.
+fn one() -> QueuePairs {
+    QueuePairs::MIN
 }
 
 impl Port {
@@ -160,50 +161,6 @@ fn vlans(access: Option<Vid>, trunk: Option<&VlanSet>, native: Option<Vid>) -> M
         None => Mode::Access {
             pvid: access.unwrap_or(Vid::DEFAULT),
         },
-    }
-}
-
-/// The name of a network interface (Linux, `dev_valid_name`).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub struct TapName(String);
-
-impl TapName {
-    /// IFNAMSIZ without the final NUL.
-    pub const MAX_LEN: usize = 15;
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for TapName {
-    type Error = ValueError;
-
-    fn try_from(text: String) -> Result<Self, ValueError> {
-        // The kernel would number a name with '%'.
-        let bad = |c: char| !c.is_ascii_graphic() || matches!(c, '/' | ':' | '%');
-        let special = matches!(text.as_str(), "" | "." | "..");
-        if special || text.len() > Self::MAX_LEN || text.contains(bad) {
-            let rule = "use 1 to 15 printable ASCII bytes without '/', ':' and '%', as in tap0";
-            return Err(ValueError::form("interface", text, rule));
-        }
-        Ok(Self(text))
-    }
-}
-
-impl FromStr for TapName {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        text.to_owned().try_into()
-    }
-}
-
-impl fmt::Display for TapName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
     }
 }
 

@@ -5,9 +5,8 @@ use towpath_common::config::Name;
 use towpath_common::ranged;
 
 use super::guards::GuardTable;
-use super::vlans::VlanSet;
 use crate::mac::Mac;
-use crate::vlan::Vid;
+use crate::vlan::{Vid, VlanSet};
 
 /// The table `[switch]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

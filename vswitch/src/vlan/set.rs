@@ -7,7 +7,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use towpath_common::config::ValueError;
 
-use crate::vlan::Vid;
+use super::Vid;
 
 /// 4096 bits.
 const WORDS: usize = 64;
