@@ -3,6 +3,7 @@
 //! ([`worker`], [`sched`], [`mailbox`]), state that outlives the process ([`keep`]), and the
 //! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`]).
 
+pub mod bell;
 pub mod chain;
 pub mod clock;
 pub mod config;
