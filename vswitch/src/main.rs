@@ -28,17 +28,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Serve(args) => Ok(serve::serve(args.into(), start)?),
+        Command::Serve(args) => Ok(serve::serve(args.into(), vswitch::host::start)?),
         _ => bail!("not there yet"),
     }
-}
-
-/// Stands where the data plane starts.
-fn start(_: &Daemon) -> Result<Arc<dyn Service>, ServiceError> {
-    Err(ServiceError::Worker {
-        index: 0,
-        source: "there is no data plane yet".into(),
-    })
 }
 
 /// Whether the user, not the machine, has to change something.
