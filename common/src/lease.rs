@@ -75,7 +75,6 @@ impl<T> Lease<T> {
     /// The value, for a worker that has a burst for it: as soon as whoever has it gives it back.
     /// Never sleeps. The caller holds no other lease.
     #[inline]
-    #[must_use]
     pub fn hold(&self) -> Held<'_, T> {
         self.try_hold().unwrap_or_else(|| {
             self.contended.fetch_add(1, Ordering::Relaxed);
@@ -85,7 +84,6 @@ impl<T> Lease<T> {
 
     /// The value, for a thread that may sleep and wants to change it. To be given back at once:
     /// workers wait for it.
-    #[must_use]
     pub fn lock(&self) -> Held<'_, T> {
         self.try_hold().unwrap_or_else(|| self.wait(nap))
     }
