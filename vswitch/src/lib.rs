@@ -7,8 +7,12 @@
 
 pub mod capture;
 pub mod config;
+pub mod control;
 pub mod discard;
+#[cfg(test)]
+mod fake;
 pub mod mac;
+pub mod metrics;
 pub mod net;
 pub mod offload;
 pub mod port;

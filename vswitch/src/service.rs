@@ -314,6 +314,15 @@ pub struct FdbFilter {
     pub mac: Option<Mac>,
 }
 
+impl FdbFilter {
+    /// Whether an address is meant.
+    pub fn passes(&self, entry: &FdbEntry) -> bool {
+        self.vlan.is_none_or(|vlan| vlan == entry.vlan)
+            && self.mac.is_none_or(|mac| mac == entry.mac)
+            && self.port.as_ref().is_none_or(|port| *port == entry.port)
+    }
+}
+
 /// One known address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdbEntry {
