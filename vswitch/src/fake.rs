@@ -194,6 +194,7 @@ impl Service for FakeService {
                 port: port.name.clone(),
                 is_static: false,
                 age_seconds: 7,
+                held: false,
             });
             let learned = learned.filter(|_| self.flushed.load(Ordering::Relaxed) == 0);
             let statics = config.fdb.iter().map(|entry| FdbEntry {
@@ -202,6 +203,7 @@ impl Service for FakeService {
                 port: entry.port.clone(),
                 is_static: true,
                 age_seconds: 0,
+                held: false,
             });
             learned.into_iter().chain(statics).collect::<Vec<_>>()
         };

@@ -126,7 +126,9 @@ fn add_fdb(scrape: &Exposition, fdb: &FdbStats) {
         ("learned", fdb.learned),
         ("moved", fdb.moved),
         ("aged", fdb.aged),
-        ("evicted", fdb.evicted),
+        ("held", fdb.held),
+        ("displaced", fdb.displaced),
+        ("flushed", fdb.flushed),
         ("refused", fdb.refused),
     ] {
         scrape.counter(&FDB_EVENTS, &[("event", event)], count);
