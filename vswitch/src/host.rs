@@ -204,7 +204,9 @@ impl Service for Host {
             learned: counters.learned,
             moved: counters.moved,
             aged: counters.aged,
-            evicted: counters.displaced,
+            held: counters.held,
+            displaced: counters.displaced,
+            flushed: counters.flushed,
             refused: counters.refused,
         }
     }
@@ -227,6 +229,7 @@ impl Service for Host {
                     mac: e.mac,
                     port: name(e.port)?,
                     is_static: e.is_static,
+                    held: e.is_held,
                     age_seconds: e.age_s,
                 })
             })

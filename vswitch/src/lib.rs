@@ -11,16 +11,20 @@
 pub mod batch;
 pub mod capture;
 pub mod config;
+pub mod control;
 pub mod device;
 pub mod discard;
 pub mod egress;
 pub mod fdb;
+#[cfg(test)]
+mod fake;
 pub mod features;
 mod flow;
 pub mod guard;
 pub mod head;
 pub mod host;
 pub mod mac;
+pub mod metrics;
 mod monitor;
 pub mod net;
 pub mod offload;

@@ -296,10 +296,14 @@ pub struct FdbStats {
     pub moved: u64,
     /// Addresses forgotten because they sent nothing.
     pub aged: u64,
-    /// Addresses forgotten because room was needed.
-    pub evicted: u64,
+    /// Times an address was held at a port because it moved too often.
+    pub held: u64,
+    /// Addresses forgotten to make room for others.
+    pub displaced: u64,
     /// Addresses not learned because there was no room.
     pub refused: u64,
+    /// Addresses forgotten on request.
+    pub flushed: u64,
 }
 
 /// Which addresses are meant; all conditions must hold.
@@ -312,6 +316,15 @@ pub struct FdbFilter {
     pub port: Option<Name>,
     /// This address.
     pub mac: Option<Mac>,
+}
+
+impl FdbFilter {
+    /// Whether an address is meant.
+    pub fn passes(&self, entry: &FdbEntry) -> bool {
+        self.vlan.is_none_or(|vlan| vlan == entry.vlan)
+            && self.mac.is_none_or(|mac| mac == entry.mac)
+            && self.port.as_ref().is_none_or(|port| *port == entry.port)
+    }
 }
 
 /// One known address.
@@ -328,6 +341,8 @@ pub struct FdbEntry {
     pub is_static: bool,
     /// Seconds since it last sent; 0 for static ones.
     pub age_seconds: u32,
+    /// Whether it stays where it is for a while because it moved too often.
+    pub held: bool,
 }
 
 /// One worker as it is now.

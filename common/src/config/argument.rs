@@ -29,6 +29,15 @@ pub enum Flag {
     Bool(bool),
 }
 
+/// What an argument does to a table.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Edit {
+    /// Fields and their new values.
+    pub set: Table,
+    /// Fields that go back to their defaults.
+    pub unset: Vec<String>,
+}
+
 impl Syntax {
     /// Every key and flag.
     pub fn keys(&self) -> impl Iterator<Item = &'static str> {
@@ -41,8 +50,26 @@ impl Syntax {
     /// # Errors
     /// A sentence that names the item and what is known here.
     pub fn table(&self, argument: &str) -> Result<Table, String> {
+        self.edit(argument)
+            .and_then(|edit| match edit.unset.first() {
+                Some(field) => Err(format!("{field} has no value; write one, or leave it out")),
+                None => Ok(edit.set),
+            })
+    }
+
+    /// The fields that `argument` sets and, by `key=`, takes away.
+    ///
+    /// # Errors
+    /// As [`Syntax::table`].
+    pub fn edit(&self, argument: &str) -> Result<Edit, String> {
         let mut table = Table::new();
+        let mut unset = Vec::new();
         for (index, item) in split(argument).into_iter().enumerate() {
+            let key = item.strip_suffix('=');
+            if let Some(key) = key.filter(|key| self.keys().any(|known| known == *key)) {
+                unset.push(key.replace('-', "_"));
+                continue;
+            }
             let first = || (self.first.to_owned(), Value::String(item.clone()));
             let (field, value) = match item.split_once('=') {
                 None if index == 0 => first(),
@@ -53,7 +80,7 @@ impl Syntax {
                 return Err(format!("{field} is given twice"));
             }
         }
-        Ok(table)
+        Ok(Edit { set: table, unset })
     }
 
     /// One `key=value` or flag as a field.
@@ -136,6 +163,13 @@ mod tests {
     }
 
     #[test]
+    fn a_key_without_a_value_is_taken_away() {
+        let edit = SYNTAX.edit("a,queues=,client").unwrap();
+        assert_eq!(edit.unset, ["queues"]);
+        assert_eq!(edit.set.len(), 2);
+    }
+
+    #[test]
     fn what_is_not_known_is_answered_with_what_is() {
         for (argument, message) in [
             (
@@ -145,6 +179,10 @@ mod tests {
             ),
             ("a,name=b", "name is given twice"),
             ("a,queues=two", "queues=two: write a whole number"),
+            (
+                "a,queues=",
+                "queues has no value; write one, or leave it out",
+            ),
         ] {
             assert_eq!(SYNTAX.table(argument).unwrap_err(), message);
         }

@@ -47,6 +47,11 @@ pub enum Place {
         /// Which use of it, from 1.
         ordinal: usize,
     },
+    /// In the configuration that is in force.
+    Running(
+        /// What it is, such as `port web`.
+        String,
+    ),
 }
 
 impl fmt::Display for Place {
@@ -56,6 +61,7 @@ impl fmt::Display for Place {
                 write!(f, "{}:{line}:{column}", path.display())
             }
             Self::Argument { option, ordinal } => write!(f, "{option} number {ordinal}"),
+            Self::Running(what) => f.write_str(what),
         }
     }
 }
@@ -136,6 +142,11 @@ impl Document {
             path: path.into(),
             text: text.into(),
         }
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Parses the TOML text into `T`, which should carry `#[serde(deny_unknown_fields)]`.

@@ -7,8 +7,10 @@
 //! configuration of the one in force, by the same rules.
 
 mod argument;
+mod change;
 mod check;
 mod diff;
+mod edit;
 mod guards;
 mod port;
 mod switch;
@@ -22,7 +24,9 @@ use towpath_common::config::{
 };
 
 pub use argument::{PORT, UPLINK};
+pub use change::{Change, ChangeError, FdbKey, PortEdit};
 pub use diff::Diff;
+pub use edit::{EditError, edit};
 pub use guards::{GuardTable, Guards, MacLimit, PerSecond, Rate, Storm};
 pub use port::{Mtu, Port, QueuePairs, Uplink};
 pub use switch::{Ageing, Direction, FdbSize, Mirror, StaticEntry, Switch};
@@ -148,20 +152,49 @@ impl Config {
         written.uplinks.extend(uplinks);
         let daemon = daemon.complete(&sources.daemon, DEFAULT_CONTROL);
         check::check(&daemon, &written)?;
+        Ok(Self::of(daemon, switch, written))
+    }
+
+    /// This configuration, if it holds together.
+    fn checked(self) -> Result<Self, ConfigError> {
+        let running = |what: String| Place::Running(what);
+        let ports = self.ports.into_iter();
+        let uplinks = self.uplinks.into_iter();
+        let fdb = self.fdb.into_iter();
+        let mirrors = self.mirrors.into_iter();
+        let written = Written {
+            ports: ports
+                .map(|one| (running(format!("port {}", one.name)), one))
+                .collect(),
+            uplinks: uplinks
+                .map(|one| (running(format!("uplink {}", one.name)), one))
+                .collect(),
+            fdb: fdb
+                .map(|one| (running(format!("fdb {}", one.mac)), one))
+                .collect(),
+            mirrors: mirrors
+                .map(|one| (running(format!("mirror {}", one.name)), one))
+                .collect(),
+        };
+        check::check(&self.daemon, &written)?;
+        Ok(Self::of(self.daemon, self.switch, written))
+    }
+
+    fn of(daemon: Daemon, switch: Switch, written: Written) -> Self {
         let Written {
             ports,
             uplinks,
             fdb,
             mirrors,
         } = written;
-        Ok(Self {
+        Self {
             daemon,
             switch,
             ports: values(ports),
             uplinks: values(uplinks),
             fdb: values(fdb),
             mirrors: values(mirrors),
-        })
+        }
     }
 
     /// The guards of a port: the switch's, changed by its own.
