@@ -7,9 +7,11 @@
 pub mod capture;
 pub mod discard;
 pub mod mac;
+pub mod mirror;
 pub mod net;
 pub mod offload;
 pub mod port;
 pub mod recent;
 pub mod table;
 pub mod vlan;
+pub mod why;
