@@ -53,7 +53,7 @@ impl Plane {
                 let sight = Sight {
                     now: self.clock.now(),
                     port: PortNo(u16::from(i % 2 == 1)),
-                    direction: Direction::In,
+                    direction: Direction::Rx,
                     vid: Vid::new(10),
                     source: Mac([2, 0, 0, 0, 0, 1]),
                     destination: Mac::BROADCAST,
