@@ -228,7 +228,7 @@ impl Mapping {
     }
 }
 
-/// Copy `len` bytes; headers and small frames (16 to 128 bytes) without a call: two windows of
+/// Copy `len` bytes; headers and small frames (16 to 256 bytes) without a call: two windows of
 /// fixed size, the second ending where the range ends, so that some bytes are copied twice.
 ///
 /// # Safety
@@ -246,6 +246,8 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         unsafe { from.copy_to_nonoverlapping(to, N) };
     }
     match len {
+        // SAFETY: the caller's promise, and at least 128 bytes.
+        129..=256 => unsafe { windows::<128>(from, to, len) },
         // SAFETY: the caller's promise, and at least 64 bytes.
         64..=128 => unsafe { windows::<64>(from, to, len) },
         // SAFETY: the caller's promise, and at least 32 bytes.

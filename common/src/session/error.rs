@@ -59,6 +59,9 @@ pub enum SessionError {
         /// Length in bytes.
         len: usize,
     },
+    /// NET_SET_MTU with more than 16 bits, or with what the device does not take.
+    #[error("the device does not take an MTU of {0} bytes")]
+    BadMtu(u64),
     /// The process has no file descriptor left.
     #[error("no file descriptor left for a vring: {0}; raise the limit (ulimit -n)")]
     NoFds(std::io::Error),

@@ -8,7 +8,8 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use super::error::SessionError;
 use super::vring::{Addresses, Vring};
-use super::{Alarm, Attach, Device, F_LOG_ALL, F_PROTOCOL_FEATURES, Update};
+use super::{Alarm, Attach, Device, Update};
+use super::{F_LOG_ALL, F_PROTOCOL_FEATURES, P_NET_MTU, P_RARP};
 use crate::bell::Bell;
 use crate::mem::{DirtyLog, Mapping, Mem, Region};
 use crate::ring::inflight::InflightTable;
@@ -68,8 +69,8 @@ pub(super) struct Log {
 
 type Result<T> = std::result::Result<T, SessionError>;
 
-/// Protocol features this session implements. REPLY_ACK is the `vhost` crate's.
-pub(super) fn protocol_offered() -> Protocol {
+/// Protocol features of every session. REPLY_ACK is the `vhost` crate's.
+fn protocol_of_all() -> Protocol {
     Protocol::MQ
         | Protocol::LOG_SHMFD
         | Protocol::REPLY_ACK
@@ -103,6 +104,11 @@ impl<D: Device> Session<D> {
 
     pub(super) fn offered(&self) -> u64 {
         self.device.features() | F_PROTOCOL_FEATURES | F_LOG_ALL
+    }
+
+    pub(super) fn protocol_offered(&self) -> Protocol {
+        let own = self.device.protocol_features() & (P_RARP | P_NET_MTU);
+        protocol_of_all() | Protocol::from_bits_truncate(own)
     }
 
     pub(super) fn index(&self, index: u32) -> Result<u16> {
@@ -239,7 +245,7 @@ impl<D: Device> Session<D> {
     }
 
     pub(super) fn set_protocol_features(&mut self, bits: u64) -> Result<()> {
-        let unknown = bits & !protocol_offered().bits();
+        let unknown = bits & !self.protocol_offered().bits();
         if unknown != 0 {
             return Err(SessionError::NotOffered(unknown));
         }

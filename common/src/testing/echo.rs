@@ -17,8 +17,11 @@ use crate::clock::Cycles;
 use crate::mailbox::ReplyTo;
 use crate::mem::{DirtyLog, Mem};
 use crate::ring::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_VERSION_1, Ring, Violation};
-use crate::session::{Attach, Device, DeviceGone, Update};
+use crate::session::{Attach, Device, DeviceGone, P_NET_MTU, P_RARP, Update};
 use crate::worker::{Context, Handle, Idle, Plane, Worker};
+
+/// The largest MTU it takes, in bytes.
+pub const MAX_MTU: u16 = 9000;
 
 /// Bytes of configuration space; the first half is writable.
 pub const CONFIG: usize = 64;
@@ -109,6 +112,9 @@ pub struct Diary {
     negotiated: AtomicU64,
     regions: AtomicU64,
     disconnects: AtomicU64,
+    /// MTUs and addresses the front-end sent, in order.
+    mtus: Mutex<Vec<u16>>,
+    announced: Mutex<Vec<[u8; 6]>>,
     broken: Mutex<Vec<(u16, Violation)>>,
 }
 
@@ -195,6 +201,18 @@ impl Echo {
         self.diary.regions.load(SeqCst)
     }
 
+    /// MTUs the front-end set, those refused among them.
+    #[must_use]
+    pub fn mtus(&self) -> Vec<u16> {
+        lock(&self.diary.mtus).clone()
+    }
+
+    /// Addresses the front-end wanted announced.
+    #[must_use]
+    pub fn announced(&self) -> Vec<[u8; 6]> {
+        lock(&self.diary.announced).clone()
+    }
+
     /// Sessions that ended.
     #[must_use]
     pub fn disconnects(&self) -> u64 {
@@ -209,6 +227,10 @@ impl Device for Echo {
 
     fn features(&self) -> u64 {
         self.features
+    }
+
+    fn protocol_features(&self) -> u64 {
+        P_RARP | P_NET_MTU
     }
 
     fn max_queues(&self) -> u16 {
@@ -266,6 +288,15 @@ impl Device for Echo {
     fn update(&self, queue: u16, update: Update) {
         let key = (self.id, queue);
         let _ = self.handle.call(|r| Change::Update(key, update, r));
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        lock(&self.diary.announced).push(mac);
+    }
+
+    fn set_mtu(&self, mtu: u16) -> bool {
+        lock(&self.diary.mtus).push(mtu);
+        mtu <= MAX_MTU
     }
 
     fn disconnected(&self) {

@@ -245,7 +245,7 @@ fn cut_and_check(spec: &Spec, accepts: Offloads) -> usize {
         assert!(if last {
             !read.payload.is_empty()
         } else {
-            read.payload.len() == spec.size.into()
+            read.payload.len() == usize::from(spec.size)
         });
         if spec.tcp {
             let before = u32::try_from(payload.len()).unwrap();
@@ -493,9 +493,12 @@ fn a_plain_frame_has_a_plain_header() {
     assert_eq!(validate_uplink(garbage, 60, &[0; 60]), Ok(kernel));
 }
 
+/// What is wrong with a header.
+type Change = fn(&mut NetHeader);
+
 #[test]
 fn each_contradiction_is_refused() {
-    let cases: [(&str, fn(&mut NetHeader)); 17] = [
+    let cases: [(&str, Change); 17] = [
         ("without a checksum", |h| h.flags = 0),
         ("no size", |h| h.gso_size = 0),
         ("one byte a segment", |h| h.gso_size = 1),
