@@ -1,9 +1,9 @@
 //! Cutting a segmented frame (GSO) into frames of their own: TCP and UDP, IPv4 and IPv6.
 //!
 //! Each segment gets the headers of the whole frame, changed as Linux changes them
-//! (`tcp_gso_segment`, `__udp_gso_segment`, `inet_gso_segment`): IP and UDP lengths; IPv4 identifier
-//! one higher each time, header checksum; TCP sequence number; CWR in the first only, FIN and PSH in
-//! the last only; checksums.
+//! (`tcp_gso_segment`, `__udp_gso_segment`, `inet_gso_segment`): IP and UDP lengths; IPv4
+//! identifier one higher each time, header checksum; TCP sequence number; CWR in the first only,
+//! FIN and PSH in the last only; checksums.
 
 use arrayvec::ArrayVec;
 

@@ -245,7 +245,7 @@ fn cut_and_check(spec: &Spec, accepts: Offloads) -> usize {
         assert!(if last {
             !read.payload.is_empty()
         } else {
-            read.payload.len() == spec.size.into()
+            read.payload.len() == usize::from(spec.size)
         });
         if spec.tcp {
             let before = u32::try_from(payload.len()).unwrap();
@@ -493,9 +493,12 @@ fn a_plain_frame_has_a_plain_header() {
     assert_eq!(validate_uplink(garbage, 60, &[0; 60]), Ok(kernel));
 }
 
+/// What is wrong with a header.
+type Change = fn(&mut NetHeader);
+
 #[test]
 fn each_contradiction_is_refused() {
-    let cases: [(&str, fn(&mut NetHeader)); 17] = [
+    let cases: [(&str, Change); 17] = [
         ("without a checksum", |h| h.flags = 0),
         ("no size", |h| h.gso_size = 0),
         ("one byte a segment", |h| h.gso_size = 1),
@@ -554,6 +557,22 @@ fn what_was_not_negotiated_is_refused() {
     };
     let result = validate(header, frame.len(), &frame, Offloads::ALL);
     assert_eq!(result, Err(Discard::BadHeader), "UDP has no ECN bits");
+}
+
+#[test]
+fn a_checksum_may_be_the_last_of_a_frame() {
+    let at = |csum_offset| NetHeader {
+        flags: NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset,
+        ..NetHeader::default()
+    };
+    let check = |header| validate(header, 60, &[0; 60], Offloads::CSUM);
+    assert_eq!(check(at(24)), Ok(at(24)));
+    assert_eq!(check(at(25)), Err(Discard::BadHeader));
+    assert!(complete_checksum(at(24), &mut [0; 60]).is_ok());
+    assert!(complete_checksum(at(25), &mut [0; 60]).is_err());
+    assert!(complete_checksum(at(0), &mut [0; 33]).is_err());
 }
 
 #[test]
