@@ -25,7 +25,8 @@ const CWR: u8 = 0x80;
 /// The segments of a frame, from the first to the last.
 #[derive(Debug)]
 pub struct Segments<'a> {
-    headers: ArrayVec<u8, MAX_HEADERS>,
+    /// Of the whole frame.
+    headers: &'a [u8],
     layout: Layout,
     /// Not yet cut.
     rest: &'a [u8],
@@ -98,7 +99,7 @@ impl<'a> Segments<'a> {
         if layout.payload - layout.network + size.min(rest.len()) > usize::from(u16::MAX) {
             return Err(Discard::BadHeader);
         }
-        if layout.routed {
+        if layout.routed || headers.len() > MAX_HEADERS {
             return Err(Discard::TooBigForReceiver);
         }
         let addresses = if layout.v6 {
@@ -108,7 +109,7 @@ impl<'a> Segments<'a> {
         };
         let addresses = headers.get(addresses).ok_or(Discard::BadHeader)?;
         Ok(Segments {
-            headers: ArrayVec::try_from(headers).map_err(|_| Discard::TooBigForReceiver)?,
+            headers,
             layout,
             rest,
             size,
@@ -201,7 +202,8 @@ impl<'a> Iterator for Segments<'a> {
             return None;
         }
         let (payload, rest) = self.rest.split_at(self.size.min(self.rest.len()));
-        let mut headers = self.headers.clone();
+        // They are at most so long, see `new`.
+        let mut headers = ArrayVec::try_from(self.headers).unwrap_or_default();
         self.edit(&mut headers, payload);
         let header = self.header();
         self.rest = rest;
