@@ -1,5 +1,8 @@
 //! What the switch needs of a port that is not a guest: bursts of frames, in buffers of its own.
 
+pub mod guest;
+pub mod guest_tx;
+mod line;
 pub mod memory;
 pub mod tap;
 mod tap_sys;
