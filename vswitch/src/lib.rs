@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod capture;
+pub mod ctrl;
 pub mod device;
 pub mod discard;
 pub mod egress;
