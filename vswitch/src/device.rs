@@ -99,7 +99,11 @@ impl Device for NetDevice {
     }
 
     fn features(&self) -> u64 {
-        features::offered()
+        features::offered(&features::Card {
+            pairs: self.pairs,
+            mac: None,
+            mtu: 1500,
+        })
     }
 
     fn max_queues(&self) -> u16 {
