@@ -135,6 +135,8 @@ pub struct Card {
     pub mac: Option<Mac>,
     /// MTU in bytes, 68 to 65535 (virtio 1.3, 5.1.4.1).
     pub mtu: u16,
+    /// Whether checksums and segmentation are offered.
+    pub offloads: bool,
 }
 
 /// The features that `card` offers.
@@ -144,8 +146,7 @@ pub fn offered(card: &Card) -> u64 {
     const SEND: u64 = CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
     const TAKE: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6;
     let when = |yes: bool, bit: u64| if yes { bit } else { 0 };
-    RING | SEND
-        | TAKE
+    RING | when(card.offloads, SEND | TAKE)
         | MRG_RXBUF
         | CTRL_VQ
         | STATUS

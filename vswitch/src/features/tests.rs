@@ -8,6 +8,7 @@ const CARD: Card = Card {
     pairs: 1,
     mac: None,
     mtu: 1500,
+    offloads: true,
 };
 
 #[test]
@@ -93,6 +94,7 @@ fn the_configuration_space_has_each_field_in_its_place() {
         pairs: 0x0304,
         mac,
         mtu: 9000,
+        offloads: true,
     };
     let mut config = NetConfig::new(card);
     let mut all = [0xee; CONFIG_MAX];
