@@ -19,8 +19,8 @@ use towpath_common::bell::Bell;
 pub enum Egress {
     /// To a guest.
     Guest(GuestEgress),
-    /// To an uplink.
-    Uplink(Lease<Box<dyn Uplink>>),
+    /// To an uplink, through as many queues as it has; worker `i` takes queue `i % len`.
+    Uplink(Box<[Lease<Box<dyn Uplink>>]>),
 }
 
 /// A guest's receive queues, by pair.

@@ -7,9 +7,8 @@
 //! lock that nobody waits for: a worker that does not get it leaves learning to the next frame.
 //!
 //! **Bounded by construction.** All memory is taken at the start. An address has two buckets of
-//! four entries, chosen by a secret permutation (`hash`); nothing is ever searched beyond them,
-//! and a new address looks into eight more buckets at most, to make room by moving one entry to
-//! its other bucket. So a guest that finds colliding addresses gains nothing: lookups cost the same,
+//! four entries, chosen by a secret permutation (`hash`); no lookup goes beyond them, and a new
+//! address looks into 40 more at most, to make room by moving others to their other bucket. So a guest that finds colliding addresses gains nothing: lookups cost the same,
 //! and once its buckets are full it displaces itself, as follows.
 //!
 //! **Fair.** When there is no room, the port with most entries in the whole table gives up its
@@ -49,7 +48,7 @@ pub const HOLD_S: u32 = 10;
 
 ranged! {
     /// How many addresses the table has room for; rounded up to a power of two. 16 bytes each.
-    /// It is filled to about 95 % before an address is displaced for lack of room.
+    /// The first address is displaced for lack of room when about 87 % are taken.
     Capacity(u32), "FDB capacity", 2_048..=1_048_576
 }
 
@@ -152,6 +151,8 @@ pub struct Fdb {
     /// Dynamic entries by port. Written under the lock.
     counts: Box<[AtomicU32]>,
     statics: AtomicU32,
+    /// All entries. Written under the lock.
+    total: AtomicU32,
     tally: Tally,
     /// The bucket that [`Fdb::age`] looks at next.
     hand: AtomicUsize,
@@ -172,6 +173,7 @@ impl Fdb {
             ageing_s: AtomicU32::new(ageing.get()),
             counts: zeroes(PORTS),
             statics: AtomicU32::new(0),
+            total: AtomicU32::new(0),
             tally: Tally::default(),
             hand: AtomicUsize::new(0),
             lock: Mutex::new(()),
@@ -232,8 +234,7 @@ impl Fdb {
     /// All entries, static ones among them.
     #[must_use]
     pub fn len(&self) -> usize {
-        let all = self.counts.iter().map(|count| count.load(Relaxed) as usize);
-        all.sum::<usize>() + self.statics() as usize
+        self.total.load(Relaxed) as usize
     }
 
     /// Whether there is no entry.

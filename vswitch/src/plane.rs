@@ -74,7 +74,9 @@ struct PortHere {
     name: Arc<str>,
     entity: EntityId,
     queues: Vec<GuestTx>,
-    uplink: Option<UplinkHere>,
+    uplinks: Vec<UplinkHere>,
+    /// What came from the uplinks.
+    rx: QueueCounters,
     shared: Arc<PortShared>,
     poisoned: bool,
 }
@@ -82,7 +84,6 @@ struct PortHere {
 #[derive(Debug)]
 struct UplinkHere {
     uplink: Box<dyn Uplink>,
-    counters: QueueCounters,
     /// When it is looked at next, in ns.
     next: u64,
     told: bool,
@@ -102,7 +103,6 @@ pub struct NetPlane {
     /// Bells of queues that are gone: a front-end that comes and goes makes no new ones.
     bells: Vec<Bell>,
     events: Events,
-    index: usize,
 }
 
 impl NetPlane {
@@ -124,7 +124,6 @@ impl NetPlane {
             burst: Burst::new(),
             bells: Vec::new(),
             events,
-            index,
         }
     }
 
@@ -154,8 +153,8 @@ impl PortHere {
         for queue in &mut self.queues {
             frames += queue.visit(switch, burst, now);
         }
-        if let Some(uplink) = &mut self.uplink {
-            frames += uplink.serve(self.no, switch, now);
+        for uplink in &mut self.uplinks {
+            frames += uplink.serve(self.no, &mut self.rx, switch, now);
         }
         frames
     }
@@ -183,25 +182,32 @@ impl PortHere {
                 shared.counters.publish(queue.report());
             }
         }
-        let Some(uplink) = &mut self.uplink else {
-            return;
-        };
-        if let Some(shared) = self.shared.queues.get(1) {
-            shared.counters.publish(&uplink.counters);
-        }
-        if let Some(error) = uplink.uplink.failed()
-            && !std::mem::replace(&mut uplink.told, true)
+        if !self.uplinks.is_empty()
+            && let Some(shared) = self.shared.queues.get(1)
         {
-            events.tell(Event::UplinkFailed {
-                port: Arc::clone(&self.name),
-                error: error.to_string(),
-            });
+            shared.counters.publish(&self.rx);
+        }
+        for uplink in &mut self.uplinks {
+            if let Some(error) = uplink.uplink.failed()
+                && !std::mem::replace(&mut uplink.told, true)
+            {
+                events.tell(Event::UplinkFailed {
+                    port: Arc::clone(&self.name),
+                    error: error.to_string(),
+                });
+            }
         }
     }
 }
 
 impl UplinkHere {
-    fn serve(&mut self, port: PortNo, switch: &mut Switch, now: Moment) -> usize {
+    fn serve(
+        &mut self,
+        port: PortNo,
+        counters: &mut QueueCounters,
+        switch: &mut Switch,
+        now: Moment,
+    ) -> usize {
         if now.ns < self.next {
             return 0;
         }
@@ -214,7 +220,7 @@ impl UplinkHere {
             port,
             may_send: Offloads::ALL,
             trusted: true,
-            counters: &mut self.counters,
+            counters,
         };
         switch.forward(Source::Uplink(&*self.uplink, frames), ingress, now);
         frames
@@ -273,7 +279,7 @@ impl Plane for NetPlane {
     fn disarm(&mut self) {
         for port in self.ports.iter_mut().flatten() {
             port.queues.iter_mut().for_each(GuestTx::disarm);
-            if let Some(uplink) = &mut port.uplink {
+            for uplink in &mut port.uplinks {
                 uplink.next = 0;
             }
         }

@@ -26,6 +26,8 @@ struct Options {
     #[arg(long)]
     touch: bool,
     #[arg(long)]
+    mirror: bool,
+    #[arg(long)]
     segmented: bool,
     #[arg(long)]
     no_huge: bool,
@@ -56,6 +58,41 @@ fn main() -> Result<()> {
     let mut generator = Generator::new(shape)?;
     generator.touch = o.touch;
     let members = vec![Membership::None; o.ports.into()];
+    if o.mirror {
+        let filled = generator.shape().filled(0) as u32;
+        let _l = towpath_benches::net::mirror::Mirror::start(generator.ports(), filled, 1)?;
+        return cpu::on_cpu(0, || {
+            for _ in 0..o.reps {
+                let s = generator.run(o.senders, Duration::from_secs_f64(o.seconds))?;
+                println!(
+                    "{:.2} M/s lost {} astray {}",
+                    s.rate() / 1e6,
+                    s.lost,
+                    s.astray
+                );
+            }
+            Ok::<_, anyhow::Error>(())
+        })?;
+    }
+    if who == Contender::Copy {
+        let _l = towpath_benches::net::copy::Loop::start(generator.ports(), 1)?;
+        return cpu::on_cpu(0, || {
+            generator.prime()?;
+            for _ in 0..o.reps {
+                let watch = cpu::Watch::start(None)?;
+                let s = generator.run(o.senders, Duration::from_secs_f64(o.seconds))?;
+                let noise = watch.stop(Duration::ZERO)?;
+                println!(
+                    "{:.2} M/s {:.1} Gb/s lost {} astray {} {noise:?}",
+                    s.rate() / 1e6,
+                    s.bytes as f64 * 8e-9 / s.time.as_secs_f64(),
+                    s.lost,
+                    s.astray
+                );
+            }
+            Ok::<_, anyhow::Error>(())
+        })?;
+    }
     let switch = launcher.start(who, &mut generator, &members)?;
     println!(
         "attached after {:?}, features {:#x}",

@@ -2,7 +2,9 @@
 //!
 //! [`traffic`] is the generator: [`port`]s with lean drivers ([`queue`]) that send [`frame`]s.
 
+pub mod copy;
 pub mod frame;
+pub mod mirror;
 pub mod plan;
 pub mod port;
 pub mod queue;

@@ -6,6 +6,9 @@
 //! socket) are checked by the daemon once everything is read, and name both [`Place`]s.
 //! Nothing here changes the machine: reading and validating have no effect but the answer.
 
+pub mod argument;
+mod daemon;
+mod difference;
 pub mod value;
 
 use std::fmt;
@@ -16,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+pub use daemon::{Daemon, DaemonTable, chosen_file};
+pub use difference::{Change, Changes, changed_keys};
 pub use value::{
     ByteSize, Cap, CpuId, CpuList, Name, Poll, SocketMode, SocketPath, ValueError, Weight,
 };

@@ -14,6 +14,7 @@
 pub mod answer;
 pub mod client;
 pub mod exposition;
+pub mod life;
 pub mod server;
 pub mod socket;
 

@@ -1,6 +1,7 @@
 //! Which frames a capture wants: one comparison a frame, on what the switch knows of it anyway.
 
 use arrayvec::ArrayVec;
+use serde::{Deserialize, Serialize};
 use towpath_common::clock::Cycles;
 
 use crate::discard::Discard;
@@ -12,7 +13,8 @@ use crate::vlan::Vid;
 pub const PORTS: usize = 16;
 
 /// Which way a frame passes a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Into the switch.
     In,

@@ -167,7 +167,7 @@ impl Reader {
         self.records.clear();
         self.data.clear();
         for ring in &mut self.rings {
-            let limit = self.data.len() + bytes;
+            let limit = self.data.len().saturating_add(bytes);
             while self.data.len() < limit {
                 let from = self.data.len();
                 let Some(header) = ring.read(&mut self.data) else {

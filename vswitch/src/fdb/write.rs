@@ -1,7 +1,8 @@
 //! Learning what is not yet known: new addresses, moves, and making room.
 //!
-//! Everything here is bounded: two buckets of the address, and at most one other bucket for each
-//! of the eight entries in them. Only the holder of the lock writes words; that a reader may meanwhile
+//! Everything here is bounded: two buckets of the address, the other bucket of each of the eight
+//! entries in them, and those of the four entries in each of these: 42 in all, in a table that
+//! is between three quarters and 15/16 full, and two in one that is fuller. Only the holder of the lock writes words; that a reader may meanwhile
 //! find an entry in both of its buckets, or miss one that changes from second to first under its
 //! eyes, costs at most one flooded frame.
 
@@ -150,7 +151,7 @@ impl Fdb {
         true
     }
 
-    /// A free seat for `hash`, perhaps made by moving one entry to its other bucket.
+    /// A free seat for `hash`, perhaps made by moving one or two entries to their other buckets.
     fn room(&self, locked: &Locked<'_>, hash: Hash) -> Option<Seat> {
         let buckets = self.buckets_of(hash);
         for bucket in buckets {
@@ -158,26 +159,44 @@ impl Fdb {
                 return Some(Seat { bucket, way });
             }
         }
-        for seat in seats(buckets) {
-            let word = self.word(seat);
-            let its_hash = self.hash_of(seat.bucket, word);
-            let [first, second] = self.buckets_of(its_hash);
-            let bucket = if word.is_second() { first } else { second };
-            if let Some(way) = self.buckets[bucket].empty() {
-                let (rest, is_second) = if word.is_second() {
-                    (its_hash.split(self.bits).1, false)
-                } else {
-                    (its_hash.turned().split(self.bits).1, true)
-                };
-                let moved = Word::new(rest, is_second).with_port(word.port());
-                let meta = self.meta(seat);
-                // First there, then not here: most readers find it throughout.
-                self.fill(locked, Seat { bucket, way }, moved, meta);
-                self.clear(locked, seat);
-                return Some(seat);
-            }
+        // A flood into a full table is not worth the search.
+        if self.total.load(Relaxed) as usize > self.capacity() / 16 * 15 {
+            return None;
         }
-        None
+        let near = seats(buckets).find(|seat| self.shift(locked, *seat));
+        near.or_else(|| {
+            seats(buckets).find(|seat| {
+                let bucket = self.other_bucket(*seat).0;
+                let mut ways = (0..WAYS).map(|way| Seat { bucket, way });
+                ways.any(|next| self.shift(locked, next)) && self.shift(locked, *seat)
+            })
+        })
+    }
+
+    /// Moves an entry to its other bucket, if there is room; whether there was.
+    fn shift(&self, locked: &Locked<'_>, seat: Seat) -> bool {
+        let (bucket, there) = self.other_bucket(seat);
+        let Some(way) = self.buckets[bucket].empty() else {
+            return false;
+        };
+        // First there, then not here: most readers find it throughout.
+        self.fill(locked, Seat { bucket, way }, there, self.meta(seat));
+        self.clear(locked, seat);
+        true
+    }
+
+    /// The other bucket of an entry, and its word there.
+    fn other_bucket(&self, seat: Seat) -> (usize, Word) {
+        let word = self.word(seat);
+        let hash = self.hash_of(seat.bucket, word);
+        let there = if word.is_second() {
+            hash
+        } else {
+            hash.turned()
+        };
+        let (bucket, rest) = there.split(self.bits);
+        let moved = Word::new(rest, !word.is_second());
+        (bucket, moved.with_port(word.port()))
     }
 
     /// The entry that has to go so that `port` gets an address more, or a static entry its place:
@@ -205,6 +224,7 @@ impl Fdb {
 
     /// Writes an entry to a free seat, and counts it.
     fn fill(&self, _: &Locked<'_>, seat: Seat, word: Word, meta: Meta) {
+        add(&self.total, 1);
         if meta.is_static() {
             add(&self.statics, 1);
         } else {
@@ -219,6 +239,7 @@ impl Fdb {
         if word == Word::EMPTY {
             return;
         }
+        add(&self.total, u32::MAX);
         if meta.is_static() {
             add(&self.statics, u32::MAX);
         } else {

@@ -73,7 +73,13 @@ impl NetPlane {
             name: new.name,
             entity,
             queues: Vec::new(),
-            uplink: None,
+            uplinks: Vec::new(),
+            rx: new
+                .shared
+                .queues
+                .get(1)
+                .map(|q| q.counters.snapshot())
+                .unwrap_or_default(),
             shared: new.shared,
             poisoned: false,
         };
@@ -102,10 +108,8 @@ impl NetPlane {
         let Some(port) = self.find(no) else {
             return false;
         };
-        let counters = port.shared.queues.get(1).map(|q| q.counters.snapshot());
-        port.uplink = Some(UplinkHere {
+        port.uplinks.push(UplinkHere {
             uplink,
-            counters: counters.unwrap_or_default(),
             next: 0,
             told: false,
         });
@@ -113,7 +117,7 @@ impl NetPlane {
     }
 
     fn remove_uplink(&mut self, no: PortNo) -> Option<Box<dyn Uplink>> {
-        let uplink = self.find(no)?.uplink.take()?.uplink;
+        let uplink = self.find(no)?.uplinks.pop()?.uplink;
         self.poller.remove(uplink.fd());
         Some(uplink)
     }

@@ -101,7 +101,11 @@ impl Outbox {
             };
             match &*port.egress {
                 Egress::Guest(queues) => to.guest(queues, mask),
-                Egress::Uplink(lease) => to.uplink(&mut **lease.hold(), mask),
+                Egress::Uplink(queues) => {
+                    if let Some(lease) = queues.get(self.worker % queues.len().max(1)) {
+                        to.uplink(&mut **lease.hold(), mask);
+                    }
+                }
             }
         }
     }
