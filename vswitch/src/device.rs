@@ -1,18 +1,18 @@
 //! A port as a vhost-user device: what its session asks, passed on to egress and workers.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_common::bell::Bell;
 use towpath_common::mem::Mem;
 use towpath_common::ring::Ring;
-use towpath_common::session::{Attach, Device, DeviceGone, Update};
+use towpath_common::session::{Attach, Device, DeviceGone, P_NET_MTU, P_RARP, Update};
 use towpath_common::worker::Handle;
 use tracing::error;
 
 use crate::egress::Egress;
 use crate::fdb::PortNo;
-use crate::features;
+use crate::features::{self, Card, NetConfig};
 use crate::plane::Change;
 use crate::port::guest::GuestRx;
 use crate::stats::PortShared;
@@ -22,7 +22,9 @@ use crate::stats::PortShared;
 pub struct NetDevice {
     name: Arc<str>,
     no: PortNo,
-    pairs: u16,
+    /// As configured; the front-end may show the guest a smaller MTU.
+    card: Card,
+    config: Mutex<NetConfig>,
     egress: Arc<Egress>,
     shared: Arc<PortShared>,
     /// Features the driver accepted.
@@ -34,12 +36,12 @@ pub struct NetDevice {
 }
 
 impl NetDevice {
-    /// The device of port `no` with `pairs` queue pairs.
+    /// The device of port `no`, which shows its driver `card`.
     #[must_use]
     pub fn new(
         name: Arc<str>,
         no: PortNo,
-        pairs: u16,
+        card: Card,
         egress: Arc<Egress>,
         shared: Arc<PortShared>,
         workers: Vec<Handle<Change>>,
@@ -47,7 +49,8 @@ impl NetDevice {
         NetDevice {
             name,
             no,
-            pairs,
+            card,
+            config: Mutex::new(NetConfig::new(card)),
             egress,
             shared,
             accepted: AtomicU64::new(0),
@@ -60,6 +63,11 @@ impl NetDevice {
     #[must_use]
     pub fn worker_of(no: PortNo, pair: u16, workers: usize) -> usize {
         (usize::from(no.0) + usize::from(pair)) % workers.max(1)
+    }
+
+    /// A poisoned lock only means that some thread panicked while it copied bytes.
+    fn config(&self) -> MutexGuard<'_, NetConfig> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn worker(&self, queue: u16) -> Option<&Handle<Change>> {
@@ -99,19 +107,19 @@ impl Device for NetDevice {
     }
 
     fn features(&self) -> u64 {
-        features::offered(&features::Card {
-            pairs: self.pairs,
-            mac: None,
-            mtu: 1500,
-        })
+        features::offered(&self.card)
+    }
+
+    fn protocol_features(&self) -> u64 {
+        P_RARP | P_NET_MTU
     }
 
     fn max_queues(&self) -> u16 {
-        self.pairs * 2
+        self.card.pairs.saturating_mul(2)
     }
 
-    fn read_config(&self, _offset: u32, _buf: &mut [u8]) -> bool {
-        false
+    fn read_config(&self, offset: u32, buf: &mut [u8]) -> bool {
+        self.config().read(offset, buf)
     }
 
     fn write_config(&self, _offset: u32, _data: &[u8]) -> bool {
@@ -170,6 +178,11 @@ impl Device for NetDevice {
         }
     }
 
+    fn set_mtu(&self, mtu: u16) -> bool {
+        // Larger frames than the port's are dropped: the guest must not be told that they pass.
+        mtu <= self.card.mtu && self.config().set_mtu(mtu)
+    }
+
     fn announce(&self, mac: [u8; 6]) {
         // A RARP request for itself (RFC 903), as QEMU sends where it can: switches on the way
         // learn where the guest is now.
@@ -185,6 +198,39 @@ impl Device for NetDevice {
     }
 
     fn disconnected(&self) {
+        *self.config() = NetConfig::new(self.card);
         self.accepted.store(0, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egress::GuestEgress;
+
+    #[test]
+    fn a_guest_is_told_no_larger_mtu_than_its_port_has() {
+        let card = Card {
+            pairs: 2,
+            mac: None,
+            mtu: 9000,
+        };
+        let egress = Arc::new(Egress::Guest(GuestEgress::new(2)));
+        let shared = Arc::new(PortShared::new(4, 1));
+        let device = NetDevice::new("p0".into(), PortNo(0), card, egress, shared, Vec::new());
+        let shown = || {
+            let mut mtu = [0; 2];
+            assert!(device.read_config(10, &mut mtu));
+            u16::from_le_bytes(mtu)
+        };
+        assert_eq!((device.max_queues(), shown()), (4, 9000));
+        assert!(device.set_mtu(1500) && !device.set_mtu(9001) && !device.set_mtu(67));
+        assert_eq!(shown(), 1500);
+        device.disconnected();
+        assert_eq!(
+            shown(),
+            9000,
+            "the next front-end finds the port as configured"
+        );
     }
 }

@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Ageing, Filter, PortNo};
+use crate::features::Card;
 use crate::guard::Guards;
 use crate::head::ETHERNET;
 use crate::plane::{Change, NewPort};
@@ -294,7 +295,11 @@ impl Host {
         let device = Arc::new(NetDevice::new(
             Arc::from(config.name.as_str()),
             no,
-            pairs,
+            Card {
+                pairs,
+                mac: config.mac,
+                mtu: config.mtu.get(),
+            },
             Arc::clone(&egress),
             Arc::clone(&shared),
             handles,
