@@ -121,6 +121,10 @@ impl Device for NetDevice {
         features::offered(&self.card)
     }
 
+    fn protocol_features(&self) -> u64 {
+        P_RARP | P_NET_MTU
+    }
+
     fn max_queues(&self) -> u16 {
         self.card.pairs * 2 + 1
     }
@@ -195,6 +199,11 @@ impl Device for NetDevice {
         }
     }
 
+    fn set_mtu(&self, mtu: u16) -> bool {
+        // Larger frames than the port's are dropped: the guest must not be told that they pass.
+        mtu <= self.card.mtu && self.config().set_mtu(mtu)
+    }
+
     fn announce(&self, mac: [u8; 6]) {
         // A RARP request for itself (RFC 903), as QEMU sends where it can: switches on the way
         // learn where the guest is now.
@@ -214,6 +223,39 @@ impl Device for NetDevice {
     }
 
     fn disconnected(&self) {
+        *self.config() = NetConfig::new(self.card);
         self.accepted.store(0, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egress::GuestEgress;
+
+    #[test]
+    fn a_guest_is_told_no_larger_mtu_than_its_port_has() {
+        let card = Card {
+            pairs: 2,
+            mac: None,
+            mtu: 9000,
+        };
+        let egress = Arc::new(Egress::Guest(GuestEgress::new(2)));
+        let shared = Arc::new(PortShared::new(4, 1));
+        let device = NetDevice::new("p0".into(), PortNo(0), card, egress, shared, Vec::new());
+        let shown = || {
+            let mut mtu = [0; 2];
+            assert!(device.read_config(10, &mut mtu));
+            u16::from_le_bytes(mtu)
+        };
+        assert_eq!((device.max_queues(), shown()), (4, 9000));
+        assert!(device.set_mtu(1500) && !device.set_mtu(9001) && !device.set_mtu(67));
+        assert_eq!(shown(), 1500);
+        device.disconnected();
+        assert_eq!(
+            shown(),
+            9000,
+            "the next front-end finds the port as configured"
+        );
     }
 }
