@@ -214,8 +214,7 @@ impl InflightQueue {
     /// A head that was popped was given back unused.
     #[inline]
     pub(super) fn returned(&mut self, head: u16) {
-        self.view
-            .store_u8(Self::entry(head) + INFLIGHT, 0, Release);
+        self.view.store_u8(Self::entry(head) + INFLIGHT, 0, Release);
     }
 
     /// A head was written to the used ring, not yet published.
