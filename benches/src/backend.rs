@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use towpath_common::testing::{Frontend, RawFrontend, Wanted};
 
-use crate::plan::{Contender, Target};
+use crate::plan::{Contender, Entrant, Target};
 use crate::process::{LOOK, Process};
 
 /// Longest wait for a back-end to serve.

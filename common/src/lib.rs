@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod keep;
+pub mod lease;
 pub mod logging;
 pub mod mailbox;
 pub mod mem;
@@ -17,6 +18,7 @@ pub mod ring;
 pub mod sched;
 pub mod session;
 pub mod stats;
+mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod worker;

@@ -15,12 +15,18 @@
 //! up by the other. The memory of a capture is that of its rings.
 
 pub mod anchor;
+pub mod api;
+pub mod client;
 pub mod filter;
+pub mod order;
 pub mod pcapng;
 mod ring;
+pub mod session;
 pub mod tap;
 
 pub use filter::{Direction, Filter, Sight};
+pub use order::{Order, OrderError};
+pub use session::{CaptureStatus, Captures, End, Tapping};
 pub use tap::{Captured, Reader, Tap, Taps, open};
 
 /// Captures that may run at once: each costs every frame a comparison.

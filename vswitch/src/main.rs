@@ -8,15 +8,13 @@ mod report;
 
 use std::io::stdout;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Parser;
-use towpath_common::config::{ConfigError, Daemon, ValueError};
+use towpath_common::config::{ConfigError, ValueError};
 use towpath_common::control::print::PrintError;
 use vswitch::config::Sources;
 use vswitch::serve::{self, ServeError};
-use vswitch::service::{Service, ServiceError};
 
 use cli::{Cli, Command};
 
@@ -37,7 +35,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let out = &mut stdout().lock();
     match command {
-        Command::Serve(args) => Ok(serve::serve(args.into(), start)?),
+        Command::Serve(args) => Ok(serve::serve(args.into(), vswitch::host::start)?),
         Command::Port(command) => client::port(command, out),
         Command::Fdb(command) => client::fdb(command, out),
         Command::Vlan(command) => client::vlan(command, out),
@@ -46,14 +44,6 @@ fn run(command: Command) -> Result<()> {
         Command::Check { sources, json } => client::check(&Sources::from(sources), json, out),
         Command::Reload { dry_run, target } => client::reload(&target, dry_run, out),
     }
-}
-
-/// Stands where the data plane starts.
-fn start(_: &Daemon) -> Result<Arc<dyn Service>, ServiceError> {
-    Err(ServiceError::Worker {
-        index: 0,
-        source: "there is no data plane yet".into(),
-    })
 }
 
 /// Whether the user, not the machine, has to change something.

@@ -89,7 +89,8 @@ impl NetHeader {
     }
 
     /// The header as a receiver may see it, the frame being such that the receiver [takes
-    /// it](NetHeader::needs): without partial checksums, all flags are zero (virtio 1.3, 5.1.6.4.1).
+    /// it](NetHeader::needs): to one without partial checksums all flags are zero (virtio 1.3,
+    /// 5.1.6.4.1).
     #[inline]
     #[must_use]
     pub fn shown_to(self, accepts: Offloads) -> NetHeader {

@@ -21,6 +21,8 @@ use crate::mac::Mac;
 use crate::table::PortNo;
 use crate::vlan::Vid;
 
+pub mod history;
+
 /// Bytes of the frame that a record holds: both addresses, a tag or two, and the start of what
 /// follows (IPv4 addresses, ARP's sender).
 pub const HEAD: usize = 44;

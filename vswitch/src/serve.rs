@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use towpath_common::config::{ConfigError, Daemon as Settings};
+use towpath_common::config::ConfigError;
 use towpath_common::control::life::{self, Hooks, LifeError};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
 use towpath_common::logging::{self, LogError};
@@ -72,13 +72,13 @@ impl std::fmt::Debug for Daemon {
 /// [`ServeError`]. Before READY, nothing keeps running after an error.
 pub fn serve(
     sources: Sources,
-    start: impl FnOnce(&Settings) -> Result<Arc<dyn Service>, ServiceError>,
+    start: impl FnOnce(&Config) -> Result<Arc<dyn Service>, ServiceError>,
 ) -> Result<(), ServeError> {
     let started = Instant::now();
     let config = Config::load(&sources)?;
     logging::init("vswitch", config.daemon.log.as_ref())?;
     let socket = ControlSocket::bind(config.daemon.control.as_path())?;
-    let service = start(&config.daemon)?;
+    let service = start(&config)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
     let daemon = Arc::new(Daemon {

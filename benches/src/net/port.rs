@@ -406,6 +406,31 @@ impl Port {
         count.into()
     }
 
+    /// Sends one frame, whichever is next; whether a slot was free.
+    #[inline]
+    pub fn shoot(&mut self) -> Result<bool> {
+        let Some(head) = self.free.pop() else {
+            return Ok(false);
+        };
+        self.transmit.offer(head);
+        self.transmit.publish()?;
+        Ok(true)
+    }
+
+    /// Takes whatever arrived and offers the buffers again at once; how many.
+    #[inline]
+    pub fn catch(&mut self) -> Result<u16> {
+        let count = self.receive.pending();
+        for _ in 0..count {
+            let (head, _) = self.receive.take();
+            self.receive.offer(head);
+        }
+        if count > 0 {
+            self.receive.publish()?;
+        }
+        Ok(count)
+    }
+
     /// Transmit slots on offer.
     #[must_use]
     pub fn in_flight(&self) -> u16 {

@@ -11,6 +11,7 @@ use towpath_common::testing::Listener;
 use super::plan::Contender;
 use super::traffic::Generator;
 use crate::backend::found;
+use crate::plan::Entrant;
 use crate::process::{LOOK, Process};
 
 /// Longest wait for a switch to take part.
@@ -52,7 +53,7 @@ pub struct Launcher {
 #[derive(Debug)]
 pub struct Switch {
     processes: Vec<Process>,
-    /// When the first process was started.
+    /// When the forwarding process was started.
     pub begin: Instant,
     /// Sockets, databases and logs; they go last.
     _dir: TempDir,
@@ -106,7 +107,6 @@ impl Launcher {
         let sockets: Vec<PathBuf> = (0..members.len())
             .map(|i| dir.path().join(format!("p{i}.sock")))
             .collect();
-        let begin = Instant::now();
         let mut processes = match who {
             Contender::Ovs => return self.ovs(generator, members, dir),
             Contender::Testpmd => vec![self.testpmd(&sockets, dir.path())?],
@@ -126,8 +126,8 @@ impl Launcher {
             port.connect(socket, PATIENCE).with_context(words)?;
         }
         Ok(Switch {
+            begin: processes.first().map_or_else(Instant::now, |p| p.begin),
             processes,
-            begin,
             _dir: dir,
         })
     }
@@ -189,7 +189,6 @@ impl Launcher {
         members: &[Membership],
         dir: TempDir,
     ) -> Result<Switch> {
-        let begin = Instant::now();
         let ovs = Ovs {
             dir: dir.path(),
             cpu: self.cpu,
@@ -201,8 +200,8 @@ impl Launcher {
         command.arg("--pidfile");
         let switch = Process::start_alone(&mut command, self.cpu, &ovs.path("switch.log"))?;
         let mut switch = Switch {
+            begin: switch.begin,
             processes: vec![switch, database],
-            begin,
             _dir: TempDir::new()?,
         };
         let attached = ovs

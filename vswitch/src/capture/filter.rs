@@ -1,6 +1,7 @@
 //! Which frames a capture wants: one comparison a frame, on what the switch knows of it anyway.
 
 use arrayvec::ArrayVec;
+use serde::{Deserialize, Serialize};
 use towpath_common::clock::Cycles;
 
 use crate::discard::Discard;
@@ -12,12 +13,13 @@ use crate::vlan::Vid;
 pub const PORTS: usize = 16;
 
 /// Which way a frame passes a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Direction {
-    /// Into the switch.
-    In,
-    /// Out of the switch.
-    Out,
+    /// Received from the port, into the switch.
+    Rx,
+    /// Sent to the port, out of the switch.
+    Tx,
 }
 
 /// A frame at a port, as a worker sees it.
@@ -68,7 +70,7 @@ impl Filter {
         let dropped = sight.discard.is_some();
         let way = match self.direction {
             Some(direction) => direction == sight.direction,
-            None => !self.ports.is_empty() || dropped || sight.direction == Direction::In,
+            None => !self.ports.is_empty() || dropped || sight.direction == Direction::Rx,
         };
         way && (dropped || !self.discards)
             && self.vlan.is_none_or(|vid| sight.vid == Some(vid))
@@ -87,7 +89,7 @@ mod tests {
         Sight {
             now: Cycles::ZERO,
             port: PortNo(3),
-            direction: Direction::In,
+            direction: Direction::Rx,
             vid: Vid::new(10),
             source: Mac([2, 0, 0, 0, 0, 1]),
             destination: Mac([2, 0, 0, 0, 0, 2]),
@@ -98,7 +100,7 @@ mod tests {
 
     fn out() -> Sight {
         Sight {
-            direction: Direction::Out,
+            direction: Direction::Tx,
             ..sight()
         }
     }
@@ -122,9 +124,9 @@ mod tests {
         let mut filter = Filter::default();
         filter.ports.push(PortNo(3));
         assert!(filter.wants(&sight()) && filter.wants(&out()) && filter.wants(&lost()));
-        filter.direction = Some(Direction::In);
+        filter.direction = Some(Direction::Rx);
         assert!(filter.wants(&sight()) && !filter.wants(&out()) && !filter.wants(&lost()));
-        filter.direction = Some(Direction::Out);
+        filter.direction = Some(Direction::Tx);
         assert!(!filter.wants(&sight()) && filter.wants(&out()) && filter.wants(&lost()));
         let other = Sight {
             port: PortNo(4),

@@ -84,8 +84,8 @@ impl Pcapng {
         };
         interface.frames += 1;
         let way = match frame.direction {
-            Direction::In => INBOUND,
-            Direction::Out => OUTBOUND,
+            Direction::Rx => INBOUND,
+            Direction::Tx => OUTBOUND,
         };
         let mut options = vec![EnhancedPacketOption::Flags(way)];
         options.extend(

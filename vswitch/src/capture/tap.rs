@@ -167,7 +167,7 @@ impl Reader {
         self.records.clear();
         self.data.clear();
         for ring in &mut self.rings {
-            let limit = self.data.len() + bytes;
+            let limit = self.data.len().saturating_add(bytes);
             while self.data.len() < limit {
                 let from = self.data.len();
                 let Some(header) = ring.read(&mut self.data) else {
@@ -232,7 +232,7 @@ fn encode(sight: &Sight) -> [u64; 3] {
     let reason = sight
         .discard
         .map_or(0, |d| d.index() as u64 | DROPPED >> 32);
-    let out = if sight.direction == Direction::Out {
+    let out = if sight.direction == Direction::Tx {
         OUT
     } else {
         0
@@ -248,9 +248,9 @@ fn decode(header: [u64; 3], data: &[u8]) -> Captured<'_> {
         time: Cycles(time),
         port: PortNo(u16::from_le_bytes([p0, p1])),
         direction: if place & OUT == 0 {
-            Direction::In
+            Direction::Rx
         } else {
-            Direction::Out
+            Direction::Tx
         },
         vid: Vid::new(u16::from_le_bytes([v0, v1])),
         discard: (place & DROPPED != 0).then_some(usize::from(reason)),

@@ -1,9 +1,9 @@
 //! Cutting a segmented frame (GSO) into frames of their own: TCP and UDP, IPv4 and IPv6.
 //!
 //! Each segment gets the headers of the whole frame, changed as Linux changes them
-//! (`tcp_gso_segment`, `__udp_gso_segment`, `inet_gso_segment`): IP and UDP lengths; IPv4 identifier
-//! one higher each time, header checksum; TCP sequence number; CWR in the first only, FIN and PSH in
-//! the last only; checksums.
+//! (`tcp_gso_segment`, `__udp_gso_segment`, `inet_gso_segment`): IP and UDP lengths; IPv4
+//! identifier one higher each time, header checksum; TCP sequence number; CWR in the first only,
+//! FIN and PSH in the last only; checksums.
 
 use arrayvec::ArrayVec;
 
@@ -25,7 +25,8 @@ const CWR: u8 = 0x80;
 /// The segments of a frame, from the first to the last.
 #[derive(Debug)]
 pub struct Segments<'a> {
-    headers: ArrayVec<u8, MAX_HEADERS>,
+    /// Of the whole frame.
+    headers: &'a [u8],
     layout: Layout,
     /// Not yet cut.
     rest: &'a [u8],
@@ -98,7 +99,7 @@ impl<'a> Segments<'a> {
         if layout.payload - layout.network + size.min(rest.len()) > usize::from(u16::MAX) {
             return Err(Discard::BadHeader);
         }
-        if layout.routed {
+        if layout.routed || headers.len() > MAX_HEADERS {
             return Err(Discard::TooBigForReceiver);
         }
         let addresses = if layout.v6 {
@@ -108,7 +109,7 @@ impl<'a> Segments<'a> {
         };
         let addresses = headers.get(addresses).ok_or(Discard::BadHeader)?;
         Ok(Segments {
-            headers: ArrayVec::try_from(headers).map_err(|_| Discard::TooBigForReceiver)?,
+            headers,
             layout,
             rest,
             size,
@@ -201,7 +202,8 @@ impl<'a> Iterator for Segments<'a> {
             return None;
         }
         let (payload, rest) = self.rest.split_at(self.size.min(self.rest.len()));
-        let mut headers = self.headers.clone();
+        // They are at most so long, see `new`.
+        let mut headers = ArrayVec::try_from(self.headers).unwrap_or_default();
         self.edit(&mut headers, payload);
         let header = self.header();
         self.rest = rest;

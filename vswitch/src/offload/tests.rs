@@ -560,6 +560,22 @@ fn what_was_not_negotiated_is_refused() {
 }
 
 #[test]
+fn a_checksum_may_be_the_last_of_a_frame() {
+    let at = |csum_offset| NetHeader {
+        flags: NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset,
+        ..NetHeader::default()
+    };
+    let check = |header| validate(header, 60, &[0; 60], Offloads::CSUM);
+    assert_eq!(check(at(24)), Ok(at(24)));
+    assert_eq!(check(at(25)), Err(Discard::BadHeader));
+    assert!(complete_checksum(at(24), &mut [0; 60]).is_ok());
+    assert!(complete_checksum(at(25), &mut [0; 60]).is_err());
+    assert!(complete_checksum(at(0), &mut [0; 33]).is_err());
+}
+
+#[test]
 fn a_checksum_cannot_be_written_over_the_tags() {
     let spec = Spec {
         tags: 2,

@@ -1,5 +1,8 @@
 //! What the switch needs of a port that is not a guest: bursts of frames, in buffers of its own.
 
+pub mod guest;
+pub mod guest_tx;
+mod line;
 pub mod memory;
 pub mod tap;
 mod tap_sys;
@@ -21,8 +24,8 @@ pub const LARGEST: usize = 65_600;
 /// Callers promise: `frame(i)` only for `i` below what the last `receive` returned; after `reserve`
 /// gave room, all of it is written before `commit`. Implementors promise: what `receive` returned
 /// stays in place until the next `receive`; whole frames only, except that one longer than
-/// [`LARGEST`] may be cut off, but not below `LARGEST + 1` bytes; `commit` cannot fail, and may send
-/// at once; `send` reports what could not be sent.
+/// [`LARGEST`] may be cut off, but not below `LARGEST + 1` bytes; `commit` cannot fail, and may
+/// send at once; `send` reports what could not be sent.
 ///
 /// Headers are as the device gave them: to be checked with [`crate::offload::validate_uplink`].
 pub trait Uplink: Send + std::fmt::Debug {

@@ -1,4 +1,4 @@
-//! A TAP interface as uplink: the switch's way to the host's network stack, bridges and name spaces.
+//! A TAP interface as uplink: the switch's way to the host's network stack, bridges, namespaces.
 //!
 //! The interface is created, or one that an operator made beforehand is used (`ip tuntap add … user
 //! …`), so that the daemon needs no privilege. Frames carry virtio-net headers both ways, so large
@@ -202,18 +202,30 @@ impl Tap {
         let mtu = bring_up(name, mtu)?;
         Ok(fds
             .into_iter()
-            .map(|fd| Tap {
-                fd,
-                accepts,
-                max_frame: mtu + LINK,
-                input: vec![0; ROOM].into_boxed_slice(),
-                frames: ArrayVec::new(),
-                output: vec![0; HEADER + LARGEST].into_boxed_slice(),
-                reserved: 0,
-                lost: 0,
-                failed: None,
-            })
+            .map(|fd| Tap::of(fd, accepts, mtu + LINK))
             .collect())
+    }
+
+    fn of(fd: OwnedFd, accepts: Offloads, max_frame: usize) -> Tap {
+        Tap {
+            fd,
+            accepts,
+            max_frame,
+            input: vec![0; ROOM].into_boxed_slice(),
+            frames: ArrayVec::new(),
+            output: vec![0; HEADER + LARGEST].into_boxed_slice(),
+            reserved: 0,
+            lost: 0,
+            failed: None,
+        }
+    }
+
+    /// The same queue once more, so that one thread can receive from it and another send to it.
+    ///
+    /// # Errors
+    /// If there are no file descriptors left.
+    pub fn twin(&self) -> io::Result<Tap> {
+        Ok(Tap::of(self.fd.try_clone()?, self.accepts, self.max_frame))
     }
 }
 

@@ -80,8 +80,8 @@ impl Request {
 
 /// An operation on a `struct ifreq`: the kernel reads it and may write it.
 fn update<const OPCODE: Opcode>(fd: BorrowedFd<'_>, request: &mut Request) -> io::Result<()> {
-    // SAFETY: this module's operations on a `Request` are TUNSETIFF and SIOC[GS]IF{FLAGS,MTU}, whose
-    // argument is a struct ifreq; `Request` is one in size and alignment.
+    // SAFETY: this module's operations on a `Request` are TUNSETIFF and SIOC[GS]IF{FLAGS,MTU},
+    // whose argument is a struct ifreq; `Request` is one in size and alignment.
     let call = unsafe { Updater::<OPCODE, Request>::new(request) };
     // SAFETY: as above; the kernel reads and writes within the request, which is borrowed for the
     // call and valid whatever its bytes.

@@ -39,15 +39,15 @@ fn file() -> Vec<u8> {
     let arp = arp();
     let mut file = Pcapng::new(2048).unwrap();
     let mut bytes = file.take();
-    file.frame(&frame(&arp, 7, Direction::In), TIME, name)
+    file.frame(&frame(&arp, 7, Direction::Rx), TIME, name)
         .unwrap();
     bytes.append(&mut file.take());
-    let short = frame(&arp[..42], 9, Direction::Out);
+    let short = frame(&arp[..42], 9, Direction::Tx);
     file.frame(&short, TIME + Duration::from_nanos(1), name)
         .unwrap();
     let dropped = Captured {
         discard: Some(Discard::SourceGuard.index()),
-        ..frame(&arp, 7, Direction::In)
+        ..frame(&arp, 7, Direction::Rx)
     };
     file.frame(&dropped, TIME + Duration::from_nanos(2), name)
         .unwrap();

@@ -14,7 +14,7 @@ fn sight(now: u64, len: u32) -> Sight {
     Sight {
         now: Cycles(now),
         port: PortNo(3),
-        direction: Direction::In,
+        direction: Direction::Rx,
         vid: Vid::new(10),
         source: Mac([2, 0, 0, 0, 0, 1]),
         destination: Mac::BROADCAST,
@@ -177,7 +177,7 @@ proptest! {
             Discard::Runt, Discard::SourceGuard, Discard::RingDisabled,
         ])),
     ) {
-        let direction = if out { Direction::Out } else { Direction::In };
+        let direction = if out { Direction::Tx } else { Direction::Rx };
         let before = Sight {
             port: PortNo(port),
             vid: Vid::new(vid),

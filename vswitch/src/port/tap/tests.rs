@@ -1,8 +1,8 @@
-//! Real TAP interfaces. Each test runs again by itself, in a process with a network namespace of its
-//! own, so that nothing is left behind and nothing of the machine's network is touched.
+//! Real TAP interfaces. Each test runs again by itself, in a process with a network namespace of
+//! its own, so that nothing is left behind and nothing of the machine's network is touched.
 //!
-//! It takes /dev/net/tun, and `unshare`, `ip` and `setpriv` (packages util-linux, iproute2). Without
-//! them a test says why it was skipped.
+//! It takes /dev/net/tun, and `unshare`, `setpriv` and `ip` (packages util-linux, iproute2);
+//! without them a test says why it was skipped.
 
 use std::env;
 use std::io::{Read, Write};
