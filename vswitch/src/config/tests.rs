@@ -66,7 +66,7 @@ const EVERYTHING: &str = r#"
     [switch]
     fdb_size = 4096
     ageing = 60
-    guards = { bpdu_guard = false }
+    guards = { bpdu_guard = false, byte_rate = "10M", mac_limit = "off" }
     [[port]]
     name = "fw"
     socket = "/run/fw.sock"
@@ -120,8 +120,8 @@ fn a_file_with_everything() {
     );
     assert!(port.isolated && !port.offloads);
     let guards = config.guards(port);
-    assert!(!guards.bpdu_guard && guards.source_guard);
-    assert_eq!(guards.mac_limit.get(), 7);
+    assert!(!guards.bpdu_guard && guards.source_guard && guards.byte_rate.get() == Some(10 << 20));
+    assert_eq!(guards.mac_limit.get(), Some(7));
     let uplink = &config.uplinks[0];
     assert_eq!((uplink.tap.as_str(), uplink.name.as_str()), ("tap0", "net"));
     assert_eq!(uplink.vlans(), Mode::Access { pvid: vid(10) });
@@ -142,7 +142,7 @@ fn what_is_not_said_has_its_default() {
         (16, 1500, Weight::default())
     );
     assert!(port.offloads && !port.isolated);
-    assert_eq!(config.guards(port), Guards::default());
+    assert_eq!(config.guards(port), GuardConfig::usual(Side::Guest));
     let uplink = &config.uplinks[0];
     assert_eq!(
         (uplink.name.as_str(), uplink.queues.get(), uplink.mtu),
@@ -202,11 +202,11 @@ fn values_are_refused_with_their_place() {
         ),
         (
             "guards = { mac_limit = 0, x = 1 }",
-            "4:24: mac_limit must be 1 to",
+            "4:24: limit \"0\" is not valid: write a number from 1 to 10^12",
         ),
         (
             "guards = { bpdu = true }",
-            "4:12: unknown field `bpdu`, expected one of `source_guard`",
+            "4:12: unknown field `bpdu`, expected one of `bpdu_guard`",
         ),
         (
             "vlan = 5",
@@ -368,7 +368,7 @@ fn a_difference_names_things_and_keys() {
          [[uplink]]\ntap = \"t\"",
     );
     let new = file(
-        "[daemon]\npoll = \"busy\"\n[switch]\nageing = 60\n\
+        "[daemon]\npoll = \"busy\"\n[switch]\nageing = 60\nfdb_size = 4096\n\
          [[port]]\nname = \"a\"\nsocket = \"1\"\ntrunk = [7]\n\
          [[port]]\nname = \"c\"\nsocket = \"3\"\n[[uplink]]\ntap = \"t\"\n\
          [[fdb]]\nmac = \"52:54:00:00:00:01\"\nport = \"c\"",
@@ -377,7 +377,8 @@ fn a_difference_names_things_and_keys() {
     assert_eq!(
         old.diff(&new).to_string(),
         "+port c; -port b; port a (trunk: null -> \"7\"); +fdb 52:54:00:00:00:01 vlan 1; \
-         switch ageing: 300 -> 60; poll: \"adaptive\" -> \"busy\" after a restart"
+         switch ageing: 300 -> 60; poll: \"adaptive\" -> \"busy\" after a restart; \
+         switch fdb_size: 65536 -> 4096 after a restart"
     );
 }
 
@@ -440,7 +441,7 @@ tap = \"tap0\"
     #[test]
     fn a_port_is_added_after_the_others() {
         let text = apply(&add("c,socket=/c,client,access=7"));
-        let added = "\n[[port]]\nname = \"c\"\nsocket = \"/c\"\nmode = \"client\"\naccess = 7\n";
+        let added = "\n[[port]]\nname = \"c\"\naccess = 7\nmode = \"client\"\nsocket = \"/c\"\n";
         assert_eq!(text.replace(added, ""), FILE, "{text}");
     }
 
