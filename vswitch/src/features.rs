@@ -71,7 +71,7 @@ pub const HOST_USO: u64 = 1 << 56;
 
 /// Names of virtio features by bit, as in the specification without their prefix (virtio 1.3, 5.1.3
 /// and 6; vhost-user for the last two).
-pub const VIRTIO: [(u64, &str); 30] = [
+const VIRTIO: [(u64, &str); 30] = [
     (CSUM, "CSUM"),
     (GUEST_CSUM, "GUEST_CSUM"),
     (CTRL_GUEST_OFFLOADS, "CTRL_GUEST_OFFLOADS"),
@@ -104,25 +104,10 @@ pub const VIRTIO: [(u64, &str); 30] = [
     (F_PROTOCOL_FEATURES, "PROTOCOL_FEATURES"),
 ];
 
-/// Names of protocol features by bit (vhost-user, "Protocol features").
-pub const PROTOCOL: [(u64, &str); 11] = [
-    (1 << 0, "MQ"),
-    (1 << 1, "LOG_SHMFD"),
-    (1 << 2, "RARP"),
-    (1 << 3, "REPLY_ACK"),
-    (1 << 4, "MTU"),
-    (1 << 5, "BACKEND_REQ"),
-    (1 << 9, "CONFIG"),
-    (1 << 12, "INFLIGHT_SHMFD"),
-    (1 << 13, "RESET_DEVICE"),
-    (1 << 15, "CONFIGURE_MEM_SLOTS"),
-    (1 << 16, "STATUS"),
-];
-
-/// The names of those of `bits` that are in `table`.
+/// The names of those of `bits` that have one.
 #[must_use]
-pub fn names(bits: u64, table: &[(u64, &str)]) -> Vec<String> {
-    let set = table.iter().filter(|(bit, _)| bits & bit != 0);
+pub fn names(bits: u64) -> Vec<String> {
+    let set = VIRTIO.iter().filter(|(bit, _)| bits & bit != 0);
     set.map(|(_, name)| (*name).to_owned()).collect()
 }
 
@@ -135,6 +120,8 @@ pub struct Card {
     pub mac: Option<Mac>,
     /// MTU in bytes, 68 to 65535 (virtio 1.3, 5.1.4.1).
     pub mtu: u16,
+    /// Whether checksums and segmentation are offered.
+    pub offloads: bool,
 }
 
 /// The features that `card` offers.
@@ -144,8 +131,7 @@ pub fn offered(card: &Card) -> u64 {
     const SEND: u64 = CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
     const TAKE: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6;
     let when = |yes: bool, bit: u64| if yes { bit } else { 0 };
-    RING | SEND
-        | TAKE
+    RING | when(card.offloads, SEND | TAKE)
         | MRG_RXBUF
         | CTRL_VQ
         | STATUS

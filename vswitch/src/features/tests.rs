@@ -8,6 +8,7 @@ const CARD: Card = Card {
     pairs: 1,
     mac: None,
     mtu: 1500,
+    offloads: true,
 };
 
 #[test]
@@ -46,12 +47,11 @@ fn every_bit_that_is_offered_has_a_name() {
         mac,
         ..CARD
     });
-    assert_eq!(names(all, &VIRTIO).len(), all.count_ones() as usize);
-    for table in [&VIRTIO[..], &PROTOCOL] {
-        let bits = table.iter().fold(0, |all, (bit, _)| all | bit);
-        assert_eq!(bits.count_ones() as usize, table.len(), "a bit twice");
-    }
-    assert_eq!(names(MQ | CSUM, &VIRTIO), ["CSUM", "MQ"]);
+    assert_eq!(names(all).len(), all.count_ones() as usize);
+    assert_eq!(names(u64::MAX).len(), VIRTIO.len());
+    let bits = VIRTIO.iter().fold(0, |all, (bit, _)| all | bit);
+    assert_eq!(bits.count_ones() as usize, VIRTIO.len(), "a bit twice");
+    assert_eq!(names(MQ | CSUM), ["CSUM", "MQ"]);
 }
 
 #[test]
@@ -93,6 +93,7 @@ fn the_configuration_space_has_each_field_in_its_place() {
         pairs: 0x0304,
         mac,
         mtu: 9000,
+        offloads: true,
     };
     let mut config = NetConfig::new(card);
     let mut all = [0xee; CONFIG_MAX];

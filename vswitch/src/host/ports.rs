@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Ageing, Filter, PortNo};
+use crate::features::Card;
 use crate::guard::Guards;
 use crate::head::ETHERNET;
 use crate::plane::{Change, NewPort};
@@ -282,7 +283,14 @@ impl Host {
             None => listen(&config)?,
         };
         let pairs = config.queues.get();
-        let queues = usize::from(pairs) * 2;
+        // And the control queue.
+        let queues = usize::from(pairs) * 2 + 1;
+        let card = Card {
+            pairs,
+            mac: config.mac,
+            mtu: config.mtu.get(),
+            offloads: config.offloads,
+        };
         let (shared, connections) = match before {
             Some((shared, n)) if shared.queues.len() == queues => (shared, n),
             _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
@@ -294,7 +302,7 @@ impl Host {
         let device = Arc::new(NetDevice::new(
             Arc::from(config.name.as_str()),
             no,
-            pairs,
+            card,
             Arc::clone(&egress),
             Arc::clone(&shared),
             handles,
