@@ -37,6 +37,8 @@ use bucket::{Bucket, PORTS, WAYS, Word};
 pub use hash::{Hash, HashKey};
 pub use upkeep::{Entry, Filter, StaticError};
 
+pub use crate::table::PortNo;
+
 use crate::mac::Mac;
 use crate::vlan::Vid;
 
@@ -44,15 +46,6 @@ use crate::vlan::Vid;
 pub const MOVES_PER_S: u32 = 4;
 /// How long an address that moved too often stays where it is, in seconds.
 pub const HOLD_S: u32 = 10;
-
-/// The number of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortNo(pub u16);
-
-impl PortNo {
-    /// No port.
-    pub const NONE: PortNo = PortNo(u16::MAX);
-}
 
 ranged! {
     /// How many addresses the table has room for; rounded up to a power of two. 16 bytes each.
