@@ -11,6 +11,9 @@ use crate::plan::{Entrant, Entry, Goal};
 const VLAN: u16 = 10;
 const OTHER_VLAN: u16 = 20;
 
+/// Bytes of a frame's checksum: counted in the sizes of Ethernet frames, absent in memory.
+pub const CHECKSUM: usize = 4;
+
 /// Who forwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -56,7 +59,7 @@ pub enum Vlans {
 pub struct Row {
     /// `size/pattern`, what `--only` matches.
     name: String,
-    /// Bytes of a frame without checksum and added tag.
+    /// Bytes of a frame without tag, with its checksum, which guests do not send.
     pub size: usize,
     /// Frames are TCP for the receiver to segment.
     pub segmented: bool,
@@ -86,7 +89,8 @@ impl Row {
     /// The generator's ports, with rings of so many entries.
     #[must_use]
     pub fn shape(&self, ring: u16) -> Shape {
-        let mut shape = Shape::plain(self.ports, ring, self.size);
+        let checksum = if self.segmented { 0 } else { CHECKSUM };
+        let mut shape = Shape::plain(self.ports, ring, self.size - checksum);
         shape.segmented = self.segmented;
         shape.stations = self.stations;
         if self.vlans == Vlans::Trunk {
