@@ -67,7 +67,7 @@ pub struct Row {
     pub ports: u16,
     /// Ports that send: all, or the first.
     pub both: bool,
-    /// MAC addresses behind each port.
+    /// MAC addresses behind each port; patterns name the sum.
     pub stations: u32,
     /// What the ports are members of.
     pub vlans: Vlans,
@@ -146,7 +146,7 @@ impl Entry for Row {
     fn goals(&self) -> Vec<Goal<Contender>> {
         let times = |to, least| Goal::Ratio { to, least };
         let mut goals = match (self.stations, self.ports, self.vlans) {
-            (_, _, Vlans::Trunk) | (1000..=20_000, ..) | (_, 8, _) => {
+            (_, _, Vlans::Trunk) | (500..=20_000, ..) | (_, 8, _) => {
                 vec![times(Contender::Ovs, 3.0)]
             }
             (20_001.., ..) => vec![Goal::Share {
@@ -188,7 +188,7 @@ pub fn rows() -> Vec<Row> {
             ..Row::new(pattern, LARGEST)
         });
     }
-    for (pattern, stations) in [("1k", 1000), ("16k", 16_000), ("100k", 100_000)] {
+    for (pattern, stations) in [("1k", 500), ("16k", 8000), ("100k", 50_000)] {
         rows.push(Row {
             stations,
             ..Row::new(pattern, 64)
