@@ -186,6 +186,7 @@ mask_services() { # package...
     local unit
     case " $* " in *" openvswitch-switch-dpdk "*) ;; *) return 0 ;; esac
     ! installed openvswitch-switch || return 0
+    say "masking Open vSwitch's services; to use them: systemctl unmask ..."
     for unit in openvswitch-switch ovs-vswitchd ovsdb-server; do
         [ -e "/etc/systemd/system/$unit.service" ] ||
             ln -s /dev/null "/etc/systemd/system/$unit.service"

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::frame::LARGEST;
-use super::port::Shape;
+use super::shape::Shape;
 use super::switch::Membership;
 use crate::plan::{Entrant, Entry, Goal};
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::copy::Loop;
 use super::latency::{self, Latency};
 use super::plan::{CHECKSUM, Contender, Row};
-use super::port::Shape;
+use super::shape::Shape;
 use super::switch::{Launcher, Membership, Switch};
 use super::traffic::Generator;
 use crate::cpu::{self, Watch};

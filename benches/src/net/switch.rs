@@ -115,7 +115,8 @@ impl Launcher {
             Contender::Ovs => return self.ovs(generator, members, dir),
             Contender::Testpmd => vec![self.testpmd(&sockets, dir.path())?],
             Contender::Vswitch => {
-                vec![self.vswitch(&sockets, members, generator.shape().stations, dir.path())?]
+                let stations = generator.shape().stations;
+                vec![self.vswitch(&sockets, members, stations, dir.path())?]
             }
             Contender::Copy => bail!("{} is no process", who.name()),
         };
@@ -138,8 +139,8 @@ impl Launcher {
         })
     }
 
-    /// Guards as they are by default; where the row has VLANs, each port's address is given, so that
-    /// its sources are checked, and where it has many addresses, the limits are what it needs.
+    /// Guards as they are by default; where the row has VLANs, each port's address is given, so
+    /// that its sources are checked; where it has many addresses, the limits are what it needs.
     fn vswitch(
         &self,
         sockets: &[PathBuf],
