@@ -15,8 +15,10 @@ use crate::config::{self, Config};
 use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Ageing, Filter, PortNo};
-use crate::guard::Guards;
+use crate::features::Card;
+use crate::guard::{Bound, GuardConfig, Guards, Side};
 use crate::head::ETHERNET;
+use crate::mac::Mac;
 use crate::plane::{Change, NewPort};
 use crate::port::Uplink;
 use crate::port::tap::Tap;
@@ -120,6 +122,37 @@ fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Sh
         weight: Weight::try_from(weight.get()).unwrap_or_default(),
         cap: cap.and_then(|c| Cap::try_from(c).ok()),
     }
+}
+
+/// The guards of a port as configured, at work.
+fn guards_of(config: &Config, port: &config::Port) -> Guards {
+    let wanted = config.guards(port);
+    let bound = |n: u64| {
+        if n == 0 {
+            Bound::OFF
+        } else {
+            n.to_string().parse().unwrap_or(Bound::OFF)
+        }
+    };
+    let guards = GuardConfig {
+        bpdu_guard: wanted.bpdu_guard,
+        source_guard: wanted.source_guard,
+        mac_limit: bound(wanted.mac_limit.get().into()),
+        broadcast_limit: bound(wanted.storm.broadcast.get()),
+        multicast_limit: bound(wanted.storm.multicast.get()),
+        unknown_limit: bound(wanted.storm.unknown.get()),
+        packet_rate: bound(wanted.rate.packets.get()),
+        packet_burst: bound(wanted.rate.packet_burst.get()),
+        byte_rate: bound(wanted.rate.bytes.get()),
+        byte_burst: bound(wanted.rate.byte_burst.get()),
+    };
+    let addresses: Vec<Mac> = port.addresses().collect();
+    Guards::new(&guards, &addresses, port.isolated)
+}
+
+/// Uplinks lead to networks, which are trusted.
+fn uplink_guards() -> Guards {
+    Guards::new(&GuardConfig::usual(Side::Uplink), &[], false)
 }
 
 fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
@@ -282,7 +315,14 @@ impl Host {
             None => listen(&config)?,
         };
         let pairs = config.queues.get();
-        let queues = usize::from(pairs) * 2;
+        // And the control queue.
+        let queues = usize::from(pairs) * 2 + 1;
+        let card = Card {
+            pairs,
+            mac: config.mac,
+            mtu: config.mtu.get(),
+            offloads: config.offloads,
+        };
         let (shared, connections) = match before {
             Some((shared, n)) if shared.queues.len() == queues => (shared, n),
             _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
@@ -294,7 +334,7 @@ impl Host {
         let device = Arc::new(NetDevice::new(
             Arc::from(config.name.as_str()),
             no,
-            pairs,
+            card,
             Arc::clone(&egress),
             Arc::clone(&shared),
             handles,
@@ -302,7 +342,7 @@ impl Host {
         let server = Server::start(listening, device).map_err(|e| failed(&config.name, e))?;
         Ok(Running {
             no,
-            guards: Arc::default(),
+            guards: Arc::new(uplink_guards()),
             kind: Kind::Guest(config, Some(server)),
             egress,
             shared,
@@ -349,7 +389,7 @@ impl Host {
         }
         Ok(Running {
             no,
-            guards: Arc::default(),
+            guards: Arc::new(uplink_guards()),
             kind: Kind::Uplink(config, mtu),
             egress,
             shared,
@@ -416,6 +456,8 @@ impl Host {
                         let old = share(have.weight, have.cap, workers);
                         reshare(old, share(wanted.weight, wanted.cap, workers));
                         *have = wanted.clone();
+                        // Their accounts begin anew; that costs at most one burst too many.
+                        port.guards = Arc::new(guards_of(config, wanted));
                     }
                 }
                 Kind::Uplink(have, _) => {
