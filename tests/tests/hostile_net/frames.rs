@@ -31,9 +31,15 @@ fn h07_any_framing_of_a_frame_works() -> Result<()> {
     let mut v = scene.victim()?;
     for form in [Form::Direct, Form::Indirect] {
         for piece in [1, 2, 3, 5, 7, 11, 13, 64, 100] {
-            let len = if form == Form::Direct { 32 * piece } else { 100 };
+            let len = if form == Form::Direct {
+                32 * piece
+            } else {
+                100
+            };
             let mut frame = v.frame(station(WITNESS));
-            frame.payload.truncate(usize::try_from(len.clamp(34, 114) - 14)?);
+            frame
+                .payload
+                .truncate(usize::try_from(len.clamp(34, 114) - 14)?);
             let total = v.write(Header::default(), &frame.bytes())?;
             let cut = framed(v.data, total, Cut::Pieces(piece));
             if form == Form::Direct && cut.len() > 60 {
@@ -66,7 +72,9 @@ fn h07_any_framing_of_a_frame_works() -> Result<()> {
 fn h14_frames_of_every_small_length_and_the_largest() -> Result<()> {
     let scene = Scene::new()?;
     let mut v = scene.victim()?;
-    let whole = Frame::new(BROADCAST, station(VICTIM)).numbered(1, 100).bytes();
+    let whole = Frame::new(BROADCAST, station(VICTIM))
+        .numbered(1, 100)
+        .bytes();
     scene.discarded("victim", &[("runt", 14)], || {
         (0..14).try_for_each(|len| v.send(&whole[..len]))
     })?;
@@ -113,9 +121,14 @@ fn h14_a_tag_cut_short_at_every_byte() -> Result<()> {
             scene.discarded("victim", &[("bad_tag", 1)], || v.send(&tagged[..len]))?;
         }
     }
-    ensure!(scene.forget()? == 0, "a frame with half a tag was forwarded");
+    ensure!(
+        scene.forget()? == 0,
+        "a frame with half a tag was forwarded"
+    );
     // A priority tag that is whole is taken off, whatever stands behind it.
-    let tagged = Frame::new(BROADCAST, station(VICTIM)).tag(TPID, 0xe000).numbered(5, 60);
+    let tagged = Frame::new(BROADCAST, station(VICTIM))
+        .tag(TPID, 0xe000)
+        .numbered(5, 60);
     v.send(&tagged.bytes())?;
     let mut plain = tagged.clone();
     plain.tags.clear();

@@ -61,6 +61,9 @@ pub(crate) const WITNESS: u32 = 3;
 
 /// The ports of a scene; `{dir}` stands for the daemon's directory.
 const CONFIG: &str = r#"
+[switch]
+fdb_size = 4096
+
 [[port]]
 name = "victim"
 socket = "{dir}/victim.sock"
@@ -82,7 +85,7 @@ guards = { broadcast_limit = "off", multicast_limit = "off", unknown_limit = "of
 name = "trunk"
 socket = "{dir}/trunk.sock"
 trunk = "1,10"
-guards = { broadcast_limit = "off", multicast_limit = "off", unknown_limit = "off" }
+guards = { mac_limit = "off", broadcast_limit = "off", multicast_limit = "off", unknown_limit = "off" }
 
 [[port]]
 name = "ten"
@@ -220,7 +223,10 @@ impl Scene {
     ) -> Result<T> {
         let before = self.discards(port)?;
         let result = attack()?;
-        let expected: Counts = expected.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect();
+        let expected: Counts = expected
+            .iter()
+            .map(|(n, c)| ((*n).to_owned(), *c))
+            .collect();
         let total = |counts: &Counts| counts.values().sum::<u64>();
         let mut now = Counts::new();
         let all = until("frames discarded", || {
@@ -332,7 +338,12 @@ impl Scene {
             let once = counted == Counts::from([(reason.to_owned(), 1)]);
             Ok((now["broken"] == reason && once).then_some(()))
         })
-        .with_context(|| format!("the ring is {now}, counters {:?}", self.violations("victim")))
+        .with_context(|| {
+            format!(
+                "the ring is {now}, counters {:?}",
+                self.violations("victim")
+            )
+        })
     }
 
     /// What the API says about a ring of the victim's.

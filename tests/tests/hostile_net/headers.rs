@@ -18,7 +18,9 @@ pub(crate) fn segment(payload: usize) -> Frame {
     let mut packet = vec![0x45, 0];
     packet.extend(total.to_be_bytes());
     packet.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-    packet.extend([0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    packet.extend([
+        0x10, 0, 0x20, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0,
+    ]);
     packet.extend((0..payload).map(|i| u8::try_from(i % 251).unwrap_or(0)));
     Frame::new(station(WITNESS), station(VICTIM))
         .ethertype(0x0800)
@@ -71,7 +73,10 @@ fn h13_checksums_outside_the_frame() -> Result<()> {
         });
         sent.with_context(|| format!("{header:?}"))?;
     }
-    ensure!(scene.forget()? == 0, "a frame with a bad header was forwarded");
+    ensure!(
+        scene.forget()? == 0,
+        "a frame with a bad header was forwarded"
+    );
     // One that is right: the witness, which has no offloads, gets it whole.
     v.send_with(checksum(TRANSPORT, 16), &frame)?;
     let got = scene.seen(PATIENCE)?.context("a frame that is right")?;
@@ -79,7 +84,11 @@ fn h13_checksums_outside_the_frame() -> Result<()> {
         num_buffers: got.header.num_buffers,
         ..Header::default()
     };
-    ensure!(got.header == plain, "shown to the witness: {:?}", got.header);
+    ensure!(
+        got.header == plain,
+        "shown to the witness: {:?}",
+        got.header
+    );
     ensure!(folded(&got.frame[26..]) == 0xffff, "the checksum is wrong");
     drop(v);
     scene.finish()
@@ -141,7 +150,10 @@ fn h13_segmentation_that_makes_no_sense() -> Result<()> {
         });
         sent.with_context(|| format!("{header:?}"))?;
     }
-    ensure!(scene.forget()? == 0, "a frame with a bad header was forwarded");
+    ensure!(
+        scene.forget()? == 0,
+        "a frame with a bad header was forwarded"
+    );
     // Headers that are cut off, or longer than the frame, or of another length than they say.
     let cut = [14, 20, 33, 34, 50, 53];
     scene.discarded("victim", &[("bad_header", 6)], || {
@@ -177,8 +189,14 @@ fn h13_offloads_that_were_not_negotiated() -> Result<()> {
     let scene = Scene::new()?;
     let mut v = scene.victim()?;
     let frame = segment(1000).bytes();
-    for header in [checksum(TRANSPORT, 16), gso(GSO_TCPV4, 500), gso(GSO_TCPV6, 500)] {
-        scene.discarded("victim", &[("bad_header", 1)], || v.send_with(header, &frame))?;
+    for header in [
+        checksum(TRANSPORT, 16),
+        gso(GSO_TCPV4, 500),
+        gso(GSO_TCPV6, 500),
+    ] {
+        scene.discarded("victim", &[("bad_header", 1)], || {
+            v.send_with(header, &frame)
+        })?;
     }
     ensure!(scene.forget()? == 0, "it was forwarded");
     // Words that mean nothing without an offload are ignored.
@@ -198,7 +216,11 @@ fn h13_offloads_that_were_not_negotiated() -> Result<()> {
         num_buffers: 1,
         ..Header::default()
     };
-    ensure!(got.header == shown, "{:?} was shown to the witness", got.header);
+    ensure!(
+        got.header == shown,
+        "{:?} was shown to the witness",
+        got.header
+    );
     drop(v);
     scene.finish()
 }

@@ -28,7 +28,10 @@ fn h08_frames_across_regions_that_adjoin_and_across_holes() -> Result<()> {
         v.post(&[Segment::readable(MIB - before, len)], Form::Direct)?;
         v.arrives(&frame)?;
         // And by an indirect table that lies across it.
-        let parts = [desc(MIB - before, 40, 1, 1), desc(MIB - before + 40, len - 40, 0, 0)];
+        let parts = [
+            desc(MIB - before, 40, 1, 1),
+            desc(MIB - before + 40, len - 40, 0, 0),
+        ];
         let table = [parts[0].bytes(), parts[1].bytes()].concat();
         let (edge, at) = (MIB - before, v.data + 512);
         memory.write(at, &table)?;
@@ -40,8 +43,7 @@ fn h08_frames_across_regions_that_adjoin_and_across_holes() -> Result<()> {
         v.arrives(&frame)?;
         ensure!(edge < MIB, "the edge is inside the frame");
         v.frontend.stop_queue(1)?;
-        v.ring =
-            towpath_common::testing::SplitDriver::new(&memory, 64, v.frontend.features())?;
+        v.ring = towpath_common::testing::SplitDriver::new(&memory, 64, v.frontend.features())?;
         v.frontend.start_queue(1, &memory, &v.ring.setup())?;
     }
     // Received across it.
@@ -106,7 +108,10 @@ fn m05_guest_memory_is_truncated() -> Result<()> {
     let gone = memory.alloc_in(1, PAGE, PAGE)?;
     truncate(&memory, 1, 0)?;
     v.offer(&[desc(gone, 1000, 0, 0)], &[0])?;
-    ensure!(v.frontend.raw().closes_within(PATIENCE)?, "the session goes on");
+    ensure!(
+        v.frontend.raw().closes_within(PATIENCE)?,
+        "the session goes on"
+    );
     scene.error_says("truncated")?;
     scene.unaffected()?;
     drop(v);
@@ -119,7 +124,10 @@ fn m05_guest_memory_is_truncated() -> Result<()> {
     v.offer_receive(&[desc(gone, 2048, WRITE, 0)], &[0])?;
     truncate(&memory, 1, 0)?;
     scene.say(&Frame::new(station(VICTIM), station(WITNESS)).numbered(0, 500))?;
-    ensure!(v.frontend.raw().closes_within(PATIENCE)?, "the session goes on");
+    ensure!(
+        v.frontend.raw().closes_within(PATIENCE)?,
+        "the session goes on"
+    );
     scene.error_says("truncated")?;
     scene.unaffected()?;
     drop(v);

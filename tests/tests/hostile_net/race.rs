@@ -69,16 +69,31 @@ fn inspect(port: &str, client: &mut NetClient, tag: Option<u16>) -> Result<usize
 #[test]
 fn h11_no_frame_gets_through_with_a_source_or_a_vlan_that_was_not_checked() -> Result<()> {
     let scene = Scene::new()?;
-    let good = Frame::new(BROADCAST, station(GUARDED)).numbered(1, 200).bytes();
+    let good = Frame::new(BROADCAST, station(GUARDED))
+        .numbered(1, 200)
+        .bytes();
     let spoilt = [
         Frame::new(BROADCAST, station(0x99)).numbered(1, 200),
         Frame::new(BROADCAST, [0xff; 6]).numbered(1, 200),
-        Frame::new(BROADCAST, station(GUARDED)).vlan(10).numbered(1, 200),
-        Frame::new(BROADCAST, station(GUARDED)).tag(TPID, 0).vlan(10).numbered(1, 200),
-        Frame::new(station(0x77), station(0x99)).vlan(2).numbered(1, 200),
+        Frame::new(BROADCAST, station(GUARDED))
+            .vlan(10)
+            .numbered(1, 200),
+        Frame::new(BROADCAST, station(GUARDED))
+            .tag(TPID, 0)
+            .vlan(10)
+            .numbered(1, 200),
+        Frame::new(station(0x77), station(0x99))
+            .vlan(2)
+            .numbered(1, 200),
     ];
     // One descriptor, the header alone, and a cut in the middle of each thing that is checked.
-    let cuts: [&[u32]; 5] = [&[], &[12], &[12 + 3], &[12 + 6, 12 + 9], &[12 + 13, 12 + 15]];
+    let cuts: [&[u32]; 5] = [
+        &[],
+        &[12],
+        &[12 + 3],
+        &[12 + 6, 12 + 9],
+        &[12 + 13, 12 + 15],
+    ];
     let mut arrived = 0;
     for (bad, cut) in spoilt.iter().zip(cuts) {
         let options = NetOptions {
@@ -126,7 +141,8 @@ fn h11_no_frame_gets_through_with_a_source_or_a_vlan_that_was_not_checked() -> R
                     from.extend(Frame::parse(&got.frame));
                 }
                 ensure!(
-                    from.iter().all(|f| f.from == station(GUARDED) && f.tags.is_empty()),
+                    from.iter()
+                        .all(|f| f.from == station(GUARDED) && f.tags.is_empty()),
                     "the witness got {from:02x?}"
                 );
             }
@@ -153,17 +169,17 @@ fn h11_descriptors_change_under_the_switch() -> Result<()> {
         let len = v.write(Header::default(), &frame)?;
         let table = v.ring.places()[0];
         let flips = [
-            (table, [v.data, MIB + (1 << 40)].map(|a| a.to_le_bytes().to_vec())),
+            (
+                table,
+                [v.data, MIB + (1 << 40)].map(|a| a.to_le_bytes().to_vec()),
+            ),
             (table + 8, [tail(60, NEXT, 1), tail(u32::MAX, NEXT, 1)]),
             (table + 8, [tail(60, NEXT, 1), tail(60, NEXT, 999)]),
             (table + 8, [tail(60, NEXT, 1), tail(60, NEXT | WRITE, 1)]),
             (table + 8, [tail(60, NEXT, 1), tail(60, INDIRECT, 0)]),
             (table + 24, [tail(len - 60, 0, 0), tail(len - 60, NEXT, 0)]),
         ];
-        let chain = [
-            desc(v.data, 60, NEXT, 1),
-            desc(v.data + 60, len - 60, 0, 0),
-        ];
+        let chain = [desc(v.data, 60, NEXT, 1), desc(v.data + 60, len - 60, 0, 0)];
         v.offer(&chain, &[])?;
         let memory = v.memory.clone();
         let one = [flips[round % flips.len()].clone()];

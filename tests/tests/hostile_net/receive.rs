@@ -29,7 +29,10 @@ fn h15_no_receive_buffers_at_all() -> Result<()> {
     let frame = Frame::new(BROADCAST, station(WITNESS)).numbered(77, 100);
     scene.discarded("victim", &[("receiver_full", 1)], || scene.say(&frame))?;
     let got = trunk.expect()?;
-    ensure!(Frame::parse(&got.frame) == Some(frame.vlan(1)), "{got:02x?}");
+    ensure!(
+        Frame::parse(&got.frame) == Some(frame.vlan(1)),
+        "{got:02x?}"
+    );
     drop(trunk);
     // With buffers again, frames come again.
     let gpa = v.memory.alloc_pages(2048)?;
@@ -37,7 +40,9 @@ fn h15_no_receive_buffers_at_all() -> Result<()> {
     v.rx.post(token);
     v.rx.publish()?;
     scene.say(&to_victim(1000, 100))?;
-    until("a frame received", || Ok((v.rx.used_idx() == 1).then_some(())))?;
+    until("a frame received", || {
+        Ok((v.rx.used_idx() == 1).then_some(()))
+    })?;
     v.transmits()?;
     drop(v);
     scene.finish()
@@ -75,10 +80,15 @@ fn h15_a_thousand_buffers_of_a_few_bytes() -> Result<()> {
     scene.discarded("victim", &[("receiver_small", 5)], || {
         (0..5).try_for_each(|number| scene.say(&to_victim(number, 1400)))
     })?;
-    ensure!(v.rx.used_idx() == 0, "buffers were used for a frame that does not fit");
+    ensure!(
+        v.rx.used_idx() == 0,
+        "buffers were used for a frame that does not fit"
+    );
     // A small frame fits ten of them.
     scene.say(&to_victim(9, 94))?;
-    until("a frame in ten buffers", || Ok((v.rx.used_idx() == 10).then_some(())))?;
+    until("a frame in ten buffers", || {
+        Ok((v.rx.used_idx() == 10).then_some(()))
+    })?;
     let mut bytes = Vec::new();
     for index in 0..10 {
         let (_, written) = v.rx.used_element(index);
@@ -104,10 +114,14 @@ fn h15_a_buffer_of_one_byte_descriptors() -> Result<()> {
         })
         .collect();
     v.offer_receive(&all, &[0])?;
-    scene.discarded("victim", &[("receiver_full", 1)], || scene.say(&to_victim(1, 100)))?;
+    scene.discarded("victim", &[("receiver_full", 1)], || {
+        scene.say(&to_victim(1, 100))
+    })?;
     let frame = to_victim(2, 38);
     scene.say(&frame)?;
-    until("a frame in pieces", || Ok((v.rx.used_idx() == 1).then_some(())))?;
+    until("a frame in pieces", || {
+        Ok((v.rx.used_idx() == 1).then_some(()))
+    })?;
     let mut bytes = [0; 128];
     v.memory.read(v.data, &mut bytes)?;
     let bytes: Vec<u8> = bytes.iter().copied().step_by(2).skip(12).take(52).collect();
@@ -130,7 +144,11 @@ fn h15_without_mergeable_buffers_a_frame_fits_one_or_none() -> Result<()> {
     }
     .without(feature::NET_MRG_RXBUF);
     let mut v = NetClient::connect(&scene.socket("victim"), options)?;
-    v.send(&Frame::new(BROADCAST, station(VICTIM)).numbered(0, 40).bytes())?;
+    v.send(
+        &Frame::new(BROADCAST, station(VICTIM))
+            .numbered(0, 40)
+            .bytes(),
+    )?;
     v.flush()?;
     scene.discarded("victim", &[("receiver_small", 3)], || {
         scene.say(&to_victim(1, 1000))?;
@@ -148,7 +166,11 @@ fn h15_without_mergeable_buffers_a_frame_fits_one_or_none() -> Result<()> {
 fn h15_a_receiver_that_stops_in_mid_burst() -> Result<()> {
     let scene = Scene::new()?;
     let mut v = scene.client("victim")?;
-    v.send(&Frame::new(BROADCAST, station(VICTIM)).numbered(0, 40).bytes())?;
+    v.send(
+        &Frame::new(BROADCAST, station(VICTIM))
+            .numbered(0, 40)
+            .bytes(),
+    )?;
     v.flush()?;
     let pair = v.pair()?;
     pair.hold(true)?;
@@ -158,7 +180,10 @@ fn h15_a_receiver_that_stops_in_mid_burst() -> Result<()> {
     })?;
     for number in 0..128 {
         let got = pair.receive(PATIENCE)?.context("a frame that was kept")?;
-        ensure!(got.frame == to_victim(number, 100).bytes(), "not frame {number}");
+        ensure!(
+            got.frame == to_victim(number, 100).bytes(),
+            "not frame {number}"
+        );
     }
     ensure!(pair.receive(Duration::ZERO)?.is_none(), "one too many");
     // Stopped and started again in the middle of frames: nothing comes twice, nothing out of order.

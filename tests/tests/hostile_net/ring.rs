@@ -52,7 +52,9 @@ fn table(v: &Victim, table: &[Desc], len: Option<u32>) -> Result<Desc> {
 #[test]
 fn h01_a_chain_that_never_ends() -> Result<()> {
     let scene = Scene::new()?;
-    both(&scene, "loop", |v, part| Ok((vec![part(v, NEXT, 0)], vec![0])))?;
+    both(&scene, "loop", |v, part| {
+        Ok((vec![part(v, NEXT, 0)], vec![0]))
+    })?;
     both(&scene, "loop", |v, part| {
         Ok((vec![part(v, NEXT, 1), part(v, NEXT, 0)], vec![0]))
     })?;
@@ -165,13 +167,24 @@ fn h06_descriptors_of_no_bytes() -> Result<()> {
         v.post(&vec![nothing; usize::from(QUEUE)], Form::Direct)
     })?;
     // Nothing but zeroes: descriptors of nothing at address 0, all in one chain.
-    scene.discarded("victim", &[("runt", 1)], || v.offer(&[Desc::default()], &[0]))?;
+    scene.discarded("victim", &[("runt", 1)], || {
+        v.offer(&[Desc::default()], &[0])
+    })?;
     drop(v);
     // A receive buffer without room for a header is none.
-    scene.breaks_receive("request", |v| v.offer_receive(&[desc(v.data, 0, WRITE, 0)], &[0]))?;
+    scene.breaks_receive("request", |v| {
+        v.offer_receive(&[desc(v.data, 0, WRITE, 0)], &[0])
+    })?;
     scene.breaks_receive("request", |v| {
         let all: Vec<Desc> = (0..QUEUE)
-            .map(|i| desc(v.data, 0, WRITE | if i + 1 < QUEUE { NEXT } else { 0 }, i + 1))
+            .map(|i| {
+                desc(
+                    v.data,
+                    0,
+                    WRITE | if i + 1 < QUEUE { NEXT } else { 0 },
+                    i + 1,
+                )
+            })
             .collect();
         v.offer_receive(&all, &[0])
     })?;
@@ -258,7 +271,9 @@ fn h08_a_ring_under_its_own_frames() -> Result<()> {
         let place = v.ring.places()[part];
         let len = 6 + 2 * u32::from(QUEUE);
         v.offer(&[desc(place, len, 0, 0)], &[0])?;
-        until("a frame taken", || Ok((v.ring.used_idx() == 1).then_some(())))?;
+        until("a frame taken", || {
+            Ok((v.ring.used_idx() == 1).then_some(()))
+        })?;
         scene.unaffected()?;
         drop(v);
         for offset in [0, 2, 4] {
@@ -361,7 +376,10 @@ fn h12_packed_rings_are_not_offered_and_refused() -> Result<()> {
     let mut all = wanted();
     all.features |= feature::PACKED;
     let mut frontend = Frontend::connect(&scene.socket("victim"), all, PATIENCE)?;
-    ensure!(frontend.offered() & feature::PACKED == 0, "packed rings offered");
+    ensure!(
+        frontend.offered() & feature::PACKED == 0,
+        "packed rings offered"
+    );
     let bits = frontend.features() | feature::PACKED;
     refused(frontend.tell(Request::SET_FEATURES, &bits.to_ne_bytes(), &[]))?;
     scene.error_says("not offered")?;
@@ -387,12 +405,18 @@ fn h16_no_sense_in_notifications() -> Result<()> {
     drop(v);
     // A receiver that is never called, and never says that it was: its frames are there all the same.
     let mut v = scene.victim()?;
-    v.send(&Frame::new(BROADCAST, station(VICTIM)).numbered(0, 100).bytes())?;
+    v.send(
+        &Frame::new(BROADCAST, station(VICTIM))
+            .numbered(0, 100)
+            .bytes(),
+    )?;
     for number in 0..20 {
         let frame = Frame::new(station(VICTIM), station(WITNESS)).numbered(number, 100);
         scene.say(&frame)?;
     }
-    until("frames received", || Ok((v.rx.used_idx() == 20).then_some(())))?;
+    until("frames received", || {
+        Ok((v.rx.used_idx() == 20).then_some(()))
+    })?;
     v.transmits()?;
     drop(v);
     scene.finish()

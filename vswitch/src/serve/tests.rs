@@ -164,7 +164,10 @@ fn a_second_signal_ends_a_drain_that_hangs() {
     write_config(daemon.dir.path(), &[FakeService::STUCK]);
     let client = Client::new(&daemon.control());
     let reload: Answer<Diff> = client.post("/v1/reload", &Reload::default()).unwrap();
-    assert_eq!(reload.description, format!("+port {}; -port a", FakeService::STUCK));
+    assert_eq!(
+        reload.description,
+        format!("+port {}; -port a", FakeService::STUCK)
+    );
     assert!(daemon.message().starts_with("RELOADING=1\n"));
     assert!(daemon.message().starts_with("READY=1\n"));
     daemon.signal(rustix::process::Signal::TERM);
