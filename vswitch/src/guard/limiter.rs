@@ -39,7 +39,7 @@ impl Limiter {
     /// A full bucket that lets `rate` units a second pass, `burst` at once; zero counts as 1.
     #[must_use]
     pub fn new(rate: u64, burst: u64) -> Limiter {
-        let second = 1_000_000_000 * TICKS_PER_NS << FRACTION;
+        let second = (1_000_000_000 * TICKS_PER_NS) << FRACTION;
         let mut limiter = Limiter {
             full_at: AtomicU64::new(0),
             unit: (second / rate.max(1)).max(1),

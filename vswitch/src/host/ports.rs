@@ -16,7 +16,7 @@ use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Ageing, Filter, PortNo};
 use crate::features::Card;
-use crate::guard::{Bound, GuardConfig, Guards, Side};
+use crate::guard::{GuardConfig, Guards, Side};
 use crate::head::ETHERNET;
 use crate::mac::Mac;
 use crate::plane::{Change, NewPort};
@@ -126,33 +126,13 @@ fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Sh
 
 /// The guards of a port as configured, at work.
 fn guards_of(config: &Config, port: &config::Port) -> Guards {
-    let wanted = config.guards(port);
-    let bound = |n: u64| {
-        if n == 0 {
-            Bound::OFF
-        } else {
-            n.to_string().parse().unwrap_or(Bound::OFF)
-        }
-    };
-    let guards = GuardConfig {
-        bpdu_guard: wanted.bpdu_guard,
-        source_guard: wanted.source_guard,
-        mac_limit: bound(wanted.mac_limit.get().into()),
-        broadcast_limit: bound(wanted.storm.broadcast.get()),
-        multicast_limit: bound(wanted.storm.multicast.get()),
-        unknown_limit: bound(wanted.storm.unknown.get()),
-        packet_rate: bound(wanted.rate.packets.get()),
-        packet_burst: bound(wanted.rate.packet_burst.get()),
-        byte_rate: bound(wanted.rate.bytes.get()),
-        byte_burst: bound(wanted.rate.byte_burst.get()),
-    };
     let addresses: Vec<Mac> = port.addresses().collect();
-    Guards::new(&guards, &addresses, port.isolated)
+    Guards::new(&config.guards(port), &addresses, port.isolated)
 }
 
-/// Uplinks lead to networks, which are trusted.
-fn uplink_guards() -> Guards {
-    Guards::new(&GuardConfig::usual(Side::Uplink), &[], false)
+/// The same for an uplink, which is trusted unless it says otherwise.
+fn uplink_guards(config: &config::Uplink) -> Guards {
+    Guards::new(&config.guards.complete(Side::Uplink), &[], false)
 }
 
 fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
@@ -342,7 +322,8 @@ impl Host {
         let server = Server::start(listening, device).map_err(|e| failed(&config.name, e))?;
         Ok(Running {
             no,
-            guards: Arc::new(uplink_guards()),
+            // Set before the first frame, when all ports get their settings.
+            guards: Arc::new(Guards::new(&GuardConfig::default(), &[], false)),
             kind: Kind::Guest(config, Some(server)),
             egress,
             shared,
@@ -389,7 +370,7 @@ impl Host {
         }
         Ok(Running {
             no,
-            guards: Arc::new(uplink_guards()),
+            guards: Arc::new(uplink_guards(&config)),
             kind: Kind::Uplink(config, mtu),
             egress,
             shared,
@@ -466,6 +447,7 @@ impl Host {
                         let old = share(have.weight, have.cap, workers);
                         reshare(old, share(wanted.weight, wanted.cap, workers));
                         *have = wanted.clone();
+                        port.guards = Arc::new(uplink_guards(wanted));
                     }
                 }
             }
