@@ -8,7 +8,7 @@ use towpath_common::testing::net::frame::{BROADCAST, Mac, TPID, TPID_SERVICE, st
 use towpath_common::testing::net::{
     Frame, GSO_TCPV4, Header, NEEDS_CSUM, NetClient, NetOptions, Shape,
 };
-use towpath_common::testing::{Driver, feature};
+use towpath_common::testing::feature;
 
 use crate::harness::{GUARDED, PATIENCE, Scene, VICTIM, WITNESS, until};
 use crate::headers::segment;
