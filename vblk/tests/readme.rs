@@ -118,6 +118,7 @@ fn the_example_shows_every_key_and_its_default() {
     let changed = config.diff(&spelled_out);
     assert_eq!(changed.needs_restart, ["log: null -> \"info\""]);
     let keys: Vec<&String> = changed
+        .disks
         .changed
         .iter()
         .flat_map(|disk| &disk.keys)

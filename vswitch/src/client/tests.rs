@@ -88,7 +88,10 @@ impl Running {
 #[test]
 fn people_see_text() {
     let daemon = Running::start();
-    assert_eq!(daemon.prints("port show"), report::port_list(&[sample_port(1)]));
+    assert_eq!(
+        daemon.prints("port show"),
+        report::port_list(&[sample_port(1)])
+    );
     assert_eq!(daemon.prints("port show fw"), report::port(&sample_port(1)));
     assert_eq!(daemon.prints("reload"), "nothing changes\n");
     assert_eq!(daemon.fails("port show db"), "there is no such port");
@@ -99,7 +102,10 @@ fn json_is_the_answer_whatever_it_says() {
     let daemon = Running::start();
     let answer: Answer<PortStatus> =
         serde_json::from_str(&daemon.prints("port show fw --json")).unwrap();
-    assert_eq!((answer.status, answer.data), (Status::Warning, Some(sample_port(1))));
+    assert_eq!(
+        (answer.status, answer.data),
+        (Status::Warning, Some(sample_port(1)))
+    );
     let (text, result) = daemon.run("port show db --json");
     assert!(result.is_err());
     let answer: Answer<PortStatus> = serde_json::from_str(&text).unwrap();
@@ -164,5 +170,8 @@ fn a_daemon_that_is_not_there_is_named() {
         panic!("not a port")
     };
     let error = port(command, &mut Vec::new()).unwrap_err().to_string();
-    assert!(error.starts_with("no daemon is listening on /nonexistent/c.sock"), "{error}");
+    assert!(
+        error.starts_with("no daemon is listening on /nonexistent/c.sock"),
+        "{error}"
+    );
 }

@@ -6,9 +6,7 @@ use super::*;
 use towpath_common::config::SocketMode;
 use vswitch::config::Sources;
 use vswitch::control::NamedStats;
-use vswitch::service::{
-    FdbEntry, FdbStats, QueueStats, SessionStatus, VlanFlow, WorkerStatus,
-};
+use vswitch::service::{FdbEntry, FdbStats, QueueStats, SessionStatus, VlanFlow, WorkerStatus};
 
 fn vid(vid: u16) -> Vid {
     Vid::new(vid).unwrap()
@@ -162,7 +160,10 @@ fn a_port_nobody_is_connected_to_says_so() {
     idle.last_error = Some("the front-end hung up".into());
     let text = port(&idle);
     assert!(text.contains("  connected   no, link down\n"), "{text}");
-    assert!(text.contains("  last error  the front-end hung up\n"), "{text}");
+    assert!(
+        text.contains("  last error  the front-end hung up\n"),
+        "{text}"
+    );
 }
 
 #[test]

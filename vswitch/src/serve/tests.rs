@@ -164,7 +164,10 @@ fn a_second_signal_ends_a_drain_that_hangs() {
     write_config(daemon.dir.path(), &[FakeService::STUCK]);
     let client = Client::new(&daemon.control());
     let reload: Answer<Diff> = client.post("/v1/reload", &Reload::default()).unwrap();
-    assert_eq!(reload.description, format!("+port {}; -port a", FakeService::STUCK));
+    assert_eq!(
+        reload.description,
+        format!("+port {}; -port a", FakeService::STUCK)
+    );
     assert!(daemon.message().starts_with("RELOADING=1\n"));
     assert!(daemon.message().starts_with("READY=1\n"));
     daemon.signal(rustix::process::Signal::TERM);
@@ -191,17 +194,4 @@ fn a_second_daemon_on_the_same_socket_starts_nothing() {
         matches!(error, ServeError::Socket(SocketError::InUse { .. })),
         "{error}"
     );
-}
-
-#[test]
-fn progress_means_every_worker() {
-    let service = Arc::new(FakeService::default());
-    let mut progress = progress(service.clone());
-    assert!(progress(), "nothing to compare with yet");
-    assert!(!progress(), "nobody moved");
-    service.step(0);
-    assert!(!progress(), "one of two moved");
-    service.step(0);
-    service.step(1);
-    assert!(progress());
 }
