@@ -1,11 +1,12 @@
 //! Daemons under test: started, watched until ready, stopped, killed, started again.
 //!
-//! [`Daemon`] is any back-end process; [`Vblk`] is ours, with a directory for its sockets and its
-//! control API. Readiness is what the daemon itself says through sd_notify, as systemd hears it.
-//! With `TOWPATH_VBLK=PROGRAM` in the environment that program is tested instead of ours: an
-//! installed one, or a stand-in with the same command line.
+//! [`Daemon`] is any back-end process; [`Vblk`] and [`Vswitch`] are ours, with a directory for
+//! their sockets and a control API. Readiness is what the daemon itself says through sd_notify, as
+//! systemd hears it. With `TOWPATH_VBLK=PROGRAM` (or `TOWPATH_VSWITCH`) in the environment that
+//! program is tested instead of ours: an installed one, or a stand-in with the same command line.
 
 use std::io::ErrorKind;
+use std::ops::{Deref, DerefMut};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -19,6 +20,8 @@ use tempfile::TempDir;
 use crate::api;
 use crate::cargo;
 use crate::lines::Lines;
+use crate::netns::Netns;
+use crate::paths;
 use crate::process::{Process, command};
 
 /// From start to readiness, and from SIGTERM to the end: milliseconds on an idle machine.
@@ -185,14 +188,20 @@ impl Ready {
     }
 }
 
-/// A `vblk serve` under test, with a directory of its own for sockets and images.
+/// A daemon of ours under test, with a directory of its own for sockets and images.
 #[derive(Debug)]
-pub struct Vblk {
+pub struct Service {
     daemon: Daemon,
+    name: &'static str,
     program: PathBuf,
     arguments: Vec<String>,
+    namespace: Option<String>,
     dir: TempDir,
 }
+
+/// A `vblk serve` under test.
+#[derive(Debug)]
+pub struct Vblk(Service);
 
 impl Vblk {
     /// Starts `vblk serve` with one `--disk` for each of `disks`, in which `{dir}` stands for the
@@ -201,9 +210,94 @@ impl Vblk {
     /// # Errors
     /// When vblk cannot be built, ends, or is not ready in time.
     pub fn serve(dir: TempDir, disks: &[&str], more: &[&str]) -> Result<Self> {
-        let program = match std::env::var_os("TOWPATH_VBLK") {
+        Service::serve("vblk", dir, ("--disk", disks), more, None).map(Self)
+    }
+}
+
+impl Deref for Vblk {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.0
+    }
+}
+
+impl DerefMut for Vblk {
+    fn deref_mut(&mut self) -> &mut Service {
+        &mut self.0
+    }
+}
+
+/// A `vswitch serve` under test.
+#[derive(Debug)]
+pub struct Vswitch(Service);
+
+impl Vswitch {
+    /// Starts `vswitch serve` with one `--port` for each of `ports`, in which `{dir}` stands for
+    /// the daemon's directory, and `more` arguments.
+    ///
+    /// # Errors
+    /// When vswitch cannot be built, ends, or is not ready in time.
+    pub fn serve(dir: TempDir, ports: &[&str], more: &[&str]) -> Result<Self> {
+        Service::serve("vswitch", dir, ("--port", ports), more, None).map(Self)
+    }
+
+    /// The same in a network namespace, where its TAP devices then are. Its sockets are files,
+    /// and so reached from everywhere.
+    ///
+    /// # Errors
+    /// As [`Vswitch::serve`].
+    pub fn serve_in(netns: &Netns, dir: TempDir, ports: &[&str], more: &[&str]) -> Result<Self> {
+        Service::serve("vswitch", dir, ("--port", ports), more, Some(netns.name())).map(Self)
+    }
+
+    /// Runs a client subcommand, `vswitch port show` for example, against this daemon, and
+    /// returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn client(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.program)
+            .args(arguments)
+            .arg("--control")
+            .arg(self.path("control"))
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "vswitch {}: {}\n{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+impl Deref for Vswitch {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.0
+    }
+}
+
+impl DerefMut for Vswitch {
+    fn deref_mut(&mut self) -> &mut Service {
+        &mut self.0
+    }
+}
+
+impl Service {
+    fn serve(
+        name: &'static str,
+        dir: TempDir,
+        (option, items): (&str, &[&str]),
+        more: &[&str],
+        namespace: Option<&str>,
+    ) -> Result<Self> {
+        let program = match std::env::var_os(format!("TOWPATH_{}", name.to_uppercase())) {
             Some(named) => named.into(),
-            None => cargo::program("vblk", "vblk")?,
+            None => cargo::program(name, name)?,
         };
         let here = dir.path().display().to_string();
         let mut arguments = vec![
@@ -211,30 +305,57 @@ impl Vblk {
             "--control".into(),
             format!("{here}/control"),
         ];
-        for disk in disks {
-            arguments.extend(["--disk".into(), disk.replace("{dir}", &here)]);
+        for item in items {
+            arguments.extend([option.into(), item.replace("{dir}", &here)]);
         }
-        arguments.extend(more.iter().map(|&argument| argument.into()));
-        let daemon = Self::start(&program, &arguments, dir.path())?;
+        arguments.extend(more.iter().map(|argument| argument.replace("{dir}", &here)));
+        let namespace = namespace.map(str::to_owned);
+        let daemon = Self::start(name, &program, &arguments, namespace.as_deref(), dir.path())?;
         Ok(Self {
             daemon,
+            name,
             program,
             arguments,
+            namespace,
             dir,
         })
     }
 
-    fn start(program: &Path, arguments: &[String], dir: &Path) -> Result<Daemon> {
-        Daemon::notifying("vblk", command(program).args(arguments), dir)
+    fn start(
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+        namespace: Option<&str>,
+        dir: &Path,
+    ) -> Result<Daemon> {
+        let mut command = match namespace {
+            None => command(program),
+            Some(namespace) => {
+                let mut ip = command(&paths::program("ip")?);
+                ip.args(["netns", "exec", namespace]).arg(program);
+                ip
+            }
+        };
+        Daemon::notifying(name, command.args(arguments), dir)
     }
 
     /// Starts it again, with the same arguments, after it was stopped or killed.
     ///
     /// # Errors
-    /// When it still runs, or as [`Vblk::serve`].
+    /// When it still runs, or as the first time.
     pub fn start_again(&mut self) -> Result<()> {
-        ensure!(self.daemon.process().ended()?.is_some(), "vblk still runs");
-        self.daemon = Self::start(&self.program, &self.arguments, self.dir.path())?;
+        let name = self.name;
+        ensure!(
+            self.daemon.process().ended()?.is_some(),
+            "{name} still runs"
+        );
+        self.daemon = Self::start(
+            name,
+            &self.program,
+            &self.arguments,
+            self.namespace.as_deref(),
+            self.dir.path(),
+        )?;
         Ok(())
     }
 

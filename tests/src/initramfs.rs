@@ -1,4 +1,4 @@
-//! What a guest boots into: busybox, the modules of a virtio disk, `mkfs.ext4`, `records`.
+//! What a guest boots into: busybox, and a [`Kit`] of modules and programs.
 //!
 //! `/init` mounts the kernel's file systems, loads the modules in the order written to
 //! `/modules/order`, runs `/scenario` and powers off. The scenario's output goes to the second
@@ -18,9 +18,33 @@ use crate::cargo;
 use crate::cpio::Cpio;
 use crate::paths;
 
-/// Modules a guest loads; what these need in turn is read from the kernel's own table.
-/// (ext4 asks the crypto layer for crc32c by name, so that table does not list it.)
-const MODULES: [&str; 4] = ["crc32c_generic", "virtio_blk", "virtio_net", "ext4"];
+/// What a guest is for. Each has what it needs and no more: all of it is loaded at each boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kit {
+    /// Disks: `mkfs.ext4` and `records`.
+    Disk,
+    /// Networks: `ethtool` and `talk`.
+    Net,
+}
+
+impl Kit {
+    /// Modules a guest loads; what these need in turn is read from the kernel's own table.
+    /// (ext4 asks the crypto layer for crc32c by name, so that table does not list it.)
+    fn modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Disk => &["crc32c_generic", "virtio_blk", "ext4"],
+            Self::Net => &["virtio_net", "8021q"],
+        }
+    }
+
+    /// Programs of the host, and programs of this package.
+    fn programs(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Disk => ("mkfs.ext4", "records"),
+            Self::Net => ("ethtool", "talk"),
+        }
+    }
+}
 
 const DIRECTORIES: [&str; 8] = ["bin", "dev", "proc", "sys", "mnt", "tmp", "run", "modules"];
 
@@ -59,9 +83,9 @@ pub fn kernel() -> Result<PathBuf> {
 ///
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
-pub fn with_scenario(scenario: &str) -> Result<Vec<u8>> {
-    static BASE: OnceLock<Result<Vec<u8>, String>> = OnceLock::new();
-    let base = BASE.get_or_init(|| base().map_err(|error| format!("{error:#}")));
+pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 2] = [const { OnceLock::new() }; 2];
+    let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();
     cpio.file("scenario", scenario.as_bytes());
@@ -69,18 +93,19 @@ pub fn with_scenario(scenario: &str) -> Result<Vec<u8>> {
     Ok(archive)
 }
 
-fn base() -> Result<Vec<u8>> {
+fn base(kit: Kit) -> Result<Vec<u8>> {
     let mut cpio = Cpio::new();
     for directory in DIRECTORIES {
         cpio.directory(directory);
     }
     cpio.program("init", INIT.as_bytes());
     cpio.program("bin/busybox", &busybox()?);
-    add_modules(&mut cpio)?;
-    let records = stripped(&cargo::program("towpath-tests", "records")?)?;
+    add_modules(&mut cpio, kit.modules())?;
+    let (theirs, ours) = kit.programs();
+    let built = stripped(&cargo::program("towpath-tests", ours)?)?;
     let programs = [
-        (paths::program("mkfs.ext4")?, "bin/mkfs.ext4"),
-        (records.path().into(), "bin/records"),
+        (paths::program(theirs)?, format!("bin/{theirs}")),
+        (built.path().into(), format!("bin/{ours}")),
     ];
     add_programs(&mut cpio, &programs)?;
     Ok(cpio.finish())
@@ -97,7 +122,7 @@ fn busybox() -> Result<Vec<u8>> {
 }
 
 /// Adds programs and, at the paths their loader will look for them, the libraries they need.
-fn add_programs(cpio: &mut Cpio, programs: &[(PathBuf, &str)]) -> Result<()> {
+fn add_programs(cpio: &mut Cpio, programs: &[(PathBuf, String)]) -> Result<()> {
     let mut needed = BTreeSet::new();
     for (path, name) in programs {
         needed.extend(libraries(path)?);
@@ -147,7 +172,7 @@ fn stripped(program: &Path) -> Result<tempfile::NamedTempFile> {
     Ok(copy)
 }
 
-fn add_modules(cpio: &mut Cpio) -> Result<()> {
+fn add_modules(cpio: &mut Cpio, modules: &[&str]) -> Result<()> {
     kernel()?;
     let versions = paths::cache().join("kernel/lib/modules");
     let version = fs::read_dir(&versions)
@@ -157,7 +182,7 @@ fn add_modules(cpio: &mut Cpio) -> Result<()> {
         .path();
     let table = String::from_utf8(read(&version.join("modules.dep"))?)?;
     let mut order = String::new();
-    for module in load_order(&table, &MODULES)? {
+    for module in load_order(&table, modules)? {
         let name = module_name(module);
         cpio.file(
             &format!("modules/{name}"),

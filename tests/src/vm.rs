@@ -1,29 +1,35 @@
-//! A QEMU guest with vhost-user disks.
+//! A QEMU guest with vhost-user disks and network interfaces.
 //!
 //! The first serial port is the guest's console and goes to a file. The second carries what the
 //! scenario prints, line by line, to QEMU's standard output and so to [`Vm::wait_for`]; what is
 //! [sent](Vm::send) arrives as the scenario's standard input.
 //!
-//! Guests run one at a time: a lock in cargo's target directory is held as long as one lives,
-//! because two emulated machines and their back-ends on two processors are slower than one after
-//! the other, and deadlines could not be honest.
+//! Scenarios run one at a time: a [`Turn`], a lock in cargo's target directory, is held as long as
+//! one of its guests lives, because emulated machines of several scenarios on two processors are
+//! slower than one after the other, and deadlines could not be honest.
 
-use std::ffi::OsString;
+mod builder;
+mod devices;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::accel::{self, Accel};
-use crate::initramfs;
 use crate::lines::{Gone, Lines, tail};
 use crate::paths;
-use crate::process::{Process, command};
+use crate::process::Process;
+use crate::qmp::Qmp;
+
+pub use builder::Builder;
+pub use devices::{Drive, NO_OFFLOADS, NO_SEGMENTATION, Nic};
 
 /// From power-on to the end of a short scenario: 4 s on an idle machine without KVM, and a
 /// machine under load is given twenty times that.
@@ -35,215 +41,6 @@ const GLANCE: Duration = Duration::from_millis(500);
 /// How much of the console an error shows.
 const TAIL: usize = 40;
 
-/// A vhost-user-blk device of the guest.
-#[derive(Debug, Clone)]
-pub struct Drive {
-    socket: PathBuf,
-    queues: u16,
-    queue_size: u16,
-    listens: bool,
-}
-
-impl Drive {
-    /// A disk served on `socket`: one queue of 128.
-    #[must_use]
-    pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self {
-            socket: socket.into(),
-            queues: 1,
-            queue_size: 128,
-            listens: false,
-        }
-    }
-
-    /// Number of request queues.
-    #[must_use]
-    pub fn queues(mut self, queues: u16) -> Self {
-        self.queues = queues;
-        self
-    }
-
-    /// The guest's end listens and the back-end connects to it.
-    #[must_use]
-    pub fn listens(mut self) -> Self {
-        self.listens = true;
-        self
-    }
-
-    /// Descriptors a queue.
-    #[must_use]
-    pub fn queue_size(mut self, size: u16) -> Self {
-        self.queue_size = size;
-        self
-    }
-}
-
-/// A guest yet to be booted.
-#[derive(Debug)]
-pub struct Builder {
-    name: String,
-    memory: Vec<u32>,
-    cpus: u32,
-    drives: Vec<Drive>,
-    kernel_arguments: String,
-    script: String,
-    accelerator: Option<Accel>,
-    echo: Option<fn(&str)>,
-}
-
-impl Builder {
-    /// Sizes of the memory back-ends in MiB. With more than one, each is a NUMA node and a memfd
-    /// of its own, and so a region of its own in the vhost-user memory table.
-    #[must_use]
-    pub fn memory(mut self, mib: &[u32]) -> Self {
-        self.memory = mib.to_vec();
-        self
-    }
-
-    /// Number of virtual processors.
-    #[must_use]
-    pub fn cpus(mut self, cpus: u32) -> Self {
-        self.cpus = cpus;
-        self
-    }
-
-    /// Adds a disk: the first is `/dev/vda`, the next `/dev/vdb`.
-    #[must_use]
-    pub fn drive(mut self, drive: Drive) -> Self {
-        self.drives.push(drive);
-        self
-    }
-
-    /// More arguments for the guest's kernel.
-    #[must_use]
-    pub fn kernel_arguments(mut self, arguments: &str) -> Self {
-        arguments.clone_into(&mut self.kernel_arguments);
-        self
-    }
-
-    /// What the guest runs: a shell script, ended by the first command that fails.
-    #[must_use]
-    pub fn script(mut self, script: &str) -> Self {
-        script.clone_into(&mut self.script);
-        self
-    }
-
-    /// Uses this accelerator instead of the best one.
-    #[must_use]
-    pub fn accelerator(mut self, accelerator: Accel) -> Self {
-        self.accelerator = Some(accelerator);
-        self
-    }
-
-    /// Hands each line the scenario prints to `echo` as well.
-    #[must_use]
-    pub fn echo(mut self, echo: fn(&str)) -> Self {
-        self.echo = Some(echo);
-        self
-    }
-
-    /// Starts QEMU. The guest boots while the caller does other things.
-    ///
-    /// # Errors
-    /// When QEMU or a part of the guest is missing, with the remedy.
-    pub fn boot(self) -> Result<Vm> {
-        // The probe for KVM is a guest itself: it must come before the lock.
-        let accelerator = match self.accelerator {
-            Some(accelerator) => accelerator,
-            None => accel::best()?,
-        };
-        let turn = take_turn()?;
-        let dir = tempfile::Builder::new().prefix("towpath-vm-").tempdir()?;
-        fs::write(
-            dir.path().join("initramfs"),
-            initramfs::with_scenario(&self.script)?,
-        )?;
-        let mut qemu = command(&paths::program("qemu-system-x86_64")?);
-        qemu.args(self.arguments(accelerator, dir.path())?)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut process = Process::start(&mut qemu)?;
-        let output = process
-            .child()
-            .stdout
-            .take()
-            .context("QEMU's output is piped")?;
-        let errors = process
-            .child()
-            .stderr
-            .take()
-            .context("QEMU's errors are piped")?;
-        Ok(Vm {
-            name: self.name,
-            started: Instant::now(),
-            accelerator,
-            output: Lines::follow(output, self.echo),
-            errors: Lines::follow(errors, None),
-            process,
-            dir,
-            _turn: turn,
-        })
-    }
-
-    fn arguments(&self, accelerator: Accel, dir: &Path) -> Result<Vec<OsString>> {
-        let mut arguments: Vec<OsString> = Vec::new();
-        let mut add = |words: &str| arguments.extend(words.split(' ').map(OsString::from));
-        add("-nodefaults -no-user-config -display none -nic none -M q35");
-        add(&format!(
-            "-accel {accelerator} -smp {0},sockets={0}",
-            self.cpus
-        ));
-        add(&format!("-m {}M", self.memory.iter().sum::<u32>()));
-        for (node, mib) in self.memory.iter().enumerate() {
-            add(&format!(
-                "-object memory-backend-memfd,id=mem{node},size={mib}M,share=on"
-            ));
-        }
-        if self.memory.len() == 1 {
-            add("-machine memory-backend=mem0");
-        } else {
-            // Processor N is of node N, the rest of node 0: what runs there allocates there.
-            for node in 0..self.memory.len() {
-                add(&format!("-numa node,nodeid={node},memdev=mem{node}"));
-            }
-            for cpu in 0..self.cpus {
-                let node = if (cpu as usize) < self.memory.len() {
-                    cpu
-                } else {
-                    0
-                };
-                add(&format!("-numa cpu,node-id={node},socket-id={cpu}"));
-            }
-        }
-        for (index, drive) in self.drives.iter().enumerate() {
-            let end = if drive.listens {
-                "server=on,wait=off"
-            } else {
-                "reconnect-ms=200"
-            };
-            let path = drive.socket.display();
-            add(&format!("-chardev socket,id=disk{index},path={path},{end}"));
-            add(&format!(
-                "-device vhost-user-blk-pci,chardev=disk{index},num-queues={},queue-size={},\
-                 disable-legacy=on",
-                drive.queues, drive.queue_size
-            ));
-        }
-        add(&format!("-serial file:{}", console(dir).display()));
-        add("-chardev stdio,id=scenario,signal=off -serial chardev:scenario");
-        add(&format!(
-            "-kernel {} -initrd {}",
-            initramfs::kernel()?.display(),
-            dir.join("initramfs").display()
-        ));
-        arguments.push("-append".into());
-        arguments
-            .push(format!("console=ttyS0 loglevel=4 panic=0 {}", self.kernel_arguments).into());
-        Ok(arguments)
-    }
-}
-
 /// A running guest. Dropping it kills it.
 #[derive(Debug)]
 pub struct Vm {
@@ -254,23 +51,14 @@ pub struct Vm {
     errors: Lines,
     process: Process,
     dir: TempDir,
-    _turn: File,
+    _turn: Turn,
 }
 
 impl Vm {
     /// A guest with 256 MiB, one processor, no disk, and nothing to do.
     #[must_use]
     pub fn builder(name: &str) -> Builder {
-        Builder {
-            name: name.into(),
-            memory: vec![256],
-            cpus: 1,
-            drives: Vec::new(),
-            kernel_arguments: String::new(),
-            script: String::new(),
-            accelerator: None,
-            echo: None,
-        }
+        Builder::new(name)
     }
 
     /// How the guest's instructions are run.
@@ -376,6 +164,28 @@ impl Vm {
         self.output.all()
     }
 
+    /// A connection to QEMU's monitor; only a guest for [networks](Builder::network) has one, and
+    /// takes one at a time.
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn monitor(&self) -> Result<Qmp> {
+        Qmp::connect(&monitor(self.dir.path()))
+    }
+
+    /// Kills QEMU outright (SIGKILL) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it had ended before.
+    pub fn kill(&mut self) -> Result<()> {
+        if !self.is_running()? {
+            return Err(self.failure("QEMU had ended by itself"));
+        }
+        self.process.signal(Signal::KILL)?;
+        self.process.wait(PATIENCE)?;
+        Ok(())
+    }
+
     /// Whether QEMU still runs.
     ///
     /// # Errors
@@ -384,7 +194,9 @@ impl Vm {
         Ok(self.process.ended()?.is_none())
     }
 
-    fn failure(&self, what: &str) -> anyhow::Error {
+    /// An error about this guest: `what`, and the end of all that it said.
+    #[must_use]
+    pub fn failure(&self, what: &str) -> anyhow::Error {
         let console = fs::read(console(self.dir.path())).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
         let console: Vec<_> = console.lines().collect();
@@ -405,10 +217,31 @@ fn console(dir: &Path) -> PathBuf {
     dir.join("console")
 }
 
-/// Waits until no other guest of this target directory runs.
-fn take_turn() -> Result<File> {
-    let path = paths::profile_dir()?.join("vm.lock");
-    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    flock(&file, FlockOperation::LockExclusive)?;
-    Ok(file)
+fn monitor(dir: &Path) -> PathBuf {
+    dir.join("monitor")
+}
+
+/// The right to run guests: nobody else of this target directory has one meanwhile. Clones share
+/// it, for guests that run together.
+#[derive(Debug, Clone)]
+pub struct Turn(#[expect(dead_code, reason = "held for its lock")] Arc<File>);
+
+impl Turn {
+    /// Waits until no other guest of this target directory runs.
+    ///
+    /// # Errors
+    /// When the lock cannot be made, or QEMU is missing.
+    pub fn take() -> Result<Self> {
+        // The probe for KVM is a guest itself: it must come before the lock.
+        accel::best()?;
+        Self::lock()
+    }
+
+    fn lock() -> Result<Self> {
+        let path = paths::profile_dir()?.join("vm.lock");
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(Self(Arc::new(file)))
+    }
 }

@@ -218,10 +218,6 @@ impl Device for NetDevice {
         }
     }
 
-    fn set_mtu(&self, mtu: u16) -> bool {
-        self.config().set_mtu(mtu)
-    }
-
     fn disconnected(&self) {
         *self.config() = NetConfig::new(self.card);
         self.accepted.store(0, Relaxed);

@@ -16,6 +16,26 @@ use crate::service::{
 use crate::stats::{PortShared, QueueShared};
 use crate::vlan::{Egress, Mode, Vid};
 
+/// Names of protocol features by bit (vhost-user, "Protocol features").
+const PROTOCOL: [(u64, &str); 11] = [
+    (1 << 0, "MQ"),
+    (1 << 1, "LOG_SHMFD"),
+    (1 << 2, "RARP"),
+    (1 << 3, "REPLY_ACK"),
+    (1 << 4, "MTU"),
+    (1 << 5, "BACKEND_REQ"),
+    (1 << 9, "CONFIG"),
+    (1 << 12, "INFLIGHT_SHMFD"),
+    (1 << 13, "RESET_DEVICE"),
+    (1 << 15, "CONFIGURE_MEM_SLOTS"),
+    (1 << 16, "STATUS"),
+];
+
+fn protocol_names(bits: u64) -> Vec<String> {
+    let set = PROTOCOL.iter().filter(|(bit, _)| bits & bit != 0);
+    set.map(|(_, name)| (*name).to_owned()).collect()
+}
+
 /// A port as it is now.
 pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatus {
     let (access, trunk, native) = match running.mode() {
@@ -89,8 +109,8 @@ fn session(running: &Running, status: &Status, workers: usize) -> SessionStatus 
             }
         });
     SessionStatus {
-        virtio_features: features::names(status.features, &features::VIRTIO),
-        protocol_features: features::names(status.protocol, &features::PROTOCOL),
+        virtio_features: features::names(status.features),
+        protocol_features: protocol_names(status.protocol),
         memory_bytes: status.memory,
         rings: rings.collect(),
     }

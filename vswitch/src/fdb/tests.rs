@@ -1,5 +1,10 @@
 //! The table against a map, and against those who flood it, collide in it or contend for it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "small numbers, known to the test"
+)]
+
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 
@@ -66,7 +71,7 @@ fn check(fdb: &Fdb) {
 fn colliding(fdb: &Fdb, count: usize) -> Vec<(Vid, Mac)> {
     let high = 1 << (30 - fdb.bits);
     let all = (0..high * high).filter_map(|n| {
-        let (left, right) = (n / high << fdb.bits, n % high << fdb.bits | 1);
+        let (left, right) = ((n / high) << fdb.bits, (n % high) << fdb.bits | 1);
         let hash = Hash::join(left, usize::try_from(right).unwrap(), 30);
         KEY.key(hash).filter(|(_, mac)| !mac.is_multicast())
     });

@@ -16,8 +16,9 @@ use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Ageing, Filter, PortNo};
 use crate::features::Card;
-use crate::guard::Guards;
+use crate::guard::{GuardConfig, Guards, Side};
 use crate::head::ETHERNET;
+use crate::mac::Mac;
 use crate::plane::{Change, NewPort};
 use crate::port::Uplink;
 use crate::port::tap::Tap;
@@ -121,6 +122,17 @@ fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Sh
         weight: Weight::try_from(weight.get()).unwrap_or_default(),
         cap: cap.and_then(|c| Cap::try_from(c).ok()),
     }
+}
+
+/// The guards of a port as configured, at work.
+fn guards_of(config: &Config, port: &config::Port) -> Guards {
+    let addresses: Vec<Mac> = port.addresses().collect();
+    Guards::new(&config.guards(port), &addresses, port.isolated)
+}
+
+/// The same for an uplink, which is trusted unless it says otherwise.
+fn uplink_guards(config: &config::Uplink) -> Guards {
+    Guards::new(&config.guards.complete(Side::Uplink), &[], false)
 }
 
 fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
@@ -310,7 +322,8 @@ impl Host {
         let server = Server::start(listening, device).map_err(|e| failed(&config.name, e))?;
         Ok(Running {
             no,
-            guards: Arc::default(),
+            // Set before the first frame, when all ports get their settings.
+            guards: Arc::new(Guards::new(&GuardConfig::default(), &[], false)),
             kind: Kind::Guest(config, Some(server)),
             egress,
             shared,
@@ -357,7 +370,7 @@ impl Host {
         }
         Ok(Running {
             no,
-            guards: Arc::default(),
+            guards: Arc::new(uplink_guards(&config)),
             kind: Kind::Uplink(config, mtu),
             egress,
             shared,
@@ -424,6 +437,8 @@ impl Host {
                         let old = share(have.weight, have.cap, workers);
                         reshare(old, share(wanted.weight, wanted.cap, workers));
                         *have = wanted.clone();
+                        // Their accounts begin anew; that costs at most one burst too many.
+                        port.guards = Arc::new(guards_of(config, wanted));
                     }
                 }
                 Kind::Uplink(have, _) => {
@@ -432,6 +447,7 @@ impl Host {
                         let old = share(have.weight, have.cap, workers);
                         reshare(old, share(wanted.weight, wanted.cap, workers));
                         *have = wanted.clone();
+                        port.guards = Arc::new(uplink_guards(wanted));
                     }
                 }
             }
