@@ -50,7 +50,7 @@ fn section(heading: &str) -> String {
     let readme = readme();
     let part = readme.split("\n##").find(|part| {
         let title = part.lines().next().unwrap_or_default();
-        title.trim_start_matches('#').trim().starts_with(heading)
+        title.replace(['#', '`'], "").trim().starts_with(heading)
     });
     part.unwrap_or_else(|| panic!("no {heading}")).to_owned()
 }
