@@ -232,7 +232,6 @@ mod tests {
     #[test]
     fn a_guest_is_told_no_larger_mtu_than_its_port_has() {
         let card = Card {
-            offloads: true,
             pairs: 2,
             mac: None,
             mtu: 9000,

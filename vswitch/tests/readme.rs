@@ -2,6 +2,7 @@
 //! README tells a reader to type is typed by `tests/tests/documents.rs`.
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     reason = "a test program: a surprise is a failure"
 )]
 
