@@ -8,6 +8,7 @@
 
 pub mod bed;
 pub mod blk;
+pub mod document;
 pub mod driver;
 pub mod echo;
 pub mod frontend;
