@@ -232,7 +232,7 @@ impl To<'_> {
             return self.put_finished(to, &head, header, rest, accepts);
         }
         let bytes = form.bytes();
-        let moved = bytes.len() as u32 - self.batch.heads[at].emit().len() as u32;
+        let moved = (bytes.len() as u32).wrapping_sub(self.batch.heads[at].emit().len() as u32);
         let len = (HEADER as u32 + len).wrapping_add(moved);
         to.put(bytes, rest, len)
     }
