@@ -48,6 +48,8 @@ pub(crate) const RX_BUFFER: u32 = 2048;
 const PROGRESS: u64 = 20;
 /// Anonymous memory the daemon may keep after an attack, in KiB: allocator slack.
 const GROWTH: u64 = 8 << 10;
+/// Lines of the daemon's log that are shown if a test fails.
+const LOG: usize = 30;
 const TICK: Duration = Duration::from_millis(5);
 /// All ports. The first three are in VLAN 1; `trunk` carries 1 and 10, `ten` is in 10; the honest
 /// pair is alone in VLAN 2.
@@ -283,6 +285,20 @@ impl Scene {
         Ok(witness.borrow_mut().flush()?)
     }
 
+    /// The witness sends frames that are taken in one burst.
+    pub(crate) fn burst(&self, frames: &[Vec<u8>]) -> Result<()> {
+        let mut witness = self
+            .witness
+            .as_ref()
+            .context("a witness runs")?
+            .borrow_mut();
+        let pair = witness.pair()?;
+        for frame in frames {
+            ensure!(pair.queue(Header::default(), frame)?, "no room to send");
+        }
+        Ok(pair.flush(PATIENCE)?)
+    }
+
     /// Whatever the witness got so far is forgotten; how many frames that was.
     pub(crate) fn forget(&self) -> Result<usize> {
         let mut frames = 0;
@@ -319,7 +335,9 @@ impl Scene {
         let mut victim = self.victim()?;
         victim.withdraw()?;
         attack(&mut victim)?;
-        self.say(&Frame::new(BROADCAST, station(WITNESS)).numbered(1, 100))?;
+        // Several at once, so that several buffers are taken at once.
+        let frame = Frame::new(BROADCAST, station(WITNESS)).numbered(1, 100);
+        self.burst(&vec![frame.bytes(); 4])?;
         ensure!(
             victim.rx.events().broken(PATIENCE)?,
             "not broken, and should be for {reason}"
@@ -423,6 +441,17 @@ impl Scene {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // Shown by the test runner if the test failed.
+        println!("{}", self.daemon.log().tail(LOG));
+        for port in PORTS {
+            let about = self.port(port).map(|mut port| port["stats"].take());
+            println!("{port}: {about:?}");
+        }
     }
 }
 
@@ -536,6 +565,8 @@ impl Victim {
 
     /// A frame of the victim's arrives at the witness.
     pub(crate) fn transmits(&mut self) -> Result<()> {
+        // What came before may have left it no buffers.
+        while self.witness.borrow_mut().poll()?.is_some() {}
         let frame = self.frame(station(WITNESS));
         self.send(&frame.bytes())?;
         self.arrives(&frame)

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use towpath_common::testing::feature;
 use towpath_common::testing::net::frame::{BROADCAST, Mac, TPID, TPID_SERVICE, station};
 use towpath_common::testing::net::{
     Frame, GSO_TCPV4, Header, NEEDS_CSUM, NetClient, NetOptions, Shape,
 };
-use towpath_common::testing::feature;
 
 use crate::harness::{GUARDED, PATIENCE, Scene, VICTIM, WITNESS, until};
 use crate::headers::segment;
