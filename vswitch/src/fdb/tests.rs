@@ -482,9 +482,10 @@ enum Step {
 
 fn any_step() -> impl Strategy<Value = Step> {
     let (number, port) = (0_u64..60, 0_u16..5);
+    let both = (number.clone(), port.clone());
     prop_oneof![
-        20 => (number.clone(), port.clone()).prop_map(|(number, port)| Step::Learn { number, port }),
-        1 => (number.clone(), port.clone()).prop_map(|(number, port)| Step::Static { number, port }),
+        20 => both.clone().prop_map(|(number, port)| Step::Learn { number, port }),
+        1 => both.prop_map(|(number, port)| Step::Static { number, port }),
         1 => number.prop_map(|number| Step::Forget { number }),
         1 => port.prop_map(|port| Step::Flush { port }),
         6 => (1_u32..150).prop_map(|seconds| Step::Wait { seconds }),
