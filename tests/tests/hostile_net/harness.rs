@@ -178,6 +178,15 @@ impl Scene {
         let warm = PORTS.into_iter().map(|port| scene.client(port));
         drop(warm.collect::<Result<Vec<_>>>()?);
         scene.settle()?;
+        // All rings that a victim may have: two pairs and a control queue.
+        let all = NetOptions {
+            pairs: 2,
+            control: Some(4),
+            ..NetOptions::default()
+        };
+        let all = all.with(feature::NET_CTRL_VQ);
+        drop(NetClient::connect(&scene.socket("victim"), all)?);
+        scene.settle()?;
         scene.fds = scene.daemon.process().open_fds()?;
         scene.anonymous_kib = scene.daemon.process().anonymous_kib()?;
         let pair = ["left", "right"].map(|port| scene.socket(port));
