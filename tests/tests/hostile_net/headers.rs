@@ -97,7 +97,7 @@ fn h13_checksums_outside_the_frame() -> Result<()> {
 /// The sum of pseudo-header and segment, all of them in a row if source and destination come first:
 /// 0xffff if the checksum was completed.
 fn folded(bytes: &[u8]) -> u16 {
-    // The partial sum that a guest leaves in the field was 0 here, so the pseudo-header is not in it.
+    // The partial sum that a guest leaves in the field was 0: the pseudo-header is not in it.
     let segment = &bytes[8..];
     let words = segment.chunks(2).map(|w| {
         let [a, b] = [w[0], w.get(1).copied().unwrap_or(0)];

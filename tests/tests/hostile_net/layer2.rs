@@ -170,7 +170,32 @@ fn l2_the_address_of_somebody_else() -> Result<()> {
         })?;
         ensure!(scene.forget()? == 0, "a spoofed frame was forwarded");
     }
-    // An address that is configured at a port is there and nowhere else, whoever claims it.
+    let mut v = scene.victim()?;
+    drain(&mut guarded)?;
+    // One that is not configured moves with its station, there and back.
+    v.send(&numbered(station(GUARDED), WITNESS, 4).bytes())?;
+    guarded.expect()?;
+    scene.say(&numbered(station(GUARDED), WITNESS, 5))?;
+    guarded.expect()?;
+    let back = numbered(station(WITNESS), GUARDED, 6);
+    guarded.send(&back.bytes())?;
+    v.arrives(&back)?;
+    drop((guarded, v));
+    scene.finish()
+}
+
+/// Fails: the addresses of `[[port]]` are given to the source guard of that port alone, and not to
+/// the table of addresses. So any port without addresses of its own that sends from one of them
+/// is believed, and gets that station's frames until it speaks again. Remedy: `Host::start_guest`
+/// makes each of a port's addresses a static entry in the VLANs of the port, as for `[[fdb]]`;
+/// `learn` answers `Static` then, which is counted as `source_guard` already.
+#[test]
+fn l2_an_address_that_is_configured_at_a_port_is_nowhere_else() -> Result<()> {
+    let scene = Scene::new()?;
+    let mut guarded = scene.client("guarded")?;
+    guarded.send(&numbered(BROADCAST, GUARDED, 0).bytes())?;
+    guarded.flush()?;
+    scene.forget()?;
     let mut v = scene.victim()?;
     let stolen = numbered(station(WITNESS), GUARDED, 2).bytes();
     scene.discarded("victim", &[("source_guard", 1)], || v.send(&stolen))?;
@@ -182,14 +207,6 @@ fn l2_the_address_of_somebody_else() -> Result<()> {
         got.frame == numbered(station(GUARDED), WITNESS, 3).bytes(),
         "another frame"
     );
-    // One that is not configured moves with its station, there and back.
-    v.send(&numbered(station(GUARDED), WITNESS, 4).bytes())?;
-    guarded.expect()?;
-    scene.say(&numbered(station(GUARDED), WITNESS, 5))?;
-    guarded.expect()?;
-    let back = numbered(station(WITNESS), GUARDED, 6);
-    guarded.send(&back.bytes())?;
-    v.arrives(&back)?;
     drop((guarded, v));
     scene.finish()
 }
@@ -438,6 +455,7 @@ fn l6_addresses_chosen_to_collide() -> Result<()> {
     let mut guarded = scene.client("guarded")?;
     guarded.send(&numbered(BROADCAST, GUARDED, 0).bytes())?;
     guarded.flush()?;
+    scene.forget()?;
     // What common hashes fold together: multiples, one byte alone, swapped halves, equal sums.
     let shapes: [fn(u64) -> u64; 6] = [
         |n| n << 24,
@@ -552,7 +570,6 @@ fn l8_more_groups_than_anybody_has_members_for() -> Result<()> {
     let mut guest = scene.client("victim")?;
     let mut ten = scene.client("ten")?;
     let mut trunk = scene.client("trunk")?;
-    let before = scene.get("/v1/status")?["fdb"]["entries"].as_u64();
     let groups = 20_000u32;
     let mut heard = 0;
     for start in (0..groups).step_by(100) {
@@ -600,9 +617,8 @@ fn l8_more_groups_than_anybody_has_members_for() -> Result<()> {
         drain(&mut ten)?.is_empty(),
         "VLAN 10 heard of groups in VLAN 1"
     );
-    let after = scene.get("/v1/status")?["fdb"]["entries"].as_u64();
-    let grown = after.unwrap_or(0) - before.unwrap_or(0);
-    ensure!(grown <= 1, "{grown} addresses more are known");
+    let learned = scene.port("victim")?["learned"].take();
+    ensure!(learned == 1, "{learned} addresses learned");
     drop((guest, ten, trunk));
     scene.finish()
 }

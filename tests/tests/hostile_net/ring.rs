@@ -1,5 +1,5 @@
-//! Guests that break the rules of the ring: chains, heads, indices, tables. On the transmit ring the
-//! switch finds out by itself, on the receive ring when it has a frame for it.
+//! Guests that break the rules of the ring: chains, heads, indices, tables. On the transmit ring
+//! the switch finds out by itself, on the receive ring when it has a frame for it.
 
 use anyhow::{Result, ensure};
 use towpath_common::testing::net::frame::{BROADCAST, station};
@@ -403,7 +403,7 @@ fn h16_no_sense_in_notifications() -> Result<()> {
     }
     scene.unaffected()?;
     drop(v);
-    // A receiver that is never called, and never says that it was: its frames are there all the same.
+    // A receiver that is never called: its frames are there all the same.
     let mut v = scene.victim()?;
     v.send(
         &Frame::new(BROADCAST, station(VICTIM))
