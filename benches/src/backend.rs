@@ -1,23 +1,19 @@
 //! Back-ends as processes: vblk and its peers, each on the processor it is told.
 
-use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use towpath_common::testing::{Frontend, RawFrontend, Wanted};
 
-use crate::cpu;
-use crate::plan::{Contender, Target};
+use crate::plan::{Contender, Entrant, Target};
+use crate::process::{LOOK, Process};
 
-/// Longest wait for a back-end to serve, or to end.
+/// Longest wait for a back-end to serve.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause between two looks at a back-end that starts or ends.
-const LOOK: Duration = Duration::from_micros(200);
 /// Size of a disk that has no file, in bytes.
 const NULL_SIZE: u64 = 4 << 30;
 
@@ -46,31 +42,32 @@ pub struct Launcher {
 /// A running back-end; it ends with this value.
 #[derive(Debug)]
 pub struct Backend {
-    child: Child,
+    process: Process,
     sockets: Vec<PathBuf>,
     /// From the start of the process until its first disk answered.
     pub startup: Duration,
-    dir: TempDir,
+    /// Sockets and log; they go last.
+    _dir: TempDir,
+}
+
+/// Whether a program is there; if not, which Debian package brings it.
+pub fn found(name: &str, package: &str) -> std::result::Result<(), String> {
+    let there = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).exists()));
+    if there {
+        Ok(())
+    } else {
+        Err(format!("{name}: apt-get install {package}"))
+    }
 }
 
 impl Launcher {
     /// Whether a contender can be started at all; if not, why.
     pub fn available(&self, who: Contender) -> std::result::Result<(), String> {
-        let found = |name: &str| {
-            std::env::var_os("PATH")
-                .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).exists()))
-        };
-        let missing = |name: &str, package: &str| {
-            if found(name) {
-                Ok(())
-            } else {
-                Err(format!("{name}: apt-get install {package}"))
-            }
-        };
         match who {
             Contender::Raw => Ok(()),
-            Contender::Fio => missing("fio", "fio"),
-            Contender::Qsd => missing("qemu-storage-daemon", "qemu-system-common"),
+            Contender::Fio => found("fio", "fio"),
+            Contender::Qsd => found("qemu-storage-daemon", "qemu-system-common"),
             Contender::Vblk if self.vblk.exists() => Ok(()),
             Contender::Vblk => Err(format!(
                 "{}: cargo build --release -p vblk",
@@ -85,29 +82,22 @@ impl Launcher {
         let sockets: Vec<PathBuf> = (0..disks.len())
             .map(|i| dir.path().join(format!("disk{i}.sock")))
             .collect();
-        let log = File::create(dir.path().join("log")).context("log file")?;
         let mut command = match who {
             Contender::Qsd => self.qsd(disks, &sockets),
             Contender::Vblk => self.vblk(disks, &sockets, dir.path()),
             Contender::Raw | Contender::Fio => bail!("{} is no back-end", who.name()),
         };
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let begin = Instant::now();
-        let child = cpu::on_cpu(self.cpu, || command.spawn())?
-            .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        let process = Process::start_alone(&mut command, self.cpu, &dir.path().join("log"))?;
         let mut backend = Backend {
-            child,
+            process,
             sockets,
             startup: Duration::ZERO,
-            dir,
+            _dir: dir,
         };
         for index in 0..disks.len() {
-            backend.wait_for(index, begin)?;
+            backend.wait_for(index)?;
             if index == 0 {
-                backend.startup = begin.elapsed();
+                backend.startup = backend.process.begin.elapsed();
             }
         }
         Ok(backend)
@@ -173,54 +163,23 @@ impl Backend {
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
     /// Waits until a disk answers its first message.
-    fn wait_for(&mut self, disk: usize, begin: Instant) -> Result<()> {
+    fn wait_for(&mut self, disk: usize) -> Result<()> {
         let stream = loop {
             if let Ok(stream) = UnixStream::connect(&self.sockets[disk]) {
                 break stream;
             }
-            if let Some(status) = self.child.try_wait().context("wait")? {
-                bail!("the back-end ended with {status}: {}", self.last_words());
-            }
-            let late = begin.elapsed() > PATIENCE;
-            ensure!(
-                !late,
-                "no socket within {PATIENCE:?}: {}",
-                self.last_words()
-            );
+            self.process.check()?;
+            let late = self.process.begin.elapsed() > PATIENCE;
+            let words = || self.process.last_words();
+            ensure!(!late, "no socket within {PATIENCE:?}: {}", words());
             std::thread::sleep(LOOK);
         };
         Frontend::handshake(RawFrontend::new(stream, PATIENCE)?, Wanted::default())
-            .with_context(|| format!("no handshake: {}", self.last_words()))?;
+            .with_context(|| format!("no handshake: {}", self.process.last_words()))?;
         Ok(())
-    }
-
-    /// The end of what it printed.
-    fn last_words(&self) -> String {
-        let text = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().rev().take(5).collect();
-        lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
-    }
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            // It may have ended already; `wait` below tells.
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
-            match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(LOOK),
-                _ => return,
-            }
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

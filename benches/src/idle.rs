@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
-use serde::Serialize;
 use towpath_common::testing::Driver;
 use towpath_common::testing::blk::{BlkClient, ClientOptions, OK, Op, Shape};
 
 use crate::backend::{Backend, DiskSpec};
 use crate::cpu;
 use crate::plan::{Contender, Target};
+use crate::report::{Aside, Limit};
 use crate::runner::Runner;
 
 /// Disks of the crowded daemon.
@@ -29,7 +29,7 @@ const WAKES: u64 = 300;
 const GAP: Duration = Duration::from_millis(5);
 
 /// What an idle daemon costs.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct Idle {
     /// Process start to the first answer, milliseconds, one disk.
     pub start_ms: f64,
@@ -48,25 +48,23 @@ pub struct Idle {
 impl Idle {
     /// The figures by name, each with its unit and, where the issue states one, its upper limit.
     #[must_use]
-    pub fn figures(&self) -> [(&'static str, f64, &'static str, Option<f64>); 6] {
+    pub fn asides(&self) -> Vec<Aside> {
+        let most = |limit| Some(Limit::AtMost(limit));
         [
-            ("start to serving", self.start_ms, "ms", Some(50.0)),
-            (
-                "resident, 1 disk",
-                self.rss_one_mib,
-                "MiB",
-                Some(20.0 + 1.0),
-            ),
-            (
-                "resident, 64 disks",
-                self.rss_many_mib,
-                "MiB",
-                Some(20.0 + 64.0),
-            ),
-            ("idle CPU, 64 disks", self.cpu_many_percent, "%", Some(0.5)),
+            ("start to serving", self.start_ms, "ms", most(50.0)),
+            ("resident, 1 disk", self.rss_one_mib, "MiB", most(21.0)),
+            ("resident, 64 disks", self.rss_many_mib, "MiB", most(84.0)),
+            ("idle CPU, 64 disks", self.cpu_many_percent, "%", most(0.5)),
             ("wake-up p50", self.wake_p50_us, "us", None),
             ("wake-up p99", self.wake_p99_us, "us", None),
         ]
+        .map(|(name, value, unit, limit)| Aside {
+            name,
+            value,
+            unit,
+            limit,
+        })
+        .to_vec()
     }
 }
 
@@ -87,7 +85,7 @@ pub fn measure(runner: &Runner, who: Contender) -> Result<Idle> {
     let guests = attach(&backend, MANY)?;
     std::thread::sleep(SETTLE);
     let rss_many_mib = resident_mib(&backend)?;
-    let cpu_many_percent = idle_percent(&backend, runner.effort.duration() * IDLE_FACTOR)?;
+    let cpu_many_percent = idle_share(backend.pid(), runner.effort.duration() * IDLE_FACTOR)?;
     drop(guests);
     Ok(Idle {
         start_ms,
@@ -134,11 +132,12 @@ fn resident_mib(backend: &Backend) -> Result<f64> {
     Ok(cpu::resident(backend.pid())? as f64 / f64::from(1 << 20))
 }
 
-fn idle_percent(backend: &Backend, duration: Duration) -> Result<f64> {
-    let before = cpu::process_time(backend.pid())?;
+/// CPU that a process uses by itself over `duration`, per cent of a core.
+pub fn idle_share(pid: u32, duration: Duration) -> Result<f64> {
+    let before = cpu::process_time(pid)?;
     let begin = Instant::now();
     std::thread::sleep(duration);
-    let used = cpu::process_time(backend.pid())?.saturating_sub(before);
+    let used = cpu::process_time(pid)?.saturating_sub(before);
     Ok(100.0 * used.as_secs_f64() / begin.elapsed().as_secs_f64())
 }
 

@@ -74,6 +74,34 @@ impl Workload {
     }
 }
 
+/// Whoever takes part in a measurement.
+pub trait Entrant: Copy + PartialEq + 'static {
+    /// Everybody, in the order of the report.
+    const ALL: &'static [Self];
+    /// The one that goals are for.
+    const OURS: Self;
+
+    /// Name in the report.
+    fn name(self) -> &'static str;
+}
+
+/// One line of a report.
+pub trait Entry: Serialize {
+    /// Who takes part.
+    type Who: Entrant;
+    /// What is counted.
+    const UNIT: &'static str;
+
+    /// What `--only` matches.
+    fn name(&self) -> &str;
+
+    /// Who can run it.
+    fn contenders(&self) -> &[Self::Who];
+
+    /// What ours must reach on it.
+    fn goals(&self) -> Vec<Goal<Self::Who>>;
+}
+
 /// Who serves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -88,10 +116,11 @@ pub enum Contender {
     Vblk,
 }
 
-impl Contender {
-    /// Name in the report.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+impl Entrant for Contender {
+    const ALL: &'static [Self] = &[Self::Raw, Self::Fio, Self::Qsd, Self::Vblk];
+    const OURS: Self = Self::Vblk;
+
+    fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Fio => "fio",
@@ -120,10 +149,17 @@ impl Row {
             workload,
         }
     }
+}
 
-    /// Who can run it.
-    #[must_use]
-    pub fn contenders(&self) -> &'static [Contender] {
+impl Entry for Row {
+    type Who = Contender;
+    const UNIT: &'static str = "requests";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn contenders(&self) -> &[Contender] {
         match self.target {
             Target::Null => &[Contender::Qsd, Contender::Vblk],
             _ => &[
@@ -135,9 +171,7 @@ impl Row {
         }
     }
 
-    /// What vblk must reach on it.
-    #[must_use]
-    pub fn goals(&self) -> Vec<Goal> {
+    fn goals(&self) -> Vec<Goal<Contender>> {
         let Workload {
             write,
             sequential,
@@ -192,11 +226,11 @@ impl Row {
     }
 }
 
-/// A figure vblk must reach.
+/// A figure that ours must reach.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "kind")]
-pub enum Goal {
-    /// Requests a second, at least.
+pub enum Goal<W> {
+    /// So many a second, at least.
     Rate {
         /// The least rate.
         least: f64,
@@ -204,8 +238,15 @@ pub enum Goal {
     /// So many times another contender's rate, at least.
     Ratio {
         /// Whose rate.
-        to: Contender,
+        to: W,
         /// How many times.
+        least: f64,
+    },
+    /// So large a part of our own rate on another row, at least.
+    Share {
+        /// Name of the other row.
+        of: &'static str,
+        /// The least part.
         least: f64,
     },
 }

@@ -1,34 +1,57 @@
 //! What was measured, as a table for people and as JSON for comparison over time.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
 use serde::Serialize;
 
-use crate::idle::Idle;
-use crate::plan::{Contender, Effort, Goal, Row};
+use crate::plan::{Effort, Entrant, Entry, Goal};
 use crate::runner::{Figure, QUIET};
 
-/// Order of columns.
-const COLUMNS: [Contender; 4] = [
-    Contender::Raw,
-    Contender::Fio,
-    Contender::Qsd,
-    Contender::Vblk,
-];
-
-/// Whom vblk is compared with.
-const OTHERS: [Contender; 3] = [Contender::Raw, Contender::Fio, Contender::Qsd];
-
 /// All figures of a run.
-#[derive(Debug, Default)]
-pub struct Report {
+#[derive(Debug)]
+pub struct Report<W> {
     /// By row and contender, one figure a repetition; `None` where it failed.
     figures: BTreeMap<(usize, usize), Vec<Option<Figure>>>,
-    /// Idle costs by contender.
-    idle: BTreeMap<usize, Idle>,
+    /// Figures that are no rates, by contender.
+    asides: BTreeMap<usize, Vec<Aside>>,
+    who: PhantomData<W>,
 }
 
-/// A goal and how vblk stands to it.
+impl<W> Default for Report<W> {
+    fn default() -> Self {
+        Self {
+            figures: BTreeMap::new(),
+            asides: BTreeMap::new(),
+            who: PhantomData,
+        }
+    }
+}
+
+/// A figure that is no rate: a time, a size, a share; less is better.
+#[derive(Debug, Clone, Serialize)]
+pub struct Aside {
+    /// What it is.
+    pub name: &'static str,
+    /// How much.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+    /// What ours may be at most.
+    pub limit: Option<Limit>,
+}
+
+/// What a figure may be at most.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limit {
+    /// So much.
+    AtMost(f64),
+    /// As much as the contender of this name has.
+    Beats(&'static str),
+}
+
+/// A goal and how ours stands to it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Verdict {
     /// In words.
@@ -38,21 +61,21 @@ pub struct Verdict {
 }
 
 #[derive(Serialize)]
-struct JsonRow<'a> {
+struct JsonRow<'a, R> {
     #[serde(flatten)]
-    row: &'a Row,
+    row: &'a R,
     samples: BTreeMap<&'static str, &'a [Option<Figure>]>,
     median_rate: BTreeMap<&'static str, f64>,
-    vblk_ratio: BTreeMap<&'static str, f64>,
+    our_ratio: BTreeMap<&'static str, f64>,
     goals: Vec<Verdict>,
 }
 
 #[derive(Serialize)]
-struct Json<'a> {
+struct Json<'a, R> {
     machine: Machine,
     effort: Effort,
-    rows: Vec<JsonRow<'a>>,
-    idle: BTreeMap<&'static str, Idle>,
+    rows: Vec<JsonRow<'a, R>>,
+    asides: BTreeMap<&'static str, &'a [Aside]>,
 }
 
 /// Where it was measured.
@@ -80,15 +103,21 @@ impl Machine {
     }
 }
 
-fn column(who: Contender) -> usize {
-    COLUMNS
+fn column<W: Entrant>(who: W) -> usize {
+    W::ALL
         .iter()
         .position(|c| *c == who)
-        .unwrap_or(COLUMNS.len())
+        .unwrap_or(W::ALL.len())
+}
+
+/// Whom ours is compared with.
+fn others<W: Entrant>() -> impl Iterator<Item = W> {
+    W::ALL.iter().copied().filter(|who| *who != W::OURS)
 }
 
 /// Middle value; the mean of the two middle ones if their number is even.
-fn median(mut values: Vec<f64>) -> Option<f64> {
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     match values.len() {
@@ -98,21 +127,21 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     }
 }
 
-impl Report {
+impl<W: Entrant> Report<W> {
     /// Takes one figure of the row with this index.
-    pub fn add(&mut self, row: usize, who: Contender, figure: Option<Figure>) {
+    pub fn add(&mut self, row: usize, who: W, figure: Option<Figure>) {
         self.figures
             .entry((row, column(who)))
             .or_default()
             .push(figure);
     }
 
-    /// Takes a contender's idle costs.
-    pub fn add_idle(&mut self, who: Contender, idle: Idle) {
-        self.idle.insert(column(who), idle);
+    /// Takes a contender's figures that are no rates.
+    pub fn add_asides(&mut self, who: W, asides: Vec<Aside>) {
+        self.asides.entry(column(who)).or_default().extend(asides);
     }
 
-    fn samples(&self, row: usize, who: Contender) -> &[Option<Figure>] {
+    fn samples(&self, row: usize, who: W) -> &[Option<Figure>] {
         self.figures
             .get(&(row, column(who)))
             .map_or(&[], Vec::as_slice)
@@ -120,7 +149,7 @@ impl Report {
 
     /// Median rate.
     #[must_use]
-    pub fn rate(&self, row: usize, who: Contender) -> Option<f64> {
+    pub fn rate(&self, row: usize, who: W) -> Option<f64> {
         median(
             self.samples(row, who)
                 .iter()
@@ -130,11 +159,11 @@ impl Report {
         )
     }
 
-    /// Median of vblk's rate over `other`'s, each pair from one repetition.
+    /// Median of our rate over `other`'s, each pair from one repetition.
     #[must_use]
-    pub fn ratio(&self, row: usize, other: Contender) -> Option<f64> {
+    pub fn ratio(&self, row: usize, other: W) -> Option<f64> {
         let pairs = self
-            .samples(row, Contender::Vblk)
+            .samples(row, W::OURS)
             .iter()
             .zip(self.samples(row, other));
         median(
@@ -144,12 +173,12 @@ impl Report {
         )
     }
 
-    /// How vblk stands to the goals of a row; empty if it was not measured.
+    /// How ours stands to the goals of a row; empty if it was not measured.
     #[must_use]
-    pub fn verdicts(&self, index: usize, row: &Row) -> Vec<Verdict> {
-        let judge = |goal: &Goal| match *goal {
+    pub fn verdicts<R: Entry<Who = W>>(&self, index: usize, rows: &[R]) -> Vec<Verdict> {
+        let judge = |goal: &Goal<W>| match *goal {
             Goal::Rate { least } => {
-                let rate = self.rate(index, Contender::Vblk)?;
+                let rate = self.rate(index, W::OURS)?;
                 let text = format!("{:.2} of {:.1} M/s", rate / 1e6, least / 1e6);
                 Some(Verdict {
                     text,
@@ -164,55 +193,69 @@ impl Report {
                     met: ratio >= least,
                 })
             }
+            Goal::Share { of, least } => {
+                let base = rows.iter().position(|row| row.name() == of)?;
+                let share = self.rate(index, W::OURS)? / self.rate(base, W::OURS)?;
+                let text = format!("{share:.2}, at least {least} of {of}");
+                Some(Verdict {
+                    text,
+                    met: share >= least,
+                })
+            }
         };
-        row.goals().iter().filter_map(judge).collect()
+        let goals = rows.get(index).map(Entry::goals).unwrap_or_default();
+        goals.iter().filter_map(judge).collect()
     }
 
     /// The table.
     #[must_use]
-    pub fn table(&self, rows: &[Row], effort: &Effort) -> String {
+    pub fn table<R: Entry<Who = W>>(&self, rows: &[R], effort: &Effort) -> String {
         let machine = Machine::here();
         let mut lines = vec![
             format!(
-                "{}, {} cores, Linux {}; thousand requests a second, medians of {} x {} s",
-                machine.cpu, machine.cores, machine.kernel, effort.reps, effort.seconds
+                "{}, {} cores, Linux {}; thousand {} a second, medians of {} x {} s",
+                machine.cpu,
+                machine.cores,
+                machine.kernel,
+                R::UNIT,
+                effort.reps,
+                effort.seconds
             ),
             format!(
-                "(lowest-highest); us: CPU of the serving side a request; ~: something else used \
-                 more than {:.0} % of a core; v/x: vblk's rate over x's",
-                QUIET * 100.0
+                "(lowest-highest); ~: something else used more than {:.0} % of a core; us: CPU of \
+                 the serving side for each; v/x: {}'s rate over x's",
+                QUIET * 100.0,
+                W::OURS.name()
             ),
             String::new(),
         ];
-        let mut cells = vec![head()];
-        cells.extend(
-            rows.iter()
-                .enumerate()
-                .map(|(index, row)| self.line(index, row)),
-        );
-        lines.extend(align(&cells));
-        if !self.idle.is_empty() {
+        let mut cells = vec![head::<W>()];
+        cells.extend((0..rows.len()).map(|index| self.line(index, rows)));
+        if !rows.is_empty() {
+            lines.extend(align(&cells));
+        }
+        if !self.asides.is_empty() {
             lines.push(String::new());
-            lines.extend(align(&self.idle_cells()));
+            lines.extend(align(&self.aside_cells()));
         }
         lines.join("\n")
     }
 
-    fn line(&self, index: usize, row: &Row) -> Vec<String> {
-        let mut cells = vec![row.name.clone()];
-        cells.extend(COLUMNS.iter().map(|who| self.cell(index, *who)));
-        for other in OTHERS {
+    fn line<R: Entry<Who = W>>(&self, index: usize, rows: &[R]) -> Vec<String> {
+        let mut cells = vec![rows[index].name().to_owned()];
+        cells.extend(W::ALL.iter().map(|who| self.cell(index, *who)));
+        for other in others() {
             cells.push(
                 self.ratio(index, other)
                     .map_or_else(missing, |r| format!("{r:.2}")),
             );
         }
-        let goals: Vec<String> = self.verdicts(index, row).iter().map(mark).collect();
+        let goals: Vec<String> = self.verdicts(index, rows).iter().map(mark).collect();
         cells.push(goals.join("; "));
         cells
     }
 
-    fn cell(&self, row: usize, who: Contender) -> String {
+    fn cell(&self, row: usize, who: W) -> String {
         let samples: Vec<Figure> = self.samples(row, who).iter().flatten().copied().collect();
         let Some(rate) = self.rate(row, who) else {
             return missing();
@@ -230,76 +273,99 @@ impl Report {
         format!("{mark}{} ({}-{}) {cpu:.2}us", k(rate), k(low), k(high))
     }
 
-    fn idle_cells(&self) -> Vec<Vec<String>> {
-        let Some(first) = self.idle.values().next() else {
-            return Vec::new();
-        };
-        let mut head = vec!["idle".to_owned()];
-        head.extend(self.idle.keys().map(|who| COLUMNS[*who].name().to_owned()));
-        head.push("vblk's goal".to_owned());
+    fn aside(&self, who: usize, name: &str) -> Option<&Aside> {
+        self.asides
+            .get(&who)?
+            .iter()
+            .find(|aside| aside.name == name)
+    }
+
+    fn aside_cells(&self) -> Vec<Vec<String>> {
+        let ours = column(W::OURS);
+        let mut head = vec![String::new()];
+        head.extend(self.asides.keys().map(|who| W::ALL[*who].name().to_owned()));
+        head.push(format!("{}'s goal", W::OURS.name()));
         let mut lines = vec![head];
-        for (i, (name, _, unit, limit)) in first.figures().into_iter().enumerate() {
-            let mut cells = vec![name.to_owned()];
-            for idle in self.idle.values() {
-                cells.push(format!("{:.2} {unit}", idle.figures()[i].1));
+        let mut names: Vec<&str> = Vec::new();
+        for aside in self.asides.values().flatten() {
+            if !names.contains(&aside.name) {
+                names.push(aside.name);
             }
-            let ours = self.idle.get(&column(Contender::Vblk));
-            cells.push(match (limit, ours) {
-                (Some(limit), Some(ours)) => {
-                    let met = ours.figures()[i].1 <= limit;
-                    mark(&Verdict {
-                        text: format!("at most {limit} {unit}"),
-                        met,
-                    })
-                }
-                _ => String::new(),
-            });
+        }
+        for name in names {
+            let mut cells = vec![name.to_owned()];
+            for who in self.asides.keys() {
+                cells.push(self.aside(*who, name).map_or_else(missing, |aside| {
+                    format!("{:.2} {}", aside.value, aside.unit)
+                }));
+            }
+            let verdict = self.aside(ours, name).and_then(|a| self.judge(a));
+            cells.push(verdict.as_ref().map(mark).unwrap_or_default());
             lines.push(cells);
         }
         lines
     }
 
+    /// How one of our figures that are no rates stands to its limit, if it has one.
+    fn judge(&self, ours: &Aside) -> Option<Verdict> {
+        let (text, limit) = match ours.limit? {
+            Limit::AtMost(most) => (format!("at most {most} {}", ours.unit), most),
+            Limit::Beats(other) => {
+                let who = W::ALL.iter().position(|who| who.name() == other)?;
+                let theirs = self.aside(who, ours.name)?.value;
+                (format!("below {other}'s"), theirs)
+            }
+        };
+        Some(Verdict {
+            text,
+            met: ours.value <= limit,
+        })
+    }
+
     /// Everything, for machines.
-    pub fn json(&self, rows: &[Row], effort: Effort) -> serde_json::Result<String> {
+    pub fn json<R: Entry<Who = W>>(
+        &self,
+        rows: &[R],
+        effort: Effort,
+    ) -> serde_json::Result<String> {
         let row = |(index, row)| JsonRow {
             row,
-            samples: COLUMNS
+            samples: W::ALL
                 .iter()
                 .map(|who| (who.name(), self.samples(index, *who)))
                 .collect(),
-            median_rate: COLUMNS
+            median_rate: W::ALL
                 .iter()
                 .filter_map(|who| Some((who.name(), self.rate(index, *who)?)))
                 .collect(),
-            vblk_ratio: OTHERS
-                .iter()
-                .filter_map(|who| Some((who.name(), self.ratio(index, *who)?)))
+            our_ratio: others::<W>()
+                .filter_map(|who| Some((who.name(), self.ratio(index, who)?)))
                 .collect(),
-            goals: self.verdicts(index, row),
+            goals: self.verdicts(index, rows),
         };
-        let idle = self
-            .idle
+        let asides = self
+            .asides
             .iter()
-            .map(|(who, idle)| (COLUMNS[*who].name(), *idle))
+            .map(|(who, asides)| (W::ALL[*who].name(), asides.as_slice()))
             .collect();
         let rows = rows.iter().enumerate().map(row).collect();
         serde_json::to_string_pretty(&Json {
             machine: Machine::here(),
             effort,
             rows,
-            idle,
+            asides,
         })
     }
 }
 
-fn head() -> Vec<String> {
-    let names = COLUMNS.iter().map(|who| who.name().to_owned());
-    let ratios = OTHERS.iter().map(|who| format!("v/{}", who.name()));
+fn head<W: Entrant>() -> Vec<String> {
+    let names = W::ALL.iter().map(|who| who.name().to_owned());
+    let ratios = others::<W>().map(|who| format!("v/{}", who.name()));
     let first = std::iter::once("row".to_owned());
     first
         .chain(names)
         .chain(ratios)
-        .chain(["vblk's goals".to_owned()])
+        .chain([format!("{}'s goals", W::OURS.name())])
         .collect()
 }
 
@@ -333,7 +399,7 @@ fn align(lines: &[Vec<String>]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::rows;
+    use crate::plan::{Contender, rows};
 
     fn figure(rate: f64) -> Option<Figure> {
         Some(Figure {
@@ -365,7 +431,7 @@ mod tests {
         assert_eq!(report.ratio(index, Contender::Raw), Some(1.0));
         assert_eq!(report.ratio(index, Contender::Fio), None);
         let met: Vec<bool> = report
-            .verdicts(index, &rows[index])
+            .verdicts(index, &rows)
             .iter()
             .map(|v| v.met)
             .collect();
@@ -378,7 +444,33 @@ mod tests {
         assert!(table.contains("0.95 x raw (met); 1.5 x qsd (met)"));
         let json: serde_json::Value =
             serde_json::from_str(&report.json(&rows, effort).unwrap()).unwrap();
-        assert_eq!(json["rows"][index]["vblk_ratio"]["qsd"], 2.0);
+        assert_eq!(json["rows"][index]["our_ratio"]["qsd"], 2.0);
+    }
+
+    #[test]
+    fn asides_are_judged_by_a_number_or_by_another() {
+        let aside = |value| Aside {
+            name: "p99",
+            value,
+            unit: "us",
+            limit: Some(Limit::Beats("qsd")),
+        };
+        let mut report: Report<Contender> = Report::default();
+        report.add_asides(Contender::Vblk, vec![aside(2.0)]);
+        assert!(report.judge(&aside(2.0)).is_none());
+        report.add_asides(Contender::Qsd, vec![aside(3.0)]);
+        assert!(report.judge(&aside(2.0)).unwrap().met);
+        assert!(!report.judge(&aside(4.0)).unwrap().met);
+        let limit = Some(Limit::AtMost(1.0));
+        assert!(
+            !report
+                .judge(&Aside {
+                    limit,
+                    ..aside(2.0)
+                })
+                .unwrap()
+                .met
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::backend::{DiskSpec, Launcher};
 use crate::cpu::{self, Noise, Watch};
 use crate::fio;
 use crate::load::{Generator, Sample};
-use crate::plan::{Contender, Effort, Row, Target};
+use crate::plan::{Contender, Effort, Entrant, Entry, Row, Target};
 use crate::raw::{Raw, yielding};
 
 /// Foreign work, in cores, above which a run counts as disturbed.
@@ -26,9 +26,9 @@ const CHUNK: usize = 1 << 20;
 /// One figure.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Figure {
-    /// Requests a second.
+    /// So many requests, or frames, a second.
     pub rate: f64,
-    /// Microseconds of CPU time the serving side took per request.
+    /// Microseconds of CPU time the serving side took for each.
     pub cpu_us: f64,
     /// Foreign work meanwhile, in cores.
     pub foreign: f64,
@@ -38,10 +38,15 @@ pub struct Figure {
 
 impl Figure {
     fn new(sample: Sample, noise: Noise) -> Self {
-        let requests = sample.requests.max(1) as f64;
+        Self::of(sample.requests, sample.rate(), noise)
+    }
+
+    /// Of so many, at this rate.
+    #[must_use]
+    pub fn of(count: u64, rate: f64, noise: Noise) -> Self {
         Self {
-            rate: sample.rate(),
-            cpu_us: noise.backend.as_secs_f64() * 1e6 / requests,
+            rate,
+            cpu_us: noise.backend.as_secs_f64() * 1e6 / count.max(1) as f64,
             foreign: noise.foreign,
             disturbed: noise.foreign > QUIET,
         }
@@ -128,21 +133,9 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// The quietest of at most [`TRIES`] runs of `row` by `who`.
+    /// The quietest of a few runs of `row` by `who`.
     pub fn measure(&self, row: &Row, who: Contender) -> Result<Figure> {
-        let mut best: Option<Figure> = None;
-        for _ in 0..TRIES {
-            let figure = self
-                .once(row, who)
-                .with_context(|| format!("{} {}", row.name, who.name()))?;
-            if best.is_none_or(|best| figure.foreign < best.foreign) {
-                best = Some(figure);
-            }
-            if !figure.disturbed {
-                break;
-            }
-        }
-        best.context("no run")
+        quietest(|| self.once(row, who)).with_context(|| format!("{} {}", row.name, who.name()))
     }
 
     fn once(&self, row: &Row, who: Contender) -> Result<Figure> {
@@ -207,36 +200,62 @@ impl Runner {
             yielding(row.target == Target::Direct, measure)
         })??
     }
+}
 
-    /// Runs every row `reps` times with the repetitions outermost; `tell` hears each figure.
-    ///
-    /// A row that fails is reported by `tell` and left out.
-    pub fn run_all(
-        &self,
-        rows: &[Row],
-        contenders: &[Contender],
-        mut tell: impl FnMut(usize, &Row, Contender, &Result<Figure>),
-    ) -> Result<()> {
-        if rows.is_empty() {
-            bail!("no row matches --only; `--list` shows their names");
+/// The quietest of at most [`TRIES`] runs.
+pub fn quietest(mut once: impl FnMut() -> Result<Figure>) -> Result<Figure> {
+    let mut best: Option<Figure> = None;
+    for _ in 0..TRIES {
+        let figure = once()?;
+        if best.is_none_or(|best| figure.foreign < best.foreign) {
+            best = Some(figure);
         }
-        for rep in 0..self.effort.reps {
-            for row in rows {
-                let mut order: Vec<Contender> = row
-                    .contenders()
-                    .iter()
-                    .copied()
-                    .filter(|c| contenders.contains(c))
-                    .collect();
-                // Whoever goes first meets a colder machine: take turns.
-                if rep % 2 == 1 {
-                    order.reverse();
-                }
-                for who in order {
-                    tell(rep, row, who, &self.measure(row, who));
-                }
+        if !figure.disturbed {
+            break;
+        }
+    }
+    best.context("no run")
+}
+
+/// Runs every row `reps` times by everybody who is present, with the repetitions outermost; `tell`
+/// hears each figure.
+///
+/// A row that fails is reported by `tell` and left out.
+pub fn run_all<R: Entry>(
+    reps: usize,
+    rows: &[R],
+    present: &[R::Who],
+    mut measure: impl FnMut(&R, R::Who) -> Result<Figure>,
+    mut tell: impl FnMut(usize, usize, R::Who, &Result<Figure>),
+) -> Result<()> {
+    if rows.is_empty() {
+        bail!("no row matches --only; `--list` shows their names");
+    }
+    for rep in 0..reps {
+        for (index, row) in rows.iter().enumerate() {
+            let mut order: Vec<R::Who> = row
+                .contenders()
+                .iter()
+                .copied()
+                .filter(|who| present.contains(who))
+                .collect();
+            // Whoever goes first meets a colder machine: take turns.
+            if rep % 2 == 1 {
+                order.reverse();
+            }
+            for who in order {
+                tell(rep, index, who, &measure(row, who));
             }
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+/// One line of progress.
+pub fn tell(rep: usize, row: &str, who: impl Entrant, figure: &Result<Figure>) {
+    let head = format!("{:>2} {row:<20} {:<7}", rep + 1, who.name());
+    match figure {
+        Ok(f) => eprintln!("{head} {:>9.0}/s, foreign {:.2}", f.rate, f.foreign),
+        Err(error) => eprintln!("{head} FAILED: {error:#}"),
     }
 }

@@ -3,11 +3,13 @@
 //! ([`worker`], [`sched`], [`mailbox`]), state that outlives the process ([`keep`]), and the
 //! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`]).
 
+pub mod bell;
 pub mod chain;
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod keep;
+pub mod lease;
 pub mod logging;
 pub mod mailbox;
 pub mod mem;
@@ -16,6 +18,7 @@ pub mod ring;
 pub mod sched;
 pub mod session;
 pub mod stats;
+mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod worker;

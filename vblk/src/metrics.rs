@@ -5,17 +5,10 @@ use std::borrow::Cow;
 
 use rustix::io::Errno;
 use towpath_common::control::Exposition;
-use towpath_common::control::exposition::{Family, Kind, approximate};
+use towpath_common::control::exposition::approximate;
+use towpath_common::families;
 
 use crate::service::{DiskStatus, WorkerStatus};
-
-macro_rules! families {
-    ($($id:ident: $kind:ident $name:literal $help:literal;)*) => {
-        $(static $id: Family = Family { name: $name, kind: Kind::$kind, help: $help };)*
-        /// Every metric vblk exports.
-        pub const FAMILIES: &[&Family] = &[$(&$id),*];
-    };
-}
 
 families! {
     REQUESTS: Counter "towpath_vblk_requests_total" "Requests completed, by type.";

@@ -19,12 +19,12 @@ use towpath_common::session::{Attach, Update};
 use towpath_common::worker::{Context, Plane, Poller};
 
 use crate::disk::Disk;
-use crate::engine::uring_bell::Bell;
 use crate::engine::{DiskId, Engine, Guest, MemId};
 use crate::io::Io;
 use crate::queue::{Queue, Visit};
 use crate::request::{Limits, Ranges};
 use crate::stats::{DiskShared, Event, Events, Latency};
+use towpath_common::bell::Bell;
 
 /// Names a disk on all workers, for the daemon's life.
 pub type DiskKey = u64;

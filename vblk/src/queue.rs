@@ -19,11 +19,11 @@ use towpath_common::mem::{DirtyLog, Mem, Segment};
 use towpath_common::ring::{Ring, Violation};
 use towpath_common::session::{Alarm, Attach, Update};
 
-use crate::engine::uring_bell::Bell;
 use crate::engine::{DiskId, Engine, MemId};
 use crate::io::{Finished, Io, Origin, Started};
 use crate::request::{Broken, Data, Kind, Limits, Ranges, Reject, Request, Status};
 use crate::stats::{QueueCounters, QueueShared};
+use towpath_common::bell::Bell;
 
 /// A queue that a worker serves.
 #[derive(Debug)]

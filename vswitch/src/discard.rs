@@ -18,6 +18,8 @@ pub enum Discard {
     TaggedOnAccess,
     /// A service tag (802.1ad), a reserved VLAN id, or a tag cut short.
     BadTag,
+    /// A tag within a tag, to a port that gets the VLAN untagged: it would read as the outer one.
+    NestedTag,
     /// A VLAN the ingress port does not carry.
     VlanNotAllowed,
     /// An untagged frame on a trunk without a native VLAN.
@@ -59,7 +61,7 @@ impl Discard {
     pub const COUNT: usize = Discard::NAMES.len();
 
     /// Short names for metrics, by [`Discard::index`].
-    pub const NAMES: [&'static str; 24] = [
+    pub const NAMES: [&'static str; 25] = [
         "runt",
         "giant",
         "bad_header",
@@ -67,6 +69,7 @@ impl Discard {
         "link_local",
         "tagged_on_access",
         "bad_tag",
+        "nested_tag",
         "vlan_not_allowed",
         "untagged_on_trunk",
         "source_guard",

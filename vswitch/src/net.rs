@@ -8,6 +8,9 @@ pub const NEEDS_CSUM: u8 = 1;
 /// The checksum was verified.
 pub const DATA_VALID: u8 = 2;
 
+// Other flags are never shown to a guest: RSC_INFO (4) needs VIRTIO_NET_F_RSC_EXT and
+// UDP_TUNNEL_CSUM (8) needs VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO_CSUM, neither of which is offered.
+
 /// Not segmented.
 pub const GSO_NONE: u8 = 0;
 /// TCP over IPv4.
@@ -18,6 +21,9 @@ pub const GSO_UDP: u8 = 3;
 pub const GSO_TCPV6: u8 = 4;
 /// UDP segmentation (USO), IPv4 or IPv6.
 pub const GSO_UDP_L4: u8 = 5;
+// UDP tunnels, 0x20 over IPv4 and 0x40 over IPv6 beside another type, need VIRTIO_NET_F_HOST_ and
+// GUEST_UDP_TUNNEL_GSO and a longer header (Linux 6.17). They are not offered, and unknown here.
+
 /// With any TCP type: the segments carry ECN.
 pub const GSO_ECN: u8 = 0x80;
 
@@ -80,6 +86,38 @@ impl NetHeader {
             n[0],
             n[1],
         ]
+    }
+
+    /// The header as a receiver may see it, the frame being such that the receiver [takes
+    /// it](NetHeader::needs): to one without partial checksums all flags are zero (virtio 1.3,
+    /// 5.1.6.4.1).
+    #[inline]
+    #[must_use]
+    pub fn shown_to(self, accepts: Offloads) -> NetHeader {
+        if accepts.has(Offloads::CSUM) {
+            self
+        } else {
+            NetHeader { flags: 0, ..self }
+        }
+    }
+
+    /// The header after `bytes` were put into the frame, or taken out of it if negative, before its
+    /// network header: a VLAN tag has four.
+    #[inline]
+    #[must_use]
+    pub fn shifted(self, bytes: i16) -> NetHeader {
+        if self.flags & NEEDS_CSUM == 0 {
+            return self;
+        }
+        let hdr_len = match self.gso_type {
+            GSO_NONE => 0,
+            _ => self.hdr_len.saturating_add_signed(bytes),
+        };
+        NetHeader {
+            hdr_len,
+            csum_start: self.csum_start.saturating_add_signed(bytes),
+            ..self
+        }
     }
 
     /// What a receiver must take to get the frame as it is.
@@ -164,5 +202,36 @@ mod tests {
         let needs = Offloads::CSUM.with(Offloads::TSO4).with(Offloads::ECN);
         assert_eq!(header.needs(), needs);
         assert!(Offloads::ALL.has(needs) && !Offloads::CSUM.has(needs));
+    }
+
+    #[test]
+    fn a_header_follows_its_tags() {
+        let plain = NetHeader {
+            flags: NEEDS_CSUM,
+            csum_start: 34,
+            csum_offset: 16,
+            ..NetHeader::default()
+        };
+        let tagged = plain.shifted(4);
+        assert_eq!((tagged.csum_start, tagged.hdr_len), (38, 0));
+        assert_eq!(tagged.shifted(-4), plain);
+        let gso = NetHeader {
+            gso_type: GSO_TCPV6,
+            hdr_len: 86,
+            ..plain
+        };
+        assert_eq!(gso.shifted(4).hdr_len, 90);
+        assert_eq!(NetHeader::default().shifted(4), NetHeader::default());
+    }
+
+    #[test]
+    fn a_receiver_without_checksums_sees_no_flags() {
+        let header = NetHeader {
+            flags: DATA_VALID,
+            ..NetHeader::default()
+        };
+        assert_eq!(header.needs(), Offloads::NONE);
+        assert_eq!(header.shown_to(Offloads::NONE), NetHeader::default());
+        assert_eq!(header.shown_to(Offloads::CSUM), header);
     }
 }

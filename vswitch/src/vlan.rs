@@ -1,10 +1,20 @@
-//! 802.1Q tags and VLAN ids.
+//! VLANs: tags and ids (IEEE 802.1Q, 9), sets of VLANs, and what a port takes and sends.
+//!
+//! [`Mode::classify`] says which VLAN a received frame belongs to, [`Mode::egress`] whether a port
+//! belongs to that VLAN and how its frames leave there, [`Egress::tci`] what stands in the tag.
+//! All of it is pure; nothing is looked up but one bit of a [`VlanSet`].
+
+mod mode;
+mod set;
 
 use std::fmt;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use mode::{Class, Egress, Mode};
+pub use set::VlanSet;
 
 /// TPID of a customer VLAN tag (IEEE 802.1Q, table 9-1).
 pub const TPID: u16 = 0x8100;
@@ -59,7 +69,9 @@ impl FromStr for Vid {
     type Err = BadVid;
 
     fn from_str(text: &str) -> Result<Vid, BadVid> {
-        let vid = text.parse().ok().and_then(Vid::new);
+        // Digits only: a number's own parser takes a sign as well.
+        let digits = text.bytes().all(|b| b.is_ascii_digit());
+        let vid = text.parse().ok().filter(|_| digits).and_then(Vid::new);
         vid.ok_or_else(|| BadVid(text.to_owned()))
     }
 }
@@ -102,3 +114,13 @@ impl Tag {
         (self.tci >> 13).to_le_bytes()[0]
     }
 }
+
+/// True for the TPIDs of 802.1Q: whatever follows one of them is a tag.
+#[inline]
+#[must_use]
+pub const fn is_tpid(ethertype: u16) -> bool {
+    ethertype == TPID || ethertype == TPID_SERVICE
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use towpath_benches::backend::Launcher;
-use towpath_benches::plan::{Contender, Effort, Row, rows};
+use towpath_benches::plan::{Contender, Effort, Entrant, Row, rows};
 use towpath_benches::report::Report;
-use towpath_benches::runner::{Figure, Files, Runner};
+use towpath_benches::runner::{Files, Runner, run_all, tell};
 use towpath_benches::{echo, idle};
 
 /// Measures vblk side by side with its peers; prints ratios and writes JSON.
@@ -59,15 +59,10 @@ struct Options {
 }
 
 fn contender(name: &str) -> Result<Contender, String> {
-    [
-        Contender::Raw,
-        Contender::Fio,
-        Contender::Qsd,
-        Contender::Vblk,
-    ]
-    .into_iter()
-    .find(|who| who.name() == name)
-    .ok_or_else(|| format!("{name}: one of raw, fio, qsd, vblk"))
+    let all = Contender::ALL.iter().copied();
+    all.into_iter()
+        .find(|who| who.name() == name)
+        .ok_or_else(|| format!("{name}: one of raw, fio, qsd, vblk"))
 }
 
 impl Options {
@@ -140,11 +135,17 @@ fn main() -> Result<()> {
     let contenders = available(&options, &runner.launcher);
     let mut report = Report::default();
     if !rows.is_empty() || !options.wants("idle") {
-        runner.run_all(&rows, &contenders, |rep, row, who, figure| {
-            tell(rep, row, who, figure);
-            let index = rows.iter().position(|r| r.name == row.name).unwrap_or(0);
-            report.add(index, who, figure.as_ref().ok().copied());
-        })?;
+        let measure = |row: &Row, who| runner.measure(row, who);
+        run_all(
+            effort.reps,
+            &rows,
+            &contenders,
+            measure,
+            |rep, index, who, figure| {
+                tell(rep, &rows[index].name, who, figure);
+                report.add(index, who, figure.as_ref().ok().copied());
+            },
+        )?;
     }
     if options.wants("idle") {
         for who in contenders
@@ -152,7 +153,7 @@ fn main() -> Result<()> {
             .filter(|c| matches!(c, Contender::Qsd | Contender::Vblk))
         {
             match idle::measure(&runner, *who) {
-                Ok(idle) => report.add_idle(*who, idle),
+                Ok(idle) => report.add_asides(*who, idle.asides()),
                 Err(error) => eprintln!("idle {}: {error:#}", who.name()),
             }
         }
@@ -170,12 +171,7 @@ fn main() -> Result<()> {
 /// Who takes part; says why somebody does not.
 fn available(options: &Options, launcher: &Launcher) -> Vec<Contender> {
     let mut present = Vec::new();
-    for who in [
-        Contender::Raw,
-        Contender::Fio,
-        Contender::Qsd,
-        Contender::Vblk,
-    ] {
+    for who in Contender::ALL.iter().copied() {
         if !options.with.is_empty() && !options.with.contains(&who) {
             continue;
         }
@@ -185,14 +181,6 @@ fn available(options: &Options, launcher: &Launcher) -> Vec<Contender> {
         }
     }
     present
-}
-
-fn tell(rep: usize, row: &Row, who: Contender, figure: &Result<Figure>) {
-    let head = format!("{:>2} {:<20} {:<5}", rep + 1, row.name, who.name());
-    match figure {
-        Ok(f) => eprintln!("{head} {:>9.0}/s, foreign {:.2}", f.rate, f.foreign),
-        Err(error) => eprintln!("{head} FAILED: {error:#}"),
-    }
 }
 
 fn self_test(options: &Options, effort: &Effort) -> Result<()> {

@@ -6,6 +6,9 @@
 //! socket) are checked by the daemon once everything is read, and name both [`Place`]s.
 //! Nothing here changes the machine: reading and validating have no effect but the answer.
 
+pub mod argument;
+mod daemon;
+mod difference;
 pub mod value;
 
 use std::fmt;
@@ -16,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+pub use daemon::{Daemon, DaemonTable, chosen_file};
+pub use difference::{Change, Changes, changed_keys};
 pub use value::{
     ByteSize, Cap, CpuId, CpuList, Name, Poll, SocketMode, SocketPath, ValueError, Weight,
 };
@@ -42,6 +47,11 @@ pub enum Place {
         /// Which use of it, from 1.
         ordinal: usize,
     },
+    /// In the configuration that is in force.
+    Running(
+        /// What it is, such as `port web`.
+        String,
+    ),
 }
 
 impl fmt::Display for Place {
@@ -51,6 +61,7 @@ impl fmt::Display for Place {
                 write!(f, "{}:{line}:{column}", path.display())
             }
             Self::Argument { option, ordinal } => write!(f, "{option} number {ordinal}"),
+            Self::Running(what) => f.write_str(what),
         }
     }
 }
@@ -131,6 +142,11 @@ impl Document {
             path: path.into(),
             text: text.into(),
         }
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Parses the TOML text into `T`, which should carry `#[serde(deny_unknown_fields)]`.

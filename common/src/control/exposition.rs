@@ -32,6 +32,20 @@ pub struct Family {
     pub help: &'static str,
 }
 
+/// Defines a table of [`Family`]s, each a static, all of them in `FAMILIES`.
+#[macro_export]
+macro_rules! families {
+    ($($id:ident: $kind:ident $name:literal $help:literal;)*) => {
+        $(static $id: $crate::control::exposition::Family = $crate::control::exposition::Family {
+            name: $name,
+            kind: $crate::control::exposition::Kind::$kind,
+            help: $help,
+        };)*
+        /// Every metric the daemon exports.
+        pub const FAMILIES: &[&$crate::control::exposition::Family] = &[$(&$id),*];
+    };
+}
+
 /// Label names and values of one time series.
 pub type Labels<'a> = &'a [(&'static str, &'a str)];
 

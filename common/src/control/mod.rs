@@ -14,6 +14,8 @@
 pub mod answer;
 pub mod client;
 pub mod exposition;
+pub mod life;
+pub mod print;
 pub mod server;
 pub mod socket;
 

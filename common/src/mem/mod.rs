@@ -393,6 +393,17 @@ impl Mem {
         buf.len() <= seg.len() as usize && self.mapping(seg).is_some_and(|m| m.write(seg.off, buf))
     }
 
+    /// Copy `seg` to the first bytes of `at` in `to`, another guest's memory or the same; false if
+    /// `at` is shorter or either is not of its snapshot.
+    #[inline]
+    #[must_use]
+    pub fn copy_to(&self, seg: Segment, to: &Mem, at: Segment) -> bool {
+        let (Some(from), Some(mapping)) = (self.mapping(seg), to.mapping(at)) else {
+            return false;
+        };
+        seg.len() <= at.len() && from.copy_to(seg.off, mapping, at.off, seg.len())
+    }
+
     /// The first 16 bytes of `seg` as two words; none if it is shorter or not of this snapshot.
     #[inline]
     #[must_use]

@@ -211,6 +211,12 @@ impl InflightQueue {
         self.view.store_u8(at + INFLIGHT, 1, Release);
     }
 
+    /// A head that was popped was given back unused.
+    #[inline]
+    pub(super) fn returned(&mut self, head: u16) {
+        self.view.store_u8(Self::entry(head) + INFLIGHT, 0, Release);
+    }
+
     /// A head was written to the used ring, not yet published.
     #[inline]
     pub(super) fn used(&mut self, head: u16) {

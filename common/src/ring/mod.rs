@@ -224,6 +224,13 @@ impl Ring {
         self.split_mut().pop(burst, max)
     }
 
+    /// Give back the last `count` chains of `burst` as if they had not been popped. The caller
+    /// promises that the last [`Ring::pop`] filled `burst` and that none of these chains was put.
+    #[inline]
+    pub fn unpop(&mut self, burst: &Burst, count: usize) {
+        self.split_mut().unpop(burst, count);
+    }
+
     /// Stage a used buffer: `written` bytes of the chain `id` were written.
     #[inline]
     pub fn put(&mut self, id: u16, written: u32) {

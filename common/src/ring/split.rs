@@ -16,7 +16,7 @@ use super::descriptor::{DESC, DESC_LEN, Desc, INDIRECT, NEXT, WRITE, add, unfit}
 use super::inflight::InflightQueue;
 use super::reorder::Reorder;
 use super::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, MAX_SIZE, RingError, Setup, Violation};
-use crate::chain::{BURST, Builder, Burst, MAX_SEGMENTS};
+use crate::chain::{BURST, Builder, Burst, Chain, MAX_SEGMENTS};
 use crate::mem::{DirtyLog, Mem, Segment, View};
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT, 2.7.6: the driver does not want notifications.
@@ -49,6 +49,8 @@ pub(super) struct Split {
     busy: Box<[u64]>,
     /// Heads to hand out again after a crash, last first.
     resubmit: Vec<u16>,
+    /// The last burst came from there.
+    resubmitted: bool,
     inflight: Option<InflightQueue>,
     reorder: Option<Reorder>,
     log: Option<DirtyLog>,
@@ -117,6 +119,7 @@ impl Split {
             hint: 0,
             busy: vec![0; slots.div_ceil(64)].into(),
             resubmit,
+            resubmitted: false,
             inflight,
             reorder,
             log: setup.log,
@@ -189,7 +192,8 @@ impl Split {
         }
         let mut heads = ArrayVec::<u16, BURST>::new();
         let max = max.min(BURST);
-        if self.resubmit.is_empty() {
+        self.resubmitted = !self.resubmit.is_empty();
+        if !self.resubmitted {
             let n = usize::from(self.pending(max)).min(max);
             for i in 0..n {
                 #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
@@ -387,6 +391,26 @@ impl Split {
             return Err(Violation::BadNext(entry.next));
         }
         Ok(Some(next))
+    }
+
+    pub(super) fn unpop(&mut self, burst: &Burst, count: usize) {
+        for at in (burst.len().saturating_sub(count)..burst.len()).rev() {
+            let Some(Chain { id, .. }) = burst.get(at) else {
+                continue;
+            };
+            self.busy[usize::from(id / 64)] &= !(1u64 << (id % 64));
+            if let Some(r) = &mut self.reorder {
+                r.tail = r.tail.wrapping_sub(1);
+            }
+            if self.resubmitted {
+                self.resubmit.push(id);
+                continue;
+            }
+            self.next_avail = self.next_avail.wrapping_sub(1);
+            if let Some(table) = &mut self.inflight {
+                table.returned(id);
+            }
+        }
     }
 
     #[inline]

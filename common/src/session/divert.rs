@@ -31,6 +31,8 @@ const MAX_FDS: usize = 8;
 
 // Request numbers, vhost-user "Front-end message types".
 const SET_LOG_FD: u32 = 7;
+const SEND_RARP: u32 = 19;
+const NET_SET_MTU: u32 = 20;
 const SET_BACKEND_REQ_FD: u32 = 21;
 const SET_STATUS: u32 = 39;
 const GET_STATUS: u32 = 40;
@@ -130,7 +132,8 @@ pub(super) fn next<D: Device>(
     }
     let header = Header::parse(raw);
     match header.request {
-        SET_LOG_FD | SET_BACKEND_REQ_FD | SET_STATUS | GET_STATUS => {}
+        SET_LOG_FD | SEND_RARP | NET_SET_MTU => {}
+        SET_BACKEND_REQ_FD | SET_STATUS | GET_STATUS => {}
         _ => return Ok(Next::Crate(header)),
     }
     let (payload, fds) = receive(socket, header)?;
@@ -226,6 +229,22 @@ impl<D: Device> Session<D> {
         match (request, size) {
             // Signals that the log was written; nobody needs it, and the fd is closed.
             (SET_LOG_FD, _) => one_fd().map(|_| 0),
+            (SEND_RARP, 8) => {
+                need(Protocol::RARP)?;
+                // The address is the first six bytes as they came.
+                let [a, b, c, d, e, f, _, _] = payload.to_le_bytes();
+                self.device.announce([a, b, c, d, e, f]);
+                Ok(0)
+            }
+            (NET_SET_MTU, 8) => {
+                need(Protocol::MTU)?;
+                let mtu = u16::try_from(payload).ok();
+                if mtu.is_some_and(|mtu| self.device.set_mtu(mtu)) {
+                    Ok(0)
+                } else {
+                    Err(SessionError::BadMtu(payload).into())
+                }
+            }
             (SET_BACKEND_REQ_FD, 0) => {
                 need(Protocol::BACKEND_REQ)?;
                 let [fd] = one_fd()?;

@@ -27,7 +27,7 @@ pub enum SessionError {
     /// Not an index of a 16-bit ring.
     #[error("vring base {0} is not below 65536")]
     BadBase(u32),
-    /// Kick, call and error fds must be eventfds: writing to anything else could block a worker.
+    /// Kick, call and error fds must be eventfds: nothing else can be signalled without waiting.
     #[error("vring {index}: the {what} fd is not an eventfd")]
     NotEventFd {
         /// Vring index.
@@ -59,9 +59,15 @@ pub enum SessionError {
         /// Length in bytes.
         len: usize,
     },
+    /// NET_SET_MTU with more than 16 bits, or with what the device does not take.
+    #[error("the device does not take an MTU of {0} bytes")]
+    BadMtu(u64),
     /// The process has no file descriptor left.
     #[error("no file descriptor left for a vring: {0}; raise the limit (ulimit -n)")]
     NoFds(std::io::Error),
+    /// The kernel gave no io_uring to call drivers with.
+    #[error("cannot call the driver through io_uring: {0}")]
+    NoBell(std::io::Error),
     /// An in-flight table for no, or too many, queues or descriptors.
     #[error("in-flight table for {queues} queues of {size} descriptors at {offset}: {why}")]
     BadInflight {

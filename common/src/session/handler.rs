@@ -12,7 +12,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::error::SessionError;
-use super::state::{Session, protocol_offered};
+use super::state::Session;
 use super::vring::Addresses;
 use super::{Device, F_PROTOCOL_FEATURES};
 use crate::mem::{MAX_REGIONS, Region, RegionSpec};
@@ -142,7 +142,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(protocol_offered())
+        Ok(self.protocol_offered())
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {

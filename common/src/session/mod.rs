@@ -22,6 +22,8 @@ mod vring;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
+
 pub use adopt::adopt;
 pub use error::SessionError;
 pub use serve::{Endpoint, Listening, Mode, Server};
@@ -36,6 +38,11 @@ pub const F_LOG_ALL: u64 = 1 << 26;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// VHOST_USER_PROTOCOL_F_RARP: the front-end may ask to announce a guest that has moved here.
+pub const P_RARP: u64 = Protocol::RARP.bits();
+/// VHOST_USER_PROTOCOL_F_NET_MTU: the front-end says which MTU the guest is told.
+pub const P_NET_MTU: u64 = Protocol::MTU.bits();
+
 /// A ring on its way to a worker, with the file descriptors that belong to it.
 #[derive(Debug)]
 pub struct Attach {
@@ -43,9 +50,10 @@ pub struct Attach {
     pub ring: Ring,
     /// Readable when the driver kicked; none: the device polls.
     pub kick: Option<OwnedFd>,
-    /// Written to notify the driver; none: the driver polls.
+    /// Signalled to notify the driver, by a [`crate::bell::Bell`]: write(2) may wait for ever.
+    /// None: the driver polls.
     pub call: Option<OwnedFd>,
-    /// Written when the ring breaks.
+    /// Signalled when the ring breaks, by a bell as well.
     pub err: Option<OwnedFd>,
     /// Whether the device may process the ring; a disabled one keeps what it has (and a network
     /// device drains and discards its transmit ring).
@@ -84,7 +92,14 @@ pub trait Device: Send + Sync + 'static {
     /// which the session adds. Must not shrink over the device's life: front-ends remember.
     fn features(&self) -> u64;
 
-    /// Largest number of virtqueues.
+    /// Protocol features that only some kinds of device have, [`P_RARP`] and [`P_NET_MTU`]: offered
+    /// beside those of every session. As [`Device::features`], they must not shrink.
+    fn protocol_features(&self) -> u64 {
+        0
+    }
+
+    /// Largest number of virtqueues, those that the driver may leave unused (a control queue)
+    /// among them. It answers GET_QUEUE_NUM.
     fn max_queues(&self) -> u16;
 
     /// Copy configuration space at `offset` to `buf`; false if that is not all inside it.
@@ -111,6 +126,19 @@ pub trait Device: Send + Sync + 'static {
 
     /// Change a ring that is attached.
     fn update(&self, queue: u16, update: Update);
+
+    /// SEND_RARP: the guest with this address has just arrived here and cannot say so itself
+    /// (it has no GUEST_ANNOUNCE); tell the network. Only with [`P_RARP`].
+    fn announce(&self, mac: [u8; 6]) {
+        let _ = mac;
+    }
+
+    /// NET_SET_MTU: the guest is told that its MTU is `mtu` bytes; false if that does not do. Only
+    /// with [`P_NET_MTU`], and perhaps before any feature is negotiated.
+    fn set_mtu(&self, mtu: u16) -> bool {
+        let _ = mtu;
+        true
+    }
 
     /// The front-end is gone and all rings are detached.
     fn disconnected(&self);

@@ -1,15 +1,16 @@
 //! What a session knows, and what each message does to it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::OFlags;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use super::error::SessionError;
 use super::vring::{Addresses, Vring};
-use super::{Alarm, Attach, Device, F_LOG_ALL, F_PROTOCOL_FEATURES, Update};
+use super::{Alarm, Attach, Device, Update};
+use super::{F_LOG_ALL, F_PROTOCOL_FEATURES, P_NET_MTU, P_RARP};
+use crate::bell::Bell;
 use crate::mem::{DirtyLog, Mapping, Mem, Region};
 use crate::ring::inflight::InflightTable;
 use crate::ring::{MAX_SIZE, Ring, RingError};
@@ -52,6 +53,8 @@ pub struct Session<D: Device> {
     pub(super) vrings: Vec<Vring>,
     /// Channel for our own requests (SET_BACKEND_REQ_FD).
     pub(super) backend_req: Option<UnixStream>,
+    /// Calls drivers from this thread; made when first needed.
+    bell: Option<Bell>,
     status: Arc<Mutex<Status>>,
 }
 
@@ -66,8 +69,8 @@ pub(super) struct Log {
 
 type Result<T> = std::result::Result<T, SessionError>;
 
-/// Protocol features this session implements. REPLY_ACK is the `vhost` crate's.
-pub(super) fn protocol_offered() -> Protocol {
+/// Protocol features of every session. REPLY_ACK is the `vhost` crate's.
+fn protocol_of_all() -> Protocol {
     Protocol::MQ
         | Protocol::LOG_SHMFD
         | Protocol::REPLY_ACK
@@ -94,12 +97,18 @@ impl<D: Device> Session<D> {
             inflight: None,
             vrings,
             backend_req: None,
+            bell: None,
             status,
         }
     }
 
     pub(super) fn offered(&self) -> u64 {
         self.device.features() | F_PROTOCOL_FEATURES | F_LOG_ALL
+    }
+
+    pub(super) fn protocol_offered(&self) -> Protocol {
+        let own = self.device.protocol_features() & (P_RARP | P_NET_MTU);
+        protocol_of_all() | Protocol::from_bits_truncate(own)
     }
 
     pub(super) fn index(&self, index: u32) -> Result<u16> {
@@ -173,12 +182,26 @@ impl<D: Device> Session<D> {
                 alarm,
             },
         )?;
-        let vring = self.vring(index)?;
-        vring.attached = true;
+        self.vring(index)?.attached = true;
         // What was used before (by a process that died, on an eventfd since replaced) may not have
         // been told; a call too many does no harm.
-        signal(vring.call.as_ref());
-        Ok(())
+        self.call(index)
+    }
+
+    /// Call the driver. Not by write(2), which could wait for ever: the front-end shares the
+    /// eventfd, may have filled it, and may make it blocking at any time.
+    fn call(&mut self, index: u16) -> Result<()> {
+        let vring = self.vrings.get(usize::from(index));
+        let Some(call) = vring.and_then(|v| v.call.as_ref()) else {
+            return Ok(());
+        };
+        let bell = match &mut self.bell {
+            Some(bell) => bell,
+            none => none.insert(Bell::new().map_err(SessionError::NoBell)?),
+        };
+        bell.aim(Some(call.as_fd())).map_err(SessionError::NoBell)?;
+        bell.ring();
+        bell.aim(None).map_err(SessionError::NoBell)
     }
 
     /// Take a vring back from its worker, drained.
@@ -222,7 +245,7 @@ impl<D: Device> Session<D> {
     }
 
     pub(super) fn set_protocol_features(&mut self, bits: u64) -> Result<()> {
-        let unknown = bits & !protocol_offered().bits();
+        let unknown = bits & !self.protocol_offered().bits();
         if unknown != 0 {
             return Err(SessionError::NotOffered(unknown));
         }
@@ -333,7 +356,7 @@ impl<D: Device> Session<D> {
             self.device.update(index, Update::Call(dup));
             // What came back meanwhile was told on the old one, which the front-end may have
             // stopped watching.
-            signal(self.vring(index)?.call.as_ref());
+            self.call(index)?;
         }
         Ok(())
     }
@@ -410,13 +433,6 @@ pub(super) fn lock(status: &Mutex<Status>) -> MutexGuard<'_, Status> {
     status.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn signal(call: Option<&OwnedFd>) {
-    if let Some(call) = call {
-        // EAGAIN: its counter is full, so it is readable anyway.
-        let _ = rustix::io::write(call, &1u64.to_ne_bytes());
-    }
-}
-
 /// A second handle for the worker.
 fn dup(fd: &Option<OwnedFd>) -> Result<Option<OwnedFd>> {
     fd.as_ref()
@@ -425,8 +441,8 @@ fn dup(fd: &Option<OwnedFd>) -> Result<Option<OwnedFd>> {
         .map_err(SessionError::NoFds)
 }
 
-/// Refuse what is not an eventfd, and make it non-blocking: a worker writes to it, and a front-end
-/// may have filled its counter.
+/// Refuse what is not an eventfd: a bell can signal nothing else, and polling anything else could
+/// wake a worker for ever. Whether it blocks does not matter: nobody reads it or writes to it.
 fn check_eventfd(index: u16, what: &'static str, fd: Option<&OwnedFd>) -> Result<()> {
     use std::os::fd::AsRawFd;
     let Some(fd) = fd else { return Ok(()) };
@@ -435,11 +451,6 @@ fn check_eventfd(index: u16, what: &'static str, fd: Option<&OwnedFd>) -> Result
     let is_eventfd = target.is_ok_and(|t| t.to_bytes() == b"anon_inode:[eventfd]");
     if !is_eventfd {
         return Err(SessionError::NotEventFd { index, what });
-    }
-    if let Ok(flags) = rustix::fs::fcntl_getfl(fd)
-        && !flags.contains(OFlags::NONBLOCK)
-    {
-        let _ = rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK);
     }
     Ok(())
 }

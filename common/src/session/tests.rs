@@ -20,4 +20,5 @@ mod inflight;
 mod keep;
 mod memory;
 mod migration;
+mod network;
 mod states;

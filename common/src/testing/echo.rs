@@ -11,13 +11,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::bell::Bell;
 use crate::chain::{Burst, Chain};
 use crate::clock::Cycles;
 use crate::mailbox::ReplyTo;
 use crate::mem::{DirtyLog, Mem};
 use crate::ring::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_VERSION_1, Ring, Violation};
-use crate::session::{Attach, Device, DeviceGone, Update};
+use crate::session::{Attach, Device, DeviceGone, P_NET_MTU, P_RARP, Update};
 use crate::worker::{Context, Handle, Idle, Plane, Worker};
+
+/// The largest MTU it takes, in bytes.
+pub const MAX_MTU: u16 = 9000;
 
 /// Bytes of configuration space; the first half is writable.
 pub const CONFIG: usize = 64;
@@ -108,6 +112,9 @@ pub struct Diary {
     negotiated: AtomicU64,
     regions: AtomicU64,
     disconnects: AtomicU64,
+    /// MTUs and addresses the front-end sent, in order.
+    mtus: Mutex<Vec<u16>>,
+    announced: Mutex<Vec<[u8; 6]>>,
     broken: Mutex<Vec<(u16, Violation)>>,
 }
 
@@ -194,6 +201,18 @@ impl Echo {
         self.diary.regions.load(SeqCst)
     }
 
+    /// MTUs the front-end set, those refused among them.
+    #[must_use]
+    pub fn mtus(&self) -> Vec<u16> {
+        lock(&self.diary.mtus).clone()
+    }
+
+    /// Addresses the front-end wanted announced.
+    #[must_use]
+    pub fn announced(&self) -> Vec<[u8; 6]> {
+        lock(&self.diary.announced).clone()
+    }
+
     /// Sessions that ended.
     #[must_use]
     pub fn disconnects(&self) -> u64 {
@@ -208,6 +227,10 @@ impl Device for Echo {
 
     fn features(&self) -> u64 {
         self.features
+    }
+
+    fn protocol_features(&self) -> u64 {
+        P_RARP | P_NET_MTU
     }
 
     fn max_queues(&self) -> u16 {
@@ -267,6 +290,15 @@ impl Device for Echo {
         let _ = self.handle.call(|r| Change::Update(key, update, r));
     }
 
+    fn announce(&self, mac: [u8; 6]) {
+        lock(&self.diary.announced).push(mac);
+    }
+
+    fn set_mtu(&self, mtu: u16) -> bool {
+        lock(&self.diary.mtus).push(mtu);
+        mtu <= MAX_MTU
+    }
+
     fn disconnected(&self) {
         self.diary.disconnects.fetch_add(1, SeqCst);
     }
@@ -279,6 +311,7 @@ struct Queue {
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
+    bell: Bell,
     enabled: bool,
     alarm: Arc<crate::session::Alarm>,
     diary: Arc<Diary>,
@@ -316,10 +349,10 @@ impl Room {
     }
 }
 
-fn signal(fd: Option<&OwnedFd>) {
-    if let Some(fd) = fd {
-        // EAGAIN: the counter is full, so its reader has a wake-up already.
-        let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+/// Signal an eventfd that a front-end may have filled and made blocking.
+fn signal(bell: &mut Bell, fd: Option<&OwnedFd>) {
+    if bell.aim(fd.map(AsFd::as_fd)).is_ok() {
+        bell.ring();
     }
 }
 
@@ -346,7 +379,7 @@ impl Queue {
             self.ring.put(head, written);
         }
         if self.ring.publish() {
-            signal(self.call.as_ref());
+            signal(&mut self.bell, self.call.as_ref());
         }
     }
 
@@ -357,7 +390,7 @@ impl Queue {
         let (head, written) = self.held.remove(at);
         self.ring.put(head, written);
         if self.ring.publish() {
-            signal(self.call.as_ref());
+            signal(&mut self.bell, self.call.as_ref());
         }
         true
     }
@@ -381,7 +414,7 @@ impl Queue {
             && !std::mem::replace(&mut self.reported, true)
         {
             lock(&self.diary.broken).push((key.1, why));
-            signal(self.err.as_ref());
+            signal(&mut self.bell, self.err.as_ref());
         }
         if mem.poisoned() {
             self.alarm.raise();
@@ -405,6 +438,8 @@ impl Plane for Room {
                     enabled,
                     alarm,
                 } = *attach;
+                // Dropping the reply tells the session that the ring was not taken.
+                let Ok(bell) = Bell::new() else { return };
                 if let Some(kick) = &kick {
                     let _ = self.context.poller.add(kick.as_fd());
                 }
@@ -413,6 +448,7 @@ impl Plane for Room {
                     kick,
                     call,
                     err,
+                    bell,
                     enabled,
                     alarm,
                     diary,

@@ -307,6 +307,20 @@ impl Frontend {
         RawFrontend::new(ours, timeout)
     }
 
+    /// `SEND_RARP`: announce the guest with this address.
+    pub fn send_rarp(&mut self, mac: [u8; 6]) -> Result<()> {
+        self.need(Protocol::RARP)?;
+        // The address as it is, in a 64-bit word of the sender's byte order.
+        let payload = [&mac[..], &[0; 2]].concat();
+        self.tell(Request::SEND_RARP, &payload, &[])
+    }
+
+    /// `NET_SET_MTU`: the MTU that the guest is told, in bytes.
+    pub fn set_mtu(&mut self, mtu: u64) -> Result<()> {
+        self.need(Protocol::MTU)?;
+        self.tell_u64(Request::NET_SET_MTU, mtu)
+    }
+
     /// `RESET_DEVICE`.
     pub fn reset(&mut self) -> Result<()> {
         self.need(Protocol::RESET_DEVICE)?;

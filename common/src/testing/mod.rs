@@ -2,7 +2,7 @@
 //!
 //! From the bottom up: [`memory`] (memfds shared with the back-end), [`driver`] and [`split`] (the
 //! driver's side of a virtqueue), [`wire`] and [`frontend`] (vhost-user as a VMM speaks it, or as
-//! an attacker does), [`blk`] (virtio-blk requests). Nothing of this shares code with the back-end
+//! an attacker does), [`blk`] (virtio-blk requests), [`net`] (virtio-net frames). Nothing of this shares code with the back-end
 //! except the mapping of memory: it is a second, independent reading of both specifications. On the
 //! other side of the socket, [`echo`] is the smallest device; [`bed`] puts both ends together.
 
@@ -12,6 +12,7 @@ pub mod driver;
 pub mod echo;
 pub mod frontend;
 pub mod memory;
+pub mod net;
 pub mod split;
 pub mod wire;
 
@@ -21,7 +22,7 @@ pub use memory::{GuestMemory, GuestRegion};
 pub use split::SplitDriver;
 pub use wire::{Error, Listener, RawFrontend, Result};
 
-/// Feature bits (virtio 1.3, sections 5.2.3 and 6; vhost-user, "Feature negotiation").
+/// Feature bits (virtio 1.3, sections 5.1.3, 5.2.3 and 6; vhost-user, "Feature negotiation").
 pub mod feature {
     /// virtio-blk: `size_max` is valid.
     pub const BLK_SIZE_MAX: u64 = 1 << 1;
@@ -71,4 +72,63 @@ pub mod feature {
         | BLK_MQ
         | BLK_DISCARD
         | BLK_WRITE_ZEROES;
+    /// virtio-net: the device completes partial checksums.
+    pub const NET_CSUM: u64 = 1;
+    /// virtio-net: the driver takes partial checksums.
+    pub const NET_GUEST_CSUM: u64 = 1 << 1;
+    /// virtio-net: the driver may change what it takes while it runs.
+    pub const NET_CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
+    /// virtio-net: `mtu` is valid.
+    pub const NET_MTU: u64 = 1 << 3;
+    /// virtio-net: `mac` is valid.
+    pub const NET_MAC: u64 = 1 << 5;
+    /// virtio-net: the driver takes unsegmented TCP over IPv4.
+    pub const NET_GUEST_TSO4: u64 = 1 << 7;
+    /// virtio-net: the driver takes unsegmented TCP over IPv6.
+    pub const NET_GUEST_TSO6: u64 = 1 << 8;
+    /// virtio-net: the driver takes unsegmented TCP with ECN.
+    pub const NET_GUEST_ECN: u64 = 1 << 9;
+    /// virtio-net: the device takes unsegmented TCP over IPv4.
+    pub const NET_HOST_TSO4: u64 = 1 << 11;
+    /// virtio-net: the device takes unsegmented TCP over IPv6.
+    pub const NET_HOST_TSO6: u64 = 1 << 12;
+    /// virtio-net: the device takes unsegmented TCP with ECN.
+    pub const NET_HOST_ECN: u64 = 1 << 13;
+    /// virtio-net: a frame may be spread over several receive buffers.
+    pub const NET_MRG_RXBUF: u64 = 1 << 15;
+    /// virtio-net: `status` is valid.
+    pub const NET_STATUS: u64 = 1 << 16;
+    /// virtio-net: there is a control queue.
+    pub const NET_CTRL_VQ: u64 = 1 << 17;
+    /// virtio-net: the device may ask the driver to announce itself.
+    pub const NET_GUEST_ANNOUNCE: u64 = 1 << 21;
+    /// virtio-net: several queue pairs.
+    pub const NET_MQ: u64 = 1 << 22;
+    /// virtio-net: the driver takes unsegmented UDP over IPv4.
+    pub const NET_GUEST_USO4: u64 = 1 << 54;
+    /// virtio-net: the driver takes unsegmented UDP over IPv6.
+    pub const NET_GUEST_USO6: u64 = 1 << 55;
+    /// virtio-net: the device takes unsegmented UDP.
+    pub const NET_HOST_USO: u64 = 1 << 56;
+    /// Everything about checksums and segmentation, in both directions.
+    pub const NET_OFFLOADS: u64 = NET_CSUM
+        | NET_GUEST_CSUM
+        | NET_GUEST_TSO4
+        | NET_GUEST_TSO6
+        | NET_GUEST_ECN
+        | NET_HOST_TSO4
+        | NET_HOST_TSO6
+        | NET_HOST_ECN
+        | NET_GUEST_USO4
+        | NET_GUEST_USO6
+        | NET_HOST_USO;
+    /// What every modern virtio-net driver asks for, besides offloads and the ring's own features.
+    pub const NET_MODERN: u64 = VERSION_1
+        | NET_MTU
+        | NET_MAC
+        | NET_MRG_RXBUF
+        | NET_STATUS
+        | NET_CTRL_VQ
+        | NET_GUEST_ANNOUNCE
+        | NET_MQ;
 }

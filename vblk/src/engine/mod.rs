@@ -10,7 +10,6 @@ pub mod faulty;
 mod guest;
 pub mod memory;
 pub mod uring;
-pub mod uring_bell;
 mod uring_donor;
 mod uring_setup;
 

@@ -9,9 +9,9 @@ use towpath_common::ring::Ring;
 use towpath_common::session::Attach;
 
 use super::{BlkPlane, Change, DiskHere, DiskKey, NewDisk};
-use crate::engine::uring_bell::Bell;
 use crate::engine::{Engine, Guest};
 use crate::queue::Queue;
+use towpath_common::bell::Bell;
 
 impl<E: Engine> BlkPlane<E> {
     /// Carry out a change.

@@ -1,9 +1,20 @@
 //! What the switch needs of a port that is not a guest: bursts of frames, in buffers of its own.
 
+pub mod guest;
+pub mod guest_tx;
+mod line;
+pub mod memory;
+pub mod tap;
+mod tap_sys;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::net::{NetHeader, Offloads};
+
+/// Longest frame that can come or go, unsegmented, in bytes from the destination address on: an IP
+/// packet of 64 KiB, the Ethernet header and two tags, rounded up.
+pub const LARGEST: usize = 65_600;
 
 /// One queue pair of a burst-oriented port with its own buffers: TAP now; `AF_XDP` and DPDK fit.
 ///
@@ -12,8 +23,11 @@ use crate::net::{NetHeader, Offloads};
 ///
 /// Callers promise: `frame(i)` only for `i` below what the last `receive` returned; after `reserve`
 /// gave room, all of it is written before `commit`. Implementors promise: what `receive` returned
-/// stays in place until the next `receive`; whole frames only; `commit` cannot fail; `send` reports
-/// what could not be sent.
+/// stays in place until the next `receive`; whole frames only, except that one longer than
+/// [`LARGEST`] may be cut off, but not below `LARGEST + 1` bytes; `commit` cannot fail, and may
+/// send at once; `send` reports what could not be sent.
+///
+/// Headers are as the device gave them: to be checked with [`crate::offload::validate_uplink`].
 pub trait Uplink: Send + std::fmt::Debug {
     /// Take up to `max` frames (at most [`towpath_common::chain::BURST`]) into our own buffers, in
     /// place of those received before; gives their number.

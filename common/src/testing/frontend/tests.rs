@@ -153,6 +153,17 @@ fn exchange(scene: &Scene, memory: &GuestMemory, driver: &mut SplitDriver) {
 }
 
 #[test]
+fn a_device_that_is_no_network_device_offers_neither_rarp_nor_mtu() {
+    let scene = Scene::new(Mode::Server);
+    let mut front = scene.connect(everything());
+    assert!(!front.protocol().intersects(Protocol::RARP | Protocol::MTU));
+    assert!(matches!(front.set_mtu(1500), Err(Error::NotOffered(_))));
+    let wanted = (Protocol::REPLY_ACK | Protocol::RARP).bits();
+    let said = front.tell_u64(Request::SET_PROTOCOL_FEATURES, wanted);
+    assert!(said.is_err(), "{said:?}");
+}
+
+#[test]
 fn a_queue_runs_stops_and_goes_on_in_both_modes() {
     for mode in [Mode::Server, Mode::Client] {
         let scene = Scene::new(mode);

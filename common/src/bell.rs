@@ -7,7 +7,11 @@
 //! an io_uring with an eventfd registered, each time a completion is posted.
 //!
 //! So a queue has a ring of its own, of one entry, with its call eventfd registered, and to notify
-//! is to submit a NOP: one system call, as before.
+//! is to submit a NOP. That is one system call, `io_uring_enter`, where write(2) would be one too
+//! (0.6 µs against 0.36, measured in a virtual machine); completions stand in shared memory, and to
+//! take them costs none. A bell that is aimed at nothing makes no system call. A bell is a file
+//! descriptor and a few pages; to make one takes tens of microseconds, so those of rings that are
+//! gone are kept for the next.
 
 // UNSAFETY: pushing a submission. It is a NOP, which names no memory and no file.
 #![expect(unsafe_code, reason = "io_uring cannot know what a submission names")]

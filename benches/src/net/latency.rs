@@ -1,0 +1,144 @@
+//! How long one frame takes: alone, under a light load, and through a switch that sleeps.
+//!
+//! Two ports; the generator polls, so only the switch and the way between two processors is in the
+//! figures. A ping-pong is there and back: two passes through the switch.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use hdrhistogram::Histogram;
+use towpath_common::clock::{Clock, Cycles};
+
+use super::port::Port;
+use super::traffic::Generator;
+
+/// A frame that takes so long is lost.
+const LOST: Duration = Duration::from_secs(2);
+/// Frames of the wake-up figure.
+const WAKES: u64 = 300;
+/// Pause before each of them: long after any polling period.
+const GAP: Duration = Duration::from_millis(5);
+/// Frames a second of the light load: a tenth of what Open vSwitch forwards with one core.
+const LIGHT: u64 = 1_000_000;
+
+/// Percentiles in microseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Latency {
+    /// Median.
+    pub p50: f64,
+    /// 99th percentile.
+    pub p99: f64,
+}
+
+impl Latency {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        Self {
+            p50: at(0.5),
+            p99: at(0.99),
+        }
+    }
+}
+
+fn two(generator: &mut Generator) -> Result<&mut [Port; 2]> {
+    generator
+        .ports()
+        .try_into()
+        .map_err(|_| anyhow!("latency is measured between two ports"))
+}
+
+/// Waits for one frame at `to`, polling.
+#[inline]
+fn await_frame(to: &mut Port, clock: &Clock, start: Cycles) -> Result<()> {
+    let patience = clock.rate().of(LOST);
+    while to.catch()? == 0 {
+        let waited = clock.now().since(start);
+        ensure!(waited < patience, "a frame is lost");
+    }
+    Ok(())
+}
+
+/// There and back, one frame at a time, for `duration`.
+pub fn ping_pong(generator: &mut Generator, duration: Duration) -> Result<Latency> {
+    let [a, b] = two(generator)?;
+    let clock = Clock::new();
+    let mut histogram = Histogram::new(3)?;
+    let begin = Instant::now();
+    while begin.elapsed() < duration {
+        for _ in 0..64 {
+            let start = clock.now();
+            a.shoot()?;
+            await_frame(b, &clock, start)?;
+            b.shoot()?;
+            await_frame(a, &clock, start)?;
+            histogram.record(clock.rate().ns(clock.now().since(start)))?;
+            a.land();
+            b.land();
+        }
+    }
+    Ok(Latency::of(&histogram))
+}
+
+/// One way at a tenth of the load, one frame at a time on schedule, for `duration`.
+pub fn light_load(generator: &mut Generator, duration: Duration) -> Result<Latency> {
+    let [a, b] = two(generator)?;
+    let clock = Clock::new();
+    let mut histogram = Histogram::new(3)?;
+    let mut flying: VecDeque<Cycles> = VecDeque::with_capacity(1 << 16);
+    let begin = clock.now();
+    let (length, patience) = (clock.rate().of(duration), clock.rate().of(LOST));
+    let mut sent = 0;
+    loop {
+        let now = clock.now();
+        let elapsed = now.since(begin);
+        let due = Cycles(begin.get() + clock.rate().cycles(sent * 1_000_000_000 / LIGHT).get());
+        if elapsed < length && now >= due {
+            // A schedule is kept: a frame that waits for a slot counts from when it was due.
+            if a.shoot()? {
+                flying.push_back(due);
+                sent += 1;
+            }
+        }
+        a.land();
+        for _ in 0..b.catch()? {
+            let start = flying.pop_front().context("more frames than were sent")?;
+            histogram.record(clock.rate().ns(clock.now().since(start)))?;
+        }
+        if elapsed >= length && flying.is_empty() {
+            return Ok(Latency::of(&histogram));
+        }
+        if let Some(oldest) = flying.front() {
+            ensure!(now.since(*oldest) < patience, "a frame is lost");
+        }
+    }
+}
+
+/// One frame after each pause: how long a sleeping switch takes to forward it.
+pub fn wake_up(generator: &mut Generator) -> Result<Latency> {
+    let [a, b] = two(generator)?;
+    let clock = Clock::new();
+    let mut histogram = Histogram::new(3)?;
+    for _ in 0..WAKES {
+        std::thread::sleep(GAP);
+        let start = clock.now();
+        a.shoot()?;
+        await_frame(b, &clock, start)?;
+        histogram.record(clock.rate().ns(clock.now().since(start)))?;
+        a.land();
+    }
+    Ok(Latency::of(&histogram))
+}
+
+/// Sends until the first frame arrives.
+pub fn first_frame(generator: &mut Generator) -> Result<()> {
+    let [a, b] = two(generator)?;
+    let begin = Instant::now();
+    while b.catch()? == 0 {
+        a.shoot()?;
+        a.land();
+        std::thread::sleep(Duration::from_micros(50));
+        ensure!(begin.elapsed() < LOST, "no frame arrives");
+    }
+    Ok(())
+}

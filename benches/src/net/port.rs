@@ -1,0 +1,494 @@
+//! One guest's network card: memory, a receive and a transmit queue, and frames ready to go.
+//!
+//! Every frame a port will ever send is built before the run. Where there are more frames than
+//! slots in the transmit ring, a slot is pointed at the next frame each time it is offered again.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use towpath_common::mem::View;
+use towpath_common::testing::{Frontend, GuestMemory, Listener, RawFrontend, Wanted, feature};
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
+
+use super::frame::{self, HEADER, SMALLEST, Spec, Stamp};
+use super::queue::{Piece, Queue};
+
+/// Bytes of a receive buffer.
+const BUFFER: u32 = 2048;
+/// From one receive buffer to the next: an odd number of cache lines, so that the buffers' first
+/// lines spread over all sets of a cache, as they do in a guest.
+const BUFFER_STRIDE: u64 = 2048 + 3 * 64;
+/// Largest piece of a chain; Linux sends offloaded frames in pieces of this size.
+const PIECE: usize = 32 << 10;
+/// Chains are left alone until so many came back, or until [`PATIENCE`] looks found fewer.
+const ENOUGH: u16 = 32;
+const PATIENCE: u32 = 8;
+/// Transmit slots of offloaded frames: a megabyte in flight, as TCP keeps it.
+const SEGMENTED_SLOTS: u16 = 16;
+
+/// virtio-net features (virtio 1.3, 5.1.3) that a Linux guest negotiates.
+mod net {
+    pub(super) const CSUM: u64 = 1 << 0;
+    pub(super) const GUEST_CSUM: u64 = 1 << 1;
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
+    pub(super) const GUEST_ECN: u64 = 1 << 9;
+    pub(super) const HOST_TSO4: u64 = 1 << 11;
+    pub(super) const HOST_TSO6: u64 = 1 << 12;
+    pub(super) const HOST_ECN: u64 = 1 << 13;
+    pub(super) const MRG_RXBUF: u64 = 1 << 15;
+}
+
+/// Features every port asks for.
+pub const FEATURES: u64 = feature::VERSION_1
+    | feature::EVENT_IDX
+    | feature::INDIRECT_DESC
+    | net::MRG_RXBUF
+    | net::CSUM
+    | net::GUEST_CSUM
+    | net::GUEST_TSO4
+    | net::GUEST_TSO6
+    | net::GUEST_ECN
+    | net::HOST_TSO4
+    | net::HOST_TSO6
+    | net::HOST_ECN;
+
+/// What all ports of a run have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// Ports.
+    pub ports: u16,
+    /// Entries of each virtqueue.
+    pub ring: u16,
+    /// Bytes of a frame without tag and checksum.
+    pub size: usize,
+    /// Frames are TCP for the receiver to segment.
+    pub segmented: bool,
+    /// Stations behind each port.
+    pub stations: u32,
+    /// VLAN that the port's frames are tagged with, by port; untagged where there is none.
+    pub tags: Vec<Option<u16>>,
+}
+
+impl Shape {
+    /// Untagged frames of `size` bytes between ports of one station each.
+    #[must_use]
+    pub fn plain(ports: u16, ring: u16, size: usize) -> Self {
+        Self {
+            ports,
+            ring,
+            size,
+            segmented: false,
+            stations: 1,
+            tags: vec![None; ports.into()],
+        }
+    }
+
+    fn tag(&self, port: u16) -> Option<u16> {
+        self.tags.get(usize::from(port)).copied().flatten()
+    }
+
+    /// Bytes of a buffer that holds a frame of this port, header included.
+    #[must_use]
+    pub fn filled(&self, port: u16) -> usize {
+        HEADER + self.size + if self.tag(port).is_some() { 4 } else { 0 }
+    }
+
+    /// Other ports.
+    fn peers(&self) -> u64 {
+        u64::from(self.ports.saturating_sub(1)).max(1)
+    }
+
+    /// Pieces of a chain.
+    fn pieces(&self, port: u16) -> u16 {
+        let pieces = self.filled(port).div_ceil(PIECE);
+        u16::try_from(pieces).unwrap_or(u16::MAX)
+    }
+
+    /// Transmit slots.
+    fn slots(&self) -> u16 {
+        if self.segmented {
+            SEGMENTED_SLOTS
+        } else {
+            self.ring
+        }
+    }
+
+    /// Frames in a port's pool: each station to each peer, and one a slot at least.
+    fn pool(&self) -> u64 {
+        let once = self.peers() * u64::from(self.stations);
+        if once <= u64::from(self.slots()) {
+            u64::from(self.slots())
+        } else {
+            once
+        }
+    }
+
+    /// What frame `index` of `port`'s pool is.
+    fn frame(&self, port: u16, index: u64) -> Spec {
+        let peer = u16::try_from(index % self.peers()).unwrap_or(0);
+        let to = (port + 1 + peer) % self.ports.max(1);
+        let station = index / self.peers() % u64::from(self.stations);
+        let station = u32::try_from(station).unwrap_or(0);
+        Spec {
+            size: self.size,
+            source: frame::mac(port, station),
+            destination: frame::mac(to, station),
+            tag: self.tag(port),
+            segmented: self.segmented,
+            stamp: Stamp {
+                from: port,
+                to,
+                number: 0,
+            },
+        }
+    }
+}
+
+/// What arrived in one look at a receive queue.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Arrived {
+    /// Buffers filled.
+    pub buffers: u64,
+    /// Bytes in them, headers included.
+    pub bytes: u64,
+}
+
+/// A port of the generator.
+#[derive(Debug)]
+pub struct Port {
+    index: u16,
+    memory: GuestMemory,
+    receive: Queue,
+    transmit: Queue,
+    /// Guest physical address of the first receive buffer.
+    buffers: u64,
+    buffers_view: View,
+    /// First frame of the pool, distance between two, number.
+    pool: (u64, u64, u64),
+    /// The pool is larger than the ring.
+    rotates: bool,
+    /// Chains have several pieces, each its own frame.
+    segmented: bool,
+    /// Next frame of the pool to send.
+    next: u64,
+    /// Slots not on offer, by the heads of their chains.
+    free: Vec<u16>,
+    /// Looks that found too little, at the receive and at the transmit queue.
+    waited: [u32; 2],
+    /// Buffer looked at last.
+    last: u16,
+    /// Keeps the session alive.
+    session: Option<Frontend>,
+}
+
+impl Port {
+    /// Port `index` of a run: memory, rings, buffers and frames, not attached to anything.
+    pub fn new(index: u16, shape: &Shape) -> Result<Self> {
+        ensure!(shape.size >= SMALLEST, "frames of {} bytes", shape.size);
+        let filled = shape.filled(index);
+        let stride = (filled as u64).next_multiple_of(64);
+        let (pool, pieces, slots) = (shape.pool(), shape.pieces(index), shape.slots());
+        ensure!(
+            pieces * slots <= shape.ring,
+            "{slots} chains of {pieces} do not fit a ring of {}",
+            shape.ring
+        );
+        let rings = 64 * u64::from(shape.ring) + (64 << 10);
+        let buffers_len = BUFFER_STRIDE * u64::from(shape.ring);
+        let len = rings + buffers_len + stride * pool + (1 << 20);
+        let memory = GuestMemory::new(len.next_multiple_of(2 << 20))?;
+        let receive = Queue::new(&memory, shape.ring, FEATURES)?;
+        let transmit = Queue::new(&memory, shape.ring, FEATURES)?;
+        let buffers = memory.alloc_pages(buffers_len)?;
+        let first = memory.alloc_pages(stride * pool)?;
+        let mut this = Self {
+            index,
+            buffers_view: memory.view(buffers, buffers_len, 64)?,
+            memory,
+            receive,
+            transmit,
+            buffers,
+            pool: (first, stride, pool),
+            rotates: pool > u64::from(slots),
+            segmented: shape.segmented,
+            next: 0,
+            free: (0..slots).map(|slot| slot * pieces).collect(),
+            waited: [0; 2],
+            last: 0,
+            session: None,
+        };
+        this.fill(shape)?;
+        Ok(this)
+    }
+
+    /// Writes frames and descriptors, and offers every receive buffer.
+    fn fill(&mut self, shape: &Shape) -> Result<()> {
+        let (first, stride, pool) = self.pool;
+        for index in 0..pool {
+            let bytes = frame::build(&shape.frame(self.index, index));
+            self.memory.write(first + index * stride, &bytes)?;
+        }
+        let filled = shape.filled(self.index);
+        for (head, index) in self.free.iter().zip(0..) {
+            let mut pieces = Vec::new();
+            let mut done = 0;
+            while done < filled {
+                let len = PIECE.min(filled - done);
+                pieces.push(Piece {
+                    gpa: first + index * stride + done as u64,
+                    len: u32::try_from(len)?,
+                    writable: false,
+                });
+                done += len;
+            }
+            self.transmit.describe(*head, &pieces)?;
+        }
+        for head in 0..self.receive.size() {
+            let piece = Piece {
+                gpa: self.buffer(head),
+                len: BUFFER,
+                writable: true,
+            };
+            self.receive.describe(head, &[piece])?;
+            self.receive.offer(head);
+        }
+        self.receive.publish()
+    }
+
+    fn buffer(&self, head: u16) -> u64 {
+        self.buffers + u64::from(head) * BUFFER_STRIDE
+    }
+
+    /// Attaches to a back-end that listens on `socket`.
+    pub fn connect(&mut self, socket: &Path, patience: Duration) -> Result<()> {
+        let raw = RawFrontend::connect(socket, patience)
+            .with_context(|| format!("nobody on {}", socket.display()))?;
+        self.attach(raw)
+    }
+
+    /// Attaches to the back-end that connects to `listener`.
+    pub fn accept(&mut self, listener: &Listener, patience: Duration) -> Result<()> {
+        self.attach(listener.accept(patience)?)
+    }
+
+    fn attach(&mut self, raw: RawFrontend) -> Result<()> {
+        let wanted = Wanted {
+            features: FEATURES,
+            protocol: Protocol::MQ | Protocol::REPLY_ACK,
+        };
+        let mut session = Frontend::handshake(raw, wanted)?;
+        let features = session.features();
+        ensure!(
+            features & feature::VERSION_1 != 0 && features & feature::EVENT_IDX != 0,
+            "the switch offers {features:#x}, without VERSION_1 or EVENT_IDX"
+        );
+        session.set_memory(&self.memory)?;
+        session.start_queue(0, &self.memory, &self.receive.setup())?;
+        session.start_queue(1, &self.memory, &self.transmit.setup())?;
+        self.session = Some(session);
+        Ok(())
+    }
+
+    /// Features negotiated; none before it is attached.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.session.as_ref().map_or(0, Frontend::features)
+    }
+
+    /// The guest's memory and its receive and transmit queues, for who serves them in this process.
+    #[must_use]
+    pub fn parts(&self) -> (&GuestMemory, [&Queue; 2]) {
+        (&self.memory, [&self.receive, &self.transmit])
+    }
+
+    /// Frames in the pool.
+    #[must_use]
+    pub fn pool(&self) -> u64 {
+        self.pool.2
+    }
+
+    /// Takes what arrived and offers the buffers again, if enough arrived or waited long enough;
+    /// with `touch`, loads a word of each buffer.
+    #[inline]
+    pub fn receive(&mut self, touch: bool) -> Result<Arrived> {
+        let count = self.receive.pending();
+        if count == 0 || !self.is_enough(0, count) {
+            return Ok(Arrived::default());
+        }
+        let mut bytes = 0;
+        let mut seen = 0;
+        for _ in 0..count {
+            let (head, written) = self.receive.take();
+            if touch {
+                let at = usize::from(head) * BUFFER_STRIDE as usize;
+                seen ^= self.buffers_view.load_u64(at, Ordering::Relaxed);
+            }
+            bytes += u64::from(written);
+            self.receive.offer(head);
+            self.last = head;
+        }
+        std::hint::black_box(seen);
+        self.receive.publish()?;
+        Ok(Arrived {
+            buffers: count.into(),
+            bytes,
+        })
+    }
+
+    #[inline]
+    fn is_enough(&mut self, queue: usize, count: u16) -> bool {
+        let waited = &mut self.waited[queue];
+        if count < ENOUGH && *waited < PATIENCE {
+            *waited += 1;
+            return false;
+        }
+        *waited = 0;
+        true
+    }
+
+    /// Offers every slot that came back again, each with the next frame; how many.
+    #[inline]
+    pub fn transmit(&mut self) -> Result<u64> {
+        let count = self.transmit.pending();
+        if count == 0 || !self.is_enough(1, count) {
+            return Ok(0);
+        }
+        for _ in 0..count {
+            let (head, _) = self.transmit.take();
+            if self.rotates {
+                let gpa = self.rotate();
+                self.transmit.point(head, gpa);
+            }
+            self.transmit.offer(head);
+        }
+        self.transmit.publish()?;
+        Ok(count.into())
+    }
+
+    #[inline]
+    fn rotate(&mut self) -> u64 {
+        let (first, stride, pool) = self.pool;
+        let gpa = first + self.next * stride;
+        self.next = if self.next + 1 == pool {
+            0
+        } else {
+            self.next + 1
+        };
+        gpa
+    }
+
+    /// Offers every free slot; how many.
+    pub fn launch(&mut self) -> Result<u64> {
+        let mut count = 0;
+        while let Some(head) = self.free.pop() {
+            // A check before may have pointed the slots anywhere.
+            if !self.segmented {
+                let gpa = self.rotate();
+                self.transmit.point(head, gpa);
+            }
+            self.transmit.offer(head);
+            count += 1;
+        }
+        self.transmit.publish()?;
+        Ok(count)
+    }
+
+    /// Takes slots that came back without offering them again; how many.
+    pub fn land(&mut self) -> u64 {
+        let count = self.transmit.pending();
+        for _ in 0..count {
+            let (head, _) = self.transmit.take();
+            self.free.push(head);
+        }
+        count.into()
+    }
+
+    /// Sends one frame, whichever is next; whether a slot was free.
+    #[inline]
+    pub fn shoot(&mut self) -> Result<bool> {
+        let Some(head) = self.free.pop() else {
+            return Ok(false);
+        };
+        self.transmit.offer(head);
+        self.transmit.publish()?;
+        Ok(true)
+    }
+
+    /// Takes whatever arrived and offers the buffers again at once; how many.
+    #[inline]
+    pub fn catch(&mut self) -> Result<u16> {
+        let count = self.receive.pending();
+        for _ in 0..count {
+            let (head, _) = self.receive.take();
+            self.receive.offer(head);
+        }
+        if count > 0 {
+            self.receive.publish()?;
+        }
+        Ok(count)
+    }
+
+    /// Transmit slots on offer.
+    #[must_use]
+    pub fn in_flight(&self) -> u16 {
+        self.transmit.in_flight()
+    }
+
+    /// Sends frame `index` of the pool with this number, if a slot is free; whether one was.
+    pub fn send(&mut self, index: u64, number: u64, shape: &Shape) -> Result<bool> {
+        let Some(head) = self.free.pop() else {
+            return Ok(false);
+        };
+        let (first, stride, pool) = self.pool;
+        let index = index % pool;
+        if !shape.segmented {
+            let gpa = first + index * stride;
+            let stamp = Stamp {
+                number,
+                ..shape.frame(self.index, index).stamp
+            };
+            let at = HEADER + frame::stamp_at(shape.tag(self.index).is_some());
+            self.memory.write(gpa + at as u64, &stamp.bytes())?;
+            self.transmit.point(head, gpa);
+        }
+        self.transmit.offer(head);
+        self.transmit.publish()?;
+        Ok(true)
+    }
+
+    /// Port that frame `index` of the pool goes to.
+    #[must_use]
+    pub fn target(&self, index: u64, shape: &Shape) -> u16 {
+        shape.frame(self.index, index % self.pool.2).stamp.to
+    }
+
+    /// The next arrived buffer: its bytes and its beginning; it is offered again by
+    /// [`Port::give_back`].
+    pub fn next_arrived(&mut self) -> Result<Option<(u16, u32, [u8; HEADER + 4 + SMALLEST])>> {
+        if self.receive.pending() == 0 {
+            return Ok(None);
+        }
+        let (head, written) = self.receive.take();
+        Ok(Some((head, written, self.beginning(head)?)))
+    }
+
+    /// Offers a buffer again.
+    pub fn give_back(&mut self, head: u16) -> Result<()> {
+        self.receive.offer(head);
+        self.receive.publish()
+    }
+
+    /// Beginning of the buffer that was taken last: a sample.
+    pub fn sample(&self) -> Result<[u8; HEADER + 4 + SMALLEST]> {
+        self.beginning(self.last)
+    }
+
+    fn beginning(&self, head: u16) -> Result<[u8; HEADER + 4 + SMALLEST]> {
+        let mut bytes = [0; HEADER + 4 + SMALLEST];
+        self.memory.read(self.buffer(head), &mut bytes)?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,110 @@
+//! The life of a daemon once everything is set up: READY, the API, signals, the watchdog, and the
+//! end.
+//!
+//! ```text
+//! READY ─▶ API ─┬─ SIGHUP: Hooks::reload
+//!               └─ SIGTERM, SIGINT: STOPPING, Hooks::drain, end; a second one ends at once
+//! ```
+//!
+//! All of it runs on the calling thread; what blocks runs beside it, so that meanwhile the API
+//! answers, signals arrive and the watchdog is fed.
+
+use std::io;
+use std::path::Path;
+
+use axum::Router;
+use tokio::task::spawn_blocking;
+
+use super::ControlSocket;
+use super::server::{self, Patience};
+use crate::notify::{self, Signal, Signals, Watchdog};
+
+/// One for a reload, one for the drain, which must not wait for the reload.
+const BLOCKING_THREADS: usize = 2;
+
+/// How a life may end badly.
+#[derive(Debug, thiserror::Error)]
+pub enum LifeError {
+    /// The control thread could not be set up.
+    #[error("cannot set up the control thread: {0}")]
+    Runtime(#[from] io::Error),
+    /// A second signal ended the drain.
+    #[error("stopped by a second signal before everything in flight was completed")]
+    Impatient,
+}
+
+/// What the daemon does when told.
+pub struct Hooks {
+    /// Reads the configuration again. May block; overlapping calls are the daemon's to refuse.
+    pub reload: Box<dyn Fn() + Send + Sync>,
+    /// Completes what is in flight and stops. Blocks.
+    pub drain: Box<dyn FnOnce() + Send>,
+    /// Whether every worker has moved since the last call. Must not block.
+    pub progress: Box<dyn FnMut() -> bool + Send>,
+    /// Called when systemd and the log have to know that everything is served; gives the sentence.
+    pub ready: Box<dyn Fn(&Path) -> String + Send>,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooks")
+    }
+}
+
+/// Serves `routes` on `socket` until a signal says stop and the drain is over.
+///
+/// # Errors
+/// [`LifeError`].
+pub fn live(socket: &ControlSocket, routes: Router, hooks: Hooks) -> Result<(), LifeError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    let outcome = runtime.block_on(run(socket, routes, hooks));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(socket: &ControlSocket, routes: Router, hooks: Hooks) -> Result<(), LifeError> {
+    let Hooks {
+        reload,
+        drain,
+        progress,
+        ready,
+    } = hooks;
+    let reload = std::sync::Arc::new(reload);
+    let mut signals = Signals::new()?;
+    let api = server::serve(socket.listener()?, routes, Patience::default());
+    tokio::pin!(api);
+    tokio::spawn(Watchdog::new(progress).run());
+    notify::ready(&ready(socket.path()));
+    loop {
+        tokio::select! {
+            ended = &mut api => ended?,
+            signal = signals.next() => match signal {
+                Signal::Reload => {
+                    let reload = std::sync::Arc::clone(&reload);
+                    drop(spawn_blocking(move || reload()));
+                }
+                Signal::Stop => break,
+            },
+        }
+    }
+    notify::stopping();
+    tracing::info!("stopping: completing what is in flight");
+    let mut drain = spawn_blocking(drain);
+    loop {
+        tokio::select! {
+            // The API goes on answering while what is in flight is completed.
+            ended = &mut api => ended?,
+            drained = &mut drain => {
+                drained.map_err(io::Error::other)?;
+                tracing::info!("stopped");
+                return Ok(());
+            }
+            signal = signals.next() => if signal == Signal::Stop {
+                return Err(LifeError::Impatient);
+            },
+        }
+    }
+}

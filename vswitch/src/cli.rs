@@ -1,0 +1,214 @@
+//! The command line of vswitch, daemon and client in one. Values are parsed into the types of the
+//! configuration, so a mistake here ends with exit code 2 before anything happens.
+
+mod args;
+mod help;
+
+use clap::{Parser, Subcommand};
+use towpath_common::config::Name;
+use vswitch::config::Direction;
+use vswitch::mac::Mac;
+use vswitch::vlan::{Vid, VlanSet};
+
+pub(crate) use args::{FdbArgs, SourceArgs, Target};
+
+/// A switch for virtual machines over vhost-user, with VLANs and uplinks.
+#[derive(Debug, Parser)]
+#[command(version, after_help = help::EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Switch frames until told to stop.
+    #[command(after_help = help::SERVE)]
+    Serve(SourceArgs),
+    /// Look at ports and uplinks, add, change and remove ports.
+    #[command(subcommand)]
+    Port(PortCommand),
+    /// Look at the table of addresses and change it.
+    #[command(subcommand)]
+    Fdb(FdbCommand),
+    /// Look at VLANs.
+    #[command(subcommand)]
+    Vlan(VlanCommand),
+    /// Look at copies of traffic, add and remove them.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
+    /// Show what ports and workers have done since the start.
+    #[command(after_help = help::DIRECTIONS)]
+    Stats {
+        /// Show rates instead, every second until interrupted.
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Validate a configuration and say what would be served.
+    Check {
+        #[command(flatten)]
+        sources: SourceArgs,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a running daemon read its configuration again: all of it is applied, or nothing.
+    ///
+    /// What was changed at run time without --persist is undone.
+    Reload {
+        /// Only say what would change.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PortCommand {
+    /// One line a port, or everything about one.
+    #[command(after_help = help::DIRECTIONS)]
+    Show {
+        /// The port; without it, one line for each.
+        name: Option<Name>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Add a port.
+    #[command(after_help = help::PORT)]
+    Add {
+        /// The port, as after `serve --port`.
+        #[arg(value_name = "NAME,socket=SOCKET[,OPTIONS]")]
+        port: String,
+        /// Write it into the configuration file, too.
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Change a port: what is not named stays as it is.
+    #[command(after_help = help::PORT)]
+    Set {
+        /// The port, and what changes; `KEY=` without a value takes the key away.
+        #[arg(value_name = "NAME,OPTIONS")]
+        port: String,
+        /// Write it into the configuration file, too.
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Remove a port or an uplink.
+    Remove {
+        /// Which.
+        name: Name,
+        /// Remove it from the configuration file, too.
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FdbCommand {
+    /// Show known addresses.
+    Show {
+        #[command(flatten)]
+        filter: FdbArgs,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Add a static address.
+    Add {
+        /// The address.
+        mac: Mac,
+        /// Where it is.
+        #[arg(long)]
+        port: Name,
+        /// Its VLAN.
+        #[arg(long, default_value_t = Vid::DEFAULT)]
+        vlan: Vid,
+        /// Write it into the configuration file, too.
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Remove a static address.
+    Del {
+        /// The address.
+        mac: Mac,
+        /// Its VLAN.
+        #[arg(long, default_value_t = Vid::DEFAULT)]
+        vlan: Vid,
+        /// Remove it from the configuration file, too.
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Forget learned addresses: all, or those that are named.
+    Flush {
+        #[command(flatten)]
+        filter: FdbArgs,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VlanCommand {
+    /// One line a VLAN: members, addresses, traffic.
+    #[command(after_help = help::DIRECTIONS)]
+    Show {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MirrorCommand {
+    /// One line a mirror.
+    Show {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Copy traffic to a port.
+    Add {
+        /// What to call it.
+        name: Name,
+        /// Ports whose traffic is copied, separated by commas.
+        #[arg(long, value_delimiter = ',', required_unless_present = "vlans")]
+        from: Vec<Name>,
+        /// VLANs whose traffic is copied, such as 10,20,30-40.
+        #[arg(long)]
+        vlans: Option<VlanSet>,
+        /// The port that gets the copies.
+        #[arg(long)]
+        to: Name,
+        /// Which traffic, as seen by the switch: rx came from the port, tx went to it.
+        #[arg(long, value_name = "rx|tx|both", default_value = "both", value_parser = args::direction)]
+        direction: Direction,
+        /// Write it into the configuration file, too.
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// End it.
+    Del {
+        /// Which.
+        name: Name,
+        /// Remove it from the configuration file, too.
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! Texts of `--help`.
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  vswitch serve --port p0,socket=/run/towpath/p0.sock --port p1,socket=/run/towpath/p1.sock
+  vswitch port show
+  vswitch port add p2,socket=/run/towpath/p2.sock,access=10 --persist
+  vswitch fdb show --vlan 10
+  vswitch stats --watch
+
+Exit codes: 0 success, 1 failure, 2 wrong usage or configuration.";
+
+pub(super) const SERVE: &str = "\
+Examples:
+  vswitch serve --port p0,socket=/run/a.sock,access=10 --port p1,socket=/run/b.sock,access=10
+  vswitch serve --port web,socket=/run/web.sock --uplink tap0 --cpu 2,3
+  vswitch serve --port fw,socket=/run/fw.sock,trunk=10:20:30-40,native=1 --uplink tap0
+  vswitch serve --config /etc/towpath/vswitch.toml --cpu 2,3
+
+With QEMU, a port is attached by
+  -object memory-backend-memfd,id=mem,size=4G,share=on -machine memory-backend=mem
+  -chardev socket,id=c0,path=/run/towpath/p0.sock,reconnect-ms=200
+  -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
+
+Signals: SIGTERM and SIGINT send what was taken and exit, SIGHUP reloads.";
+
+pub(super) const PORT_SYNTAX: &str = "\
+A port for a virtual machine; repeat for more. OPTIONS, separated by commas (,, for a comma in a \
+value):
+  client            connect to SOCKET instead of listening on it (mode=client|server)
+  access=VLAN       one VLAN, untagged [1]
+  trunk=VLANS       many VLANs, tagged, such as 10:20:30-40
+  native=VLAN       the VLAN of a trunk's untagged frames [none: they are dropped]
+  mac=ADDRESS       drop frames from other addresses [learn them]
+  isolated          no frames to and from other isolated ports
+  queues=N          most pairs of queues a guest may use, 1 to 64 [16]
+  mtu=N             largest payload of a frame, 68 to 9216 [1500]
+  no-offloads       do not offer checksum and segmentation offloads
+  weight=N          share of the worker's time, 1 to 10000 [100]
+  cap=PERCENT       most of a core it may use, 1 to 6400 [no limit]";
+
+pub(super) const UPLINK_SYNTAX: &str = "\
+A TAP interface to the host's network, created if it does not exist; repeat for more. OPTIONS, \
+separated by commas: name= [the interface's], and of --port access=, trunk=, native=, queues=, \
+mtu=, no-offloads, weight= and cap=. Without access and trunk, an uplink carries all VLANs, \
+tagged, and VLAN 1 untagged.";
+
+pub(super) const PORT: &str = "\
+OPTIONS are those of `vswitch serve --port` (see `vswitch serve --help`). Guards and further keys \
+of [[port]] stand in the configuration file.";
+
+pub(super) const DIRECTIONS: &str = "\
+Directions are the switch's: rx is what it received from a port, which is what the guest \
+transmitted; tx is what it sent to a port.";

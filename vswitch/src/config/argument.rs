@@ -1,0 +1,45 @@
+//! `--port NAME,socket=S,…` and `--uplink TAP,…`: the keys of `[[port]]` and `[[uplink]]`.
+
+use serde::de::DeserializeOwned;
+use towpath_common::config::argument::{Flag, Syntax, read};
+use towpath_common::config::{ConfigError, Place};
+
+/// `--port`.
+pub const PORT: Syntax = Syntax {
+    first: "name",
+    texts: &["name", "socket", "mode", "trunk", "mac"],
+    numbers: &["access", "native", "queues", "mtu", "weight", "cap"],
+    flags: &[
+        ("client", "mode", Flag::Text("client")),
+        ("isolated", "isolated", Flag::Bool(true)),
+        ("no-offloads", "offloads", Flag::Bool(false)),
+    ],
+};
+
+/// `--uplink`.
+pub const UPLINK: Syntax = Syntax {
+    first: "tap",
+    texts: &["tap", "name", "trunk"],
+    numbers: &["access", "native", "queues", "mtu", "weight", "cap"],
+    flags: &[("no-offloads", "offloads", Flag::Bool(false))],
+};
+
+/// Parses all uses of one option.
+pub(super) fn parse_all<T: DeserializeOwned>(
+    option: &'static str,
+    syntax: &Syntax,
+    arguments: &[String],
+) -> Result<Vec<(Place, T)>, ConfigError> {
+    let one = |(index, argument): (usize, &String)| {
+        let place = Place::Argument {
+            option,
+            ordinal: index + 1,
+        };
+        let value = syntax.table(argument).and_then(read);
+        match value {
+            Ok(value) => Ok((place, value)),
+            Err(message) => Err(ConfigError::Invalid { place, message }),
+        }
+    };
+    arguments.iter().enumerate().map(one).collect()
+}

@@ -1,0 +1,158 @@
+//! Writes a [`Change`] into the text of a configuration file; comments, order and everything else
+//! stay as they are.
+
+use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value};
+use towpath_common::config::Name;
+
+use super::change::{Change, PortEdit};
+
+/// Why a file cannot be edited.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// It is not TOML.
+    #[error("the file cannot be read: {0}")]
+    Syntax(#[from] toml_edit::TomlError),
+    /// It has something else where a list of tables is expected.
+    #[error("{0} in the file is not a list of tables; write it as [[{0}]]")]
+    NotTables(&'static str),
+    /// What is to change or go is not in the file.
+    #[error(
+        "{0} is not in the file: it came from the command line or from a change that was not kept"
+    )]
+    NotThere(String),
+    /// A value that TOML cannot express.
+    #[error("it cannot be written as TOML: {0}")]
+    Value(#[from] toml::ser::Error),
+}
+
+/// The text of the file with `change`.
+///
+/// # Errors
+/// [`EditError`].
+pub fn edit(text: &str, change: &Change) -> Result<String, EditError> {
+    let mut document: DocumentMut = text.parse()?;
+    let root = document.as_table_mut();
+    match change {
+        Change::PortAdd(port) => append(root, "port", port)?,
+        Change::PortSet(edit) => set(root, edit)?,
+        Change::PortRemove(name) => {
+            let is_it = |table: &Table| named(table, "name", name);
+            let uplink = |table: &Table| {
+                is_it(table) || !table.contains_key("name") && named(table, "tap", name)
+            };
+            if !remove(root, "port", is_it)? && !remove(root, "uplink", uplink)? {
+                return Err(EditError::NotThere(format!("port {name}")));
+            }
+        }
+        Change::FdbAdd(entry) => append(root, "fdb", &toml::Table::try_from(entry)?)?,
+        Change::FdbDel(key) => {
+            let is_it = |table: &Table| {
+                let mac = table.get("mac").and_then(Item::as_str);
+                let vlan = table.get("vlan").map_or(Some(1), Item::as_integer);
+                mac.and_then(|mac| mac.parse().ok()) == Some(key.mac)
+                    && vlan == Some(key.vlan.get().into())
+            };
+            if !remove(root, "fdb", is_it)? {
+                return Err(EditError::NotThere(format!(
+                    "{} vlan {}",
+                    key.mac, key.vlan
+                )));
+            }
+        }
+        Change::MirrorAdd(mirror) => append(root, "mirror", &toml::Table::try_from(mirror)?)?,
+        Change::MirrorDel(name) => {
+            if !remove(root, "mirror", |table| named(table, "name", name))? {
+                return Err(EditError::NotThere(format!("mirror {name}")));
+            }
+        }
+    }
+    Ok(document.to_string())
+}
+
+/// The tables `[[key]]`, if there are any.
+fn tables<'a>(
+    root: &'a mut Table,
+    key: &'static str,
+) -> Result<Option<&'a mut ArrayOfTables>, EditError> {
+    match root.get_mut(key) {
+        None => Ok(None),
+        Some(item) => match item.as_array_of_tables_mut() {
+            Some(tables) => Ok(Some(tables)),
+            None => Err(EditError::NotTables(key)),
+        },
+    }
+}
+
+fn named(table: &Table, key: &str, name: &Name) -> bool {
+    table.get(key).and_then(Item::as_str) == Some(name.as_str())
+}
+
+/// Adds `[[key]]` at the end.
+fn append(root: &mut Table, key: &'static str, keys: &toml::Table) -> Result<(), EditError> {
+    let mut table = Table::new();
+    for (key, value) in keys {
+        table.insert(key, Item::Value(value_of(value)));
+    }
+    if let Some(tables) = tables(root, key)? {
+        tables.push(table);
+        return Ok(());
+    }
+    // A blank line before what stands there for the first time; toml_edit adds it for the rest.
+    let mut tables = ArrayOfTables::new();
+    tables.push(table);
+    root.insert(key, Item::ArrayOfTables(tables));
+    Ok(())
+}
+
+/// Removes the first `[[key]]` that `is_it`; says whether there was one.
+fn remove(
+    root: &mut Table,
+    key: &'static str,
+    is_it: impl Fn(&Table) -> bool,
+) -> Result<bool, EditError> {
+    let Some(tables) = tables(root, key)? else {
+        return Ok(false);
+    };
+    let Some(index) = tables.iter().position(is_it) else {
+        return Ok(false);
+    };
+    tables.remove(index);
+    Ok(true)
+}
+
+fn set(root: &mut Table, edit: &PortEdit) -> Result<(), EditError> {
+    let is_it = |table: &&mut Table| named(table, "name", &edit.name);
+    let found = tables(root, "port")?.and_then(|tables| tables.iter_mut().find(is_it));
+    let missing = || EditError::NotThere(format!("port {}", edit.name));
+    let table = found.ok_or_else(missing)?;
+    for key in edit.gone() {
+        table.remove(key);
+    }
+    for (key, value) in &edit.set {
+        let mut value = value_of(value);
+        // The comment behind the old value stays.
+        if let Some(old) = table.get(key).and_then(Item::as_value) {
+            *value.decor_mut() = old.decor().clone();
+        }
+        table.insert(key, Item::Value(value));
+    }
+    Ok(())
+}
+
+fn value_of(value: &toml::Value) -> Value {
+    match value {
+        toml::Value::String(text) => text.as_str().into(),
+        toml::Value::Integer(number) => (*number).into(),
+        toml::Value::Float(number) => (*number).into(),
+        toml::Value::Boolean(yes) => (*yes).into(),
+        toml::Value::Datetime(time) => time.to_string().into(),
+        toml::Value::Array(items) => items.iter().map(value_of).collect(),
+        toml::Value::Table(table) => {
+            let mut inline = InlineTable::new();
+            for (key, value) in table {
+                inline.insert(key, value_of(value));
+            }
+            Value::InlineTable(inline)
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What concerns all ports: the tables `[switch]`, `[[fdb]]` and `[[mirror]]`.
+
+use serde::{Deserialize, Serialize};
+use towpath_common::config::Name;
+use towpath_common::ranged;
+
+use super::guards::GuardTable;
+use crate::mac::Mac;
+use crate::vlan::{Vid, VlanSet};
+
+/// The table `[switch]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Switch {
+    /// Most addresses known at a time, all VLANs together.
+    pub fdb_size: FdbSize,
+    /// Seconds after which an address that sends nothing is forgotten.
+    pub ageing: Ageing,
+    /// What differs from the built-in guards, for all ports.
+    pub guards: GuardTable,
+}
+
+ranged! {
+    /// Addresses known at a time.
+    FdbSize(u32), "fdb_size", 1_024..=4_194_304
+}
+
+impl Default for FdbSize {
+    /// Some 3 MiB.
+    fn default() -> Self {
+        Self(131_072)
+    }
+}
+
+ranged! {
+    /// Seconds until an address is forgotten (802.1Q, table 8-6: 10 to 1 000 000).
+    Ageing(u32), "ageing", 10..=1_000_000
+}
+
+impl Default for Ageing {
+    /// 802.1Q, table 8-6.
+    fn default() -> Self {
+        Self(300)
+    }
+}
+
+/// An address that is not learned: `[[fdb]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticEntry {
+    /// The address, of one station.
+    pub mac: Mac,
+    /// Its VLAN.
+    #[serde(default = "default_vlan")]
+    pub vlan: Vid,
+    /// Where it is.
+    pub port: Name,
+}
+
+/// serde takes a function for a default that is not `Default`'s.
+fn default_vlan() -> Vid {
+    Vid::DEFAULT
+}
+
+/// A copy of traffic to a port: `[[mirror]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mirror {
+    /// What operators and the API call it.
+    pub name: Name,
+    /// The ports whose traffic is copied.
+    #[serde(default)]
+    pub from: Vec<Name>,
+    /// The VLANs whose traffic is copied, whatever the port.
+    pub vlans: Option<VlanSet>,
+    /// The port that gets the copies.
+    pub to: Name,
+    /// Which traffic, as seen by the switch.
+    #[serde(default)]
+    pub direction: Direction,
+}
+
+/// Which traffic of a port is mirrored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// What the switch receives from the port.
+    Rx,
+    /// What the switch sends to the port.
+    Tx,
+    /// Both.
+    #[default]
+    Both,
+}

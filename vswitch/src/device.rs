@@ -1,0 +1,186 @@
+//! A port as a vhost-user device: what its session asks, passed on to egress and workers.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use towpath_common::bell::Bell;
+use towpath_common::mem::Mem;
+use towpath_common::ring::Ring;
+use towpath_common::session::{Attach, Device, DeviceGone, Update};
+use towpath_common::worker::Handle;
+use tracing::error;
+
+use crate::egress::Egress;
+use crate::fdb::PortNo;
+use crate::features;
+use crate::plane::Change;
+use crate::port::guest::GuestRx;
+use crate::stats::PortShared;
+
+/// A guest's network card, as its front-end sees it.
+#[derive(Debug)]
+pub struct NetDevice {
+    name: Arc<str>,
+    no: PortNo,
+    pairs: u16,
+    egress: Arc<Egress>,
+    shared: Arc<PortShared>,
+    /// Features the driver accepted.
+    accepted: AtomicU64,
+    /// The workers; transmit queue of pair `i` belongs to worker `(no + i) % len`.
+    workers: Vec<Handle<Change>>,
+    /// Bells of receive queues that are gone.
+    bells: Mutex<Vec<Bell>>,
+}
+
+impl NetDevice {
+    /// The device of port `no` with `pairs` queue pairs.
+    #[must_use]
+    pub fn new(
+        name: Arc<str>,
+        no: PortNo,
+        pairs: u16,
+        egress: Arc<Egress>,
+        shared: Arc<PortShared>,
+        workers: Vec<Handle<Change>>,
+    ) -> NetDevice {
+        NetDevice {
+            name,
+            no,
+            pairs,
+            egress,
+            shared,
+            accepted: AtomicU64::new(0),
+            workers,
+            bells: Mutex::default(),
+        }
+    }
+
+    /// Which worker polls the transmit queue of a pair.
+    #[must_use]
+    pub fn worker_of(no: PortNo, pair: u16, workers: usize) -> usize {
+        (usize::from(no.0) + usize::from(pair)) % workers.max(1)
+    }
+
+    fn worker(&self, queue: u16) -> Option<&Handle<Change>> {
+        let at = Self::worker_of(self.no, queue / 2, self.workers.len());
+        self.workers.get(at)
+    }
+
+    /// Receive queues come first in each pair (virtio 1.3, 5.1.2).
+    fn is_receive(queue: u16) -> bool {
+        queue.is_multiple_of(2)
+    }
+
+    fn attach_receive(&self, queue: u16, attach: Attach) -> Result<(), DeviceGone> {
+        let bell = self
+            .bells
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let bell = bell.map_or_else(Bell::new, Ok).map_err(|_| DeviceGone)?;
+        let counters = self.shared.queues.get(usize::from(queue)).map(|q| {
+            q.set_broken(None);
+            q.counters.snapshot()
+        });
+        let counters = counters.unwrap_or_default();
+        let features = self.accepted.load(Relaxed);
+        let rx = GuestRx::new(queue, attach, bell, counters, features).map_err(|_| DeviceGone)?;
+        match &*self.egress {
+            Egress::Guest(queues) => queues.install(queue / 2, rx).map_err(|_| DeviceGone),
+            Egress::Uplink(_) => Err(DeviceGone),
+        }
+    }
+}
+
+impl Device for NetDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn features(&self) -> u64 {
+        features::offered()
+    }
+
+    fn max_queues(&self) -> u16 {
+        self.pairs * 2
+    }
+
+    fn read_config(&self, _offset: u32, _buf: &mut [u8]) -> bool {
+        false
+    }
+
+    fn write_config(&self, _offset: u32, _data: &[u8]) -> bool {
+        false
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.accepted.store(features, Relaxed);
+    }
+
+    fn memory(&self, _: &Arc<Mem>) {}
+
+    fn attach(&self, queue: u16, attach: Attach) -> Result<(), DeviceGone> {
+        if Self::is_receive(queue) {
+            return self.attach_receive(queue, attach);
+        }
+        let worker = self.worker(queue).ok_or(DeviceGone)?;
+        let features = self.accepted.load(Relaxed);
+        let attach = Box::new(attach);
+        let answer = worker.call(|reply| Change::Attach(self.no, queue, attach, features, reply));
+        if answer == Ok(true) {
+            Ok(())
+        } else {
+            Err(DeviceGone)
+        }
+    }
+
+    fn detach(&self, queue: u16) -> Option<Ring> {
+        if Self::is_receive(queue) {
+            let Egress::Guest(queues) = &*self.egress else {
+                return None;
+            };
+            let (ring, bell) = queues.remove(queue / 2)?;
+            let mut bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
+            bells.extend(bell);
+            return Some(ring);
+        }
+        let worker = self.worker(queue)?;
+        match worker.call(|reply| Change::Detach(self.no, queue, reply)) {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                error!(port = &*self.name, queue, %error, "queue not given back by its worker");
+                None
+            }
+        }
+    }
+
+    fn update(&self, queue: u16, update: Update) {
+        if Self::is_receive(queue) {
+            if let Egress::Guest(queues) = &*self.egress {
+                queues.update(queue / 2, update);
+            }
+        } else if let Some(worker) = self.worker(queue) {
+            // A worker that is gone is reported by whoever needs its answer.
+            let _ = worker.post(Change::Update(self.no, queue, update));
+        }
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        // A RARP request for itself (RFC 903), as QEMU sends where it can: switches on the way
+        // learn where the guest is now.
+        let mut frame = [0u8; 60];
+        frame[..6].fill(0xff);
+        frame[6..12].copy_from_slice(&mac);
+        frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+        frame[22..28].copy_from_slice(&mac);
+        frame[32..38].copy_from_slice(&mac);
+        if let Some(worker) = self.workers.first() {
+            let _ = worker.post(Change::Inject(self.no, Box::from(frame)));
+        }
+    }
+
+    fn disconnected(&self) {
+        self.accepted.store(0, Relaxed);
+    }
+}

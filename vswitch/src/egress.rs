@@ -1,0 +1,104 @@
+//! Where frames for a port go: the guest's receive queues, or an uplink.
+//!
+//! Each queue stands in a lease, taken for one burst by whichever worker has frames for it. So a
+//! frame is copied once, from the sender's buffers to the receiver's, even when two workers serve
+//! the two; and a session takes a ring back by taking the lease, without asking any worker.
+
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+
+use towpath_common::lease::{Held, Lease};
+use towpath_common::ring::Ring;
+use towpath_common::session::Update;
+
+use crate::port::Uplink;
+use crate::port::guest::GuestRx;
+use towpath_common::bell::Bell;
+
+/// Where frames for a port go.
+#[derive(Debug)]
+pub enum Egress {
+    /// To a guest.
+    Guest(GuestEgress),
+    /// To an uplink, through as many queues as it has; worker `i` takes queue `i % len`.
+    Uplink(Box<[Lease<Box<dyn Uplink>>]>),
+}
+
+/// A guest's receive queues, by pair.
+#[derive(Debug)]
+pub struct GuestEgress {
+    queues: Box<[Lease<Option<GuestRx>>]>,
+    /// Queues in use, from the first on without a gap.
+    active: AtomicU16,
+}
+
+impl GuestEgress {
+    /// For `pairs` queue pairs, none of which is attached.
+    #[must_use]
+    pub fn new(pairs: u16) -> GuestEgress {
+        GuestEgress {
+            queues: (0..pairs).map(|_| Lease::new(None)).collect(),
+            active: AtomicU16::new(0),
+        }
+    }
+
+    /// How many queues take frames.
+    #[inline]
+    #[must_use]
+    pub fn active(&self) -> u16 {
+        self.active.load(Relaxed)
+    }
+
+    /// Hold a queue for a burst; only for workers.
+    #[inline]
+    pub fn hold(&self, pair: u16) -> Option<Held<'_, Option<GuestRx>>> {
+        self.queues.get(usize::from(pair)).map(Lease::hold)
+    }
+
+    /// Put a queue in place; gives it back if there is no such pair. May wait for a burst to end.
+    ///
+    /// # Errors
+    /// The queue, if `pair` is not one.
+    pub fn install(&self, pair: u16, queue: GuestRx) -> Result<(), Box<GuestRx>> {
+        let Some(lease) = self.queues.get(usize::from(pair)) else {
+            return Err(Box::new(queue));
+        };
+        *lease.lock() = Some(queue);
+        self.recount();
+        Ok(())
+    }
+
+    /// Take a queue back: from then on no worker touches it. May wait for a burst to end.
+    #[must_use]
+    pub fn remove(&self, pair: u16) -> Option<(Ring, Option<Bell>)> {
+        let queue = self.queues.get(usize::from(pair))?.lock().take();
+        self.recount();
+        queue.map(GuestRx::into_parts)
+    }
+
+    /// Change a queue.
+    pub fn update(&self, pair: u16, update: Update) {
+        if let Some(lease) = self.queues.get(usize::from(pair))
+            && let Some(queue) = lease.lock().as_mut()
+        {
+            queue.update(update);
+        }
+        self.recount();
+    }
+
+    /// True if a queue's memory was truncated; its session is hung up then.
+    #[must_use]
+    pub fn check_poison(&self) -> bool {
+        let poisoned = |q: &Lease<Option<GuestRx>>| {
+            let held = q.try_hold();
+            held.is_some_and(|h| h.as_ref().is_some_and(GuestRx::check_poison))
+        };
+        self.queues.iter().any(poisoned)
+    }
+
+    fn recount(&self) {
+        let open = |q: &&Lease<Option<GuestRx>>| q.lock().as_ref().is_some_and(GuestRx::is_enabled);
+        let active = self.queues.iter().take_while(open).count();
+        let active = u16::try_from(active).unwrap_or(u16::MAX);
+        self.active.store(active, Relaxed);
+    }
+}

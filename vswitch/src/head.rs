@@ -1,0 +1,284 @@
+//! The private copy of a frame's first bytes: what all decisions are made on, and what is emitted.
+//!
+//! ```text
+//!   room for a tag   virtio-net header   frame: destination, source, [tag,] EtherType, …
+//!  |------ 4 ------|------- 12 --------|------------------- up to 128 --------------------|
+//! ```
+//!
+//! A guest that rewrites its frame after the check gains nothing: receivers get these bytes, not
+//! the guest's second version of them (and after them the rest, on which nothing was decided).
+
+use crate::net::{HEADER, NetHeader};
+use crate::vlan::{TPID, Tag, is_tpid};
+
+/// Bytes of a frame that are copied before anything is decided: all headers of a segmented frame
+/// stand there, tags and TCP options included.
+pub const COPIED: usize = 128;
+
+/// Room in front, so that a tag can be pushed by moving what stands before it.
+const ROOM: usize = 4;
+/// Length of a tag, in bytes.
+pub const TAG: usize = 4;
+/// Both addresses, which stand before the tag.
+const ADDRESSES: usize = 12;
+/// Offset of the frame.
+const FRAME: usize = ROOM + HEADER;
+/// Length of an Ethernet header without a tag, in bytes.
+pub const ETHERNET: usize = 14;
+
+/// The first bytes of a frame and its virtio-net header.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(16))]
+pub struct Head {
+    bytes: [u8; FRAME + COPIED],
+    /// Bytes of the frame that are here.
+    len: usize,
+}
+
+/// What the first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Parsed {
+    /// Destination address, as [`crate::mac::Mac::to_u64`].
+    pub dst: u64,
+    /// Source address.
+    pub src: u64,
+    /// TPID and TCI of the outer tag, or zero.
+    tag: u32,
+    /// EtherType after the outer tag, if there is one.
+    pub ethertype: u16,
+}
+
+impl Parsed {
+    /// The outer tag.
+    #[inline]
+    #[must_use]
+    pub fn tag(&self) -> Option<Tag> {
+        let [a, b, c, d] = self.tag.to_be_bytes();
+        (self.tag != 0).then_some(Tag {
+            tpid: u16::from_be_bytes([a, b]),
+            tci: u16::from_be_bytes([c, d]),
+        })
+    }
+}
+
+impl Default for Head {
+    fn default() -> Head {
+        Head {
+            bytes: [0; FRAME + COPIED],
+            len: 0,
+        }
+    }
+}
+
+impl Head {
+    /// Where header and frame are to be copied: their first `HEADER + len` bytes, of a frame of at
+    /// least `len` bytes. `len` is capped at [`COPIED`].
+    #[inline]
+    pub fn fill(&mut self, len: usize) -> &mut [u8] {
+        self.len = len.min(COPIED);
+        &mut self.bytes[ROOM..FRAME + self.len]
+    }
+
+    /// Bytes of the frame that are here.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True before the first [`Head::fill`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The frame's first bytes.
+    #[inline]
+    #[must_use]
+    pub fn frame(&self) -> &[u8] {
+        &self.bytes[FRAME..FRAME + self.len]
+    }
+
+    /// The virtio-net header as it came.
+    #[inline]
+    #[must_use]
+    pub fn header(&self) -> NetHeader {
+        let mut header = [0; HEADER];
+        header.copy_from_slice(&self.bytes[ROOM..FRAME]);
+        NetHeader::from_bytes(&header)
+    }
+
+    /// Replace the virtio-net header by what goes on.
+    #[inline]
+    pub fn set_header(&mut self, header: NetHeader, num_buffers: u16) {
+        self.bytes[ROOM..FRAME].copy_from_slice(&header.to_bytes(num_buffers));
+    }
+
+    /// Read addresses, tag and type; none if the frame is too short for them. What is not there is
+    /// zero in these bytes only by chance, so lengths are checked first.
+    #[inline]
+    #[must_use]
+    pub fn parse(&self) -> Option<Parsed> {
+        if self.len < ETHERNET {
+            return None;
+        }
+        let u64_at = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&self.bytes[at..at + 8]);
+            u64::from_be_bytes(word)
+        };
+        let u16_at = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
+        let mut parsed = Parsed {
+            dst: u64_at(FRAME) >> 16,
+            src: u64_at(FRAME + 4) & 0xffff_ffff_ffff,
+            tag: 0,
+            ethertype: u16_at(FRAME + ADDRESSES),
+        };
+        if is_tpid(parsed.ethertype) && self.len >= ETHERNET + TAG {
+            let tci = u16_at(FRAME + ETHERNET);
+            parsed.tag = u32::from(parsed.ethertype) << 16 | u32::from(tci);
+            parsed.ethertype = u16_at(FRAME + ETHERNET + 2);
+        }
+        Some(parsed)
+    }
+
+    /// Header and first bytes as they came.
+    #[inline]
+    #[must_use]
+    pub fn emit(&self) -> &[u8] {
+        &self.bytes[ROOM..FRAME + self.len]
+    }
+
+    /// A copy with a tag pushed.
+    #[must_use]
+    pub fn tagged(&self, tci: u16) -> Retagged {
+        let mut bytes = self.bytes;
+        bytes.copy_within(ROOM..FRAME + ADDRESSES, 0);
+        let at = FRAME - TAG + ADDRESSES;
+        bytes[at..at + 2].copy_from_slice(&TPID.to_be_bytes());
+        bytes[at + 2..at + 4].copy_from_slice(&tci.to_be_bytes());
+        Retagged {
+            bytes,
+            start: 0,
+            end: FRAME + self.len,
+        }
+    }
+
+    /// A copy without its tag; the caller saw one.
+    #[must_use]
+    pub fn untagged(&self) -> Retagged {
+        let mut bytes = self.bytes;
+        bytes.copy_within(ROOM..FRAME + ADDRESSES, ROOM + TAG);
+        Retagged {
+            bytes,
+            start: ROOM + TAG,
+            end: FRAME + self.len,
+        }
+    }
+
+    /// A copy as it is.
+    #[must_use]
+    pub fn same(&self) -> Retagged {
+        Retagged {
+            bytes: self.bytes,
+            start: ROOM,
+            end: FRAME + self.len,
+        }
+    }
+
+    /// A copy with another TCI in its tag; the caller saw one.
+    #[must_use]
+    pub fn retagged(&self, tci: u16) -> Retagged {
+        let mut bytes = self.bytes;
+        bytes[FRAME + ETHERNET..FRAME + ETHERNET + 2].copy_from_slice(&tci.to_be_bytes());
+        Retagged {
+            bytes,
+            start: ROOM,
+            end: FRAME + self.len,
+        }
+    }
+}
+
+/// Header and first bytes of a frame whose tag changed.
+#[derive(Debug, Clone, Copy)]
+pub struct Retagged {
+    bytes: [u8; FRAME + COPIED],
+    start: usize,
+    end: usize,
+}
+
+impl Retagged {
+    /// The bytes.
+    #[inline]
+    #[must_use]
+    pub fn emit(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Replace the virtio-net header.
+    #[inline]
+    pub fn set_header(&mut self, header: NetHeader, num_buffers: u16) {
+        self.bytes[self.start..self.start + HEADER].copy_from_slice(&header.to_bytes(num_buffers));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(frame: &[u8]) -> Head {
+        let mut head = Head::default();
+        let into = head.fill(frame.len());
+        into[HEADER..].copy_from_slice(&frame[..frame.len().min(COPIED)]);
+        head
+    }
+
+    fn frame(tag: &[u8]) -> Vec<u8> {
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        frame.extend(tag);
+        frame.extend([8, 0, 0x45, 1, 2, 3]);
+        frame
+    }
+
+    #[test]
+    fn a_frame_is_read_with_and_without_a_tag() {
+        let plain = head(&frame(&[])).parse().unwrap();
+        assert_eq!((plain.dst, plain.src), (0x0200_0000_0001, 0x0200_0000_0002));
+        assert_eq!((plain.tag(), plain.ethertype), (None, 0x800));
+        let tagged = head(&frame(&[0x81, 0, 0xa0, 7])).parse().unwrap();
+        let tag = Tag {
+            tpid: TPID,
+            tci: 0xa007,
+        };
+        assert_eq!((tagged.tag(), tagged.ethertype), (Some(tag), 0x800));
+        // A tag cut short is no tag, and its TPID stands as the type.
+        let short = head(&frame(&[0x81, 0])[..15]).parse().unwrap();
+        assert_eq!((short.tag(), short.ethertype), (None, TPID));
+        assert_eq!(head(&frame(&[])[..13]).parse(), None);
+    }
+
+    #[test]
+    fn tags_are_pushed_popped_and_changed() {
+        let plain = frame(&[]);
+        let tagged = frame(&[0x81, 0, 0x20, 10]);
+        assert_eq!(&head(&plain).tagged(0x200a).emit()[HEADER..], &tagged[..]);
+        assert_eq!(&head(&tagged).untagged().emit()[HEADER..], &plain[..]);
+        let other = frame(&[0x81, 0, 0xe0, 11]);
+        assert_eq!(&head(&tagged).retagged(0xe00b).emit()[HEADER..], &other[..]);
+    }
+
+    #[test]
+    fn a_header_is_replaced_wherever_it_stands() {
+        let header = NetHeader {
+            csum_start: 34,
+            ..NetHeader::default()
+        };
+        let mut head = head(&frame(&[]));
+        head.set_header(header, 1);
+        assert_eq!(head.emit()[..HEADER], header.to_bytes(1));
+        let mut tagged = head.tagged(5);
+        assert_eq!(tagged.emit()[..HEADER], header.to_bytes(1));
+        tagged.set_header(NetHeader::default(), 2);
+        assert_eq!(tagged.emit()[10], 2);
+    }
+}

@@ -1,0 +1,480 @@
+//! Ports and uplinks as they run, and how one set of them becomes another.
+
+use std::io;
+use std::sync::Arc;
+
+use towpath_common::config::{self as common, Name, SocketMode};
+use towpath_common::lease::Lease;
+use towpath_common::sched::{Cap, Share, Weight};
+use towpath_common::session::{Endpoint, Listening, Mode, Server};
+use towpath_common::worker::{Handle, Worker};
+use tracing::error;
+
+use super::{Host, lock};
+use crate::config::{self, Config};
+use crate::device::NetDevice;
+use crate::egress::{Egress, GuestEgress};
+use crate::fdb::{Ageing, Filter, PortNo};
+use crate::guard::Guards;
+use crate::head::ETHERNET;
+use crate::plane::{Change, NewPort};
+use crate::port::Uplink;
+use crate::port::tap::Tap;
+use crate::service::{Report, ServiceError};
+use crate::stats::PortShared;
+use crate::table::Port;
+use crate::vlan;
+
+/// A port or uplink being served.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Its number, as long as it runs.
+    pub(crate) no: PortNo,
+    pub(crate) kind: Kind,
+    pub(crate) egress: Arc<Egress>,
+    pub(crate) guards: Arc<Guards>,
+    pub(crate) shared: Arc<PortShared>,
+    /// Sessions of earlier servers of the same port.
+    pub(crate) connections: u64,
+}
+
+/// What is behind a port.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// A virtual machine.
+    Guest(config::Port, Option<Server>),
+    /// The host's network; with the MTU of the interface.
+    Uplink(config::Uplink, u32),
+}
+
+/// A port that is new or changed, with everything opened that can be.
+enum Prepared {
+    Guest(config::Port, Option<Listening>),
+    Uplink(config::Uplink, Vec<Tap>),
+}
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+impl Running {
+    pub(crate) fn name(&self) -> &Name {
+        match &self.kind {
+            Kind::Guest(config, _) => &config.name,
+            Kind::Uplink(config, _) => &config.name,
+        }
+    }
+
+    pub(crate) fn mode(&self) -> vlan::Mode {
+        match &self.kind {
+            Kind::Guest(config, _) => config.vlans(),
+            Kind::Uplink(config, _) => config.vlans(),
+        }
+    }
+
+    /// As the workers' tables have it.
+    pub(super) fn table(&self) -> Port {
+        let (uplink, isolated, mtu) = match &self.kind {
+            Kind::Guest(config, _) => (false, config.isolated, u32::from(config.mtu.get())),
+            Kind::Uplink(_, mtu) => (true, false, *mtu),
+        };
+        Port {
+            no: self.no,
+            name: Arc::from(self.name().as_str()),
+            uplink,
+            isolated,
+            mode: self.mode(),
+            max_frame: mtu + u32::try_from(ETHERNET).unwrap_or(14),
+            guards: Arc::clone(&self.guards),
+            egress: Arc::clone(&self.egress),
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+/// What can change without touching the session.
+fn same_session(a: &config::Port, b: &config::Port) -> bool {
+    let session = |p: &config::Port| {
+        (
+            p.name.clone(),
+            p.socket.clone(),
+            p.mode,
+            p.queues,
+            p.mtu,
+            p.offloads,
+        )
+    };
+    session(a) == session(b)
+}
+
+/// What can change without opening the interface again.
+fn same_interface(a: &config::Uplink, b: &config::Uplink) -> bool {
+    let interface =
+        |u: &config::Uplink| (u.name.clone(), u.tap.clone(), u.queues, u.mtu, u.offloads);
+    interface(a) == interface(b)
+}
+
+fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Share {
+    // A cap over several workers is split evenly: each enforces its part.
+    let per_worker = |cap: u32| cap.div_ceil(u32::try_from(workers).unwrap_or(1)).max(1);
+    let cap = cap.map(|c| per_worker(c.get()));
+    Share {
+        weight: Weight::try_from(weight.get()).unwrap_or_default(),
+        cap: cap.and_then(|c| Cap::try_from(c).ok()),
+    }
+}
+
+fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
+    let mode = match config.mode {
+        SocketMode::Server => Mode::Server,
+        SocketMode::Client => Mode::Client,
+    };
+    let endpoint = Endpoint {
+        path: config.socket.as_path().to_owned(),
+        mode,
+    };
+    endpoint.listen().map_err(|e| failed(&config.name, e))
+}
+
+fn failed(name: &Name, source: impl Into<Cause>) -> ServiceError {
+    ServiceError::Port {
+        name: name.clone(),
+        source: source.into(),
+    }
+}
+
+impl Host {
+    /// Make what runs equal to `config`.
+    pub(super) fn apply_ports(&self, config: &Config) -> Result<Report, ServiceError> {
+        let prepared = self.prepare(config)?;
+        let stays = |r: &Running| match &r.kind {
+            Kind::Guest(have, _) => config.ports.iter().any(|p| same_session(have, p)),
+            Kind::Uplink(have, _) => config.uplinks.iter().any(|u| same_interface(have, u)),
+        };
+        let gone: Vec<Running> = {
+            let mut running = lock(&self.ports);
+            let (kept, gone) = running.drain(..).partition(stays);
+            *running = kept;
+            gone
+        };
+        // First no frame goes there any more, then it is taken down.
+        self.publish();
+        let mut replaced = Vec::new();
+        for mut old in gone {
+            self.stop_port(&mut old);
+            replaced.push(old);
+        }
+        if let Err(failure) = self.start_all(prepared, &replaced) {
+            // Nothing is expected to fail after `prepare`; if it does, what was is put back.
+            self.put_back(replaced);
+            return Err(failure);
+        }
+        self.settle(config);
+        self.publish();
+        Ok(self.set_addresses(config))
+    }
+
+    /// Open what is new, touching nothing that runs.
+    fn prepare(&self, config: &Config) -> Result<Vec<Prepared>, ServiceError> {
+        let running = lock(&self.ports);
+        let mut prepared = Vec::new();
+        for port in &config.ports {
+            let have = |r: &Running| matches!(&r.kind, Kind::Guest(p, _) if same_session(p, port));
+            if running.iter().any(have) {
+                continue;
+            }
+            // A socket that a port of ours listens on is free once that one is stopped.
+            let ours =
+                |r: &Running| matches!(&r.kind, Kind::Guest(p, _) if p.socket == port.socket);
+            let listening = if running.iter().any(ours) {
+                None
+            } else {
+                Some(listen(port)?)
+            };
+            prepared.push(Prepared::Guest(port.clone(), listening));
+        }
+        for uplink in &config.uplinks {
+            let have =
+                |r: &Running| matches!(&r.kind, Kind::Uplink(u, _) if same_interface(u, uplink));
+            if running.iter().any(have) {
+                continue;
+            }
+            // So is an interface.
+            let ours = |r: &Running| matches!(&r.kind, Kind::Uplink(u, _) if u.tap == uplink.tap);
+            let taps = if running.iter().any(ours) {
+                Vec::new()
+            } else {
+                open(uplink)?
+            };
+            prepared.push(Prepared::Uplink(uplink.clone(), taps));
+        }
+        Ok(prepared)
+    }
+
+    /// Start all that was prepared, or none of it; `replaced` is what ports of the same names did.
+    fn start_all(&self, prepared: Vec<Prepared>, replaced: &[Running]) -> Result<(), ServiceError> {
+        let mut started = Vec::new();
+        for prepared in prepared {
+            let name = match &prepared {
+                Prepared::Guest(port, _) => &port.name,
+                Prepared::Uplink(uplink, _) => &uplink.name,
+            };
+            let before = replaced.iter().find(|r| r.name() == name);
+            let before = before.map(|r| (Arc::clone(&r.shared), r.connections));
+            let no = self.free_number(&started);
+            let running = match prepared {
+                Prepared::Guest(port, listening) => self.start_guest(no, port, listening, before),
+                Prepared::Uplink(uplink, taps) => self.start_uplink(no, uplink, taps, before),
+            };
+            match running {
+                Ok(port) => started.push(port),
+                Err(e) => {
+                    for mut port in started {
+                        self.stop_port(&mut port);
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        lock(&self.ports).append(&mut started);
+        Ok(())
+    }
+
+    /// The lowest number that nobody has.
+    fn free_number(&self, started: &[Running]) -> PortNo {
+        let running = lock(&self.ports);
+        let taken = |no: u16| {
+            let mut all = running.iter().chain(started);
+            all.any(|r| r.no == PortNo(no))
+        };
+        PortNo((0..u16::MAX).find(|no| !taken(*no)).unwrap_or(u16::MAX))
+    }
+
+    fn add_to_workers(
+        &self,
+        no: PortNo,
+        name: &Name,
+        share: Share,
+        shared: &Arc<PortShared>,
+    ) -> Result<(), ServiceError> {
+        for worker in &self.workers {
+            let new = NewPort {
+                no,
+                name: Arc::from(name.as_str()),
+                share,
+                shared: Arc::clone(shared),
+            };
+            let added = worker.handle().call(|reply| Change::AddPort(new, reply));
+            if !added.map_err(|e| failed(name, e))? {
+                return Err(failed(name, "no room for another port on a worker"));
+            }
+        }
+        Ok(())
+    }
+
+    fn start_guest(
+        &self,
+        no: PortNo,
+        config: config::Port,
+        listening: Option<Listening>,
+        before: Option<(Arc<PortShared>, u64)>,
+    ) -> Result<Running, ServiceError> {
+        let listening = match listening {
+            Some(listening) => listening,
+            None => listen(&config)?,
+        };
+        let pairs = config.queues.get();
+        let queues = usize::from(pairs) * 2;
+        let (shared, connections) = match before {
+            Some((shared, n)) if shared.queues.len() == queues => (shared, n),
+            _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
+        };
+        let egress = Arc::new(Egress::Guest(GuestEgress::new(pairs)));
+        let share = share(config.weight, config.cap, self.workers.len());
+        self.add_to_workers(no, &config.name, share, &shared)?;
+        let handles: Vec<Handle<Change>> = self.workers.iter().map(Worker::handle).collect();
+        let device = Arc::new(NetDevice::new(
+            Arc::from(config.name.as_str()),
+            no,
+            pairs,
+            Arc::clone(&egress),
+            Arc::clone(&shared),
+            handles,
+        ));
+        let server = Server::start(listening, device).map_err(|e| failed(&config.name, e))?;
+        Ok(Running {
+            no,
+            guards: Arc::default(),
+            kind: Kind::Guest(config, Some(server)),
+            egress,
+            shared,
+            connections,
+        })
+    }
+
+    fn start_uplink(
+        &self,
+        no: PortNo,
+        config: config::Uplink,
+        taps: Vec<Tap>,
+        before: Option<(Arc<PortShared>, u64)>,
+    ) -> Result<Running, ServiceError> {
+        let taps = if taps.is_empty() {
+            open(&config)?
+        } else {
+            taps
+        };
+        let (shared, connections) = match before {
+            Some((shared, n)) if shared.queues.len() == 2 => (shared, n),
+            _ => (Arc::new(PortShared::new(2, self.workers.len())), 0),
+        };
+        let mtu = taps.first().map_or(0, |tap| tap.max_frame() - ETHERNET);
+        let mtu = u32::try_from(mtu).unwrap_or(0);
+        let twins: io::Result<Vec<_>> = taps.iter().map(Tap::twin).collect();
+        let senders = twins.map_err(|e| failed(&config.name, e))?;
+        let leases = senders
+            .into_iter()
+            .map(|tap| Lease::new(Box::new(tap) as Box<dyn Uplink>));
+        let egress = Arc::new(Egress::Uplink(leases.collect()));
+        let share = share(config.weight, config.cap, self.workers.len());
+        self.add_to_workers(no, &config.name, share, &shared)?;
+        for (at, tap) in taps.into_iter().enumerate() {
+            let Some(worker) = self.workers.get(at % self.workers.len().max(1)) else {
+                continue;
+            };
+            let added = worker
+                .handle()
+                .call(|reply| Change::AddUplink(no, Box::new(tap), reply));
+            if !added.map_err(|e| failed(&config.name, e))? {
+                return Err(failed(&config.name, "the interface cannot be polled"));
+            }
+        }
+        Ok(Running {
+            no,
+            guards: Arc::default(),
+            kind: Kind::Uplink(config, mtu),
+            egress,
+            shared,
+            connections,
+        })
+    }
+
+    /// Take a port down; the tables do not name it any more.
+    pub(super) fn stop_port(&self, running: &mut Running) {
+        if let Kind::Guest(_, server) = &mut running.kind
+            && let Some(server) = server.take()
+        {
+            running.connections += server.status().sessions;
+            server.stop();
+        }
+        for worker in &self.workers {
+            // A dead worker has nothing to remove.
+            let handle = worker.handle();
+            while let Ok(Some(_)) = handle.call(|reply| Change::RemoveUplink(running.no, reply)) {}
+            let _ = handle.call(|reply| Change::RemovePort(running.no, reply));
+        }
+        self.fdb.flush(&Filter {
+            port: Some(running.no),
+            statics: true,
+            ..Filter::default()
+        });
+    }
+
+    /// Serve again what was stopped for a configuration that could not be applied.
+    fn put_back(&self, replaced: Vec<Running>) {
+        for old in replaced {
+            let name = old.name().clone();
+            let before = Some((old.shared, old.connections));
+            let back = match old.kind {
+                Kind::Guest(config, _) => self.start_guest(old.no, config, None, before),
+                Kind::Uplink(config, _) => self.start_uplink(old.no, config, Vec::new(), before),
+            };
+            match back {
+                Ok(port) => lock(&self.ports).push(port),
+                Err(error) => error!(port = %name, %error, "port lost by a failed reload"),
+            }
+        }
+        self.publish();
+    }
+
+    /// Give the ports their order, and those that stayed their new settings.
+    fn settle(&self, config: &Config) {
+        let workers = self.workers.len();
+        let mut running = lock(&self.ports);
+        for port in running.iter_mut() {
+            let before = port.mode();
+            let no = port.no;
+            let reshare = |old: Share, new: Share| {
+                if old != new {
+                    for worker in &self.workers {
+                        let _ = worker.handle().post(Change::SetShare(no, new));
+                    }
+                }
+            };
+            match &mut port.kind {
+                Kind::Guest(have, _) => {
+                    let wanted = config.ports.iter().find(|p| p.name == have.name);
+                    if let Some(wanted) = wanted {
+                        let old = share(have.weight, have.cap, workers);
+                        reshare(old, share(wanted.weight, wanted.cap, workers));
+                        *have = wanted.clone();
+                    }
+                }
+                Kind::Uplink(have, _) => {
+                    let wanted = config.uplinks.iter().find(|u| u.name == have.name);
+                    if let Some(wanted) = wanted {
+                        let old = share(have.weight, have.cap, workers);
+                        reshare(old, share(wanted.weight, wanted.cap, workers));
+                        *have = wanted.clone();
+                    }
+                }
+            }
+            if port.mode() != before {
+                // What was learned in a VLAN that the port has left must not lead there.
+                self.fdb.flush(&Filter {
+                    port: Some(no),
+                    ..Filter::default()
+                });
+            }
+        }
+        let place = |r: &Running| {
+            let ports = config.ports.iter().map(|p| &p.name);
+            let mut names = ports.chain(config.uplinks.iter().map(|u| &u.name));
+            names.position(|name| name == r.name())
+        };
+        running.sort_by_key(place);
+    }
+
+    /// Enter the static addresses, and forget those that are none any more.
+    fn set_addresses(&self, config: &Config) -> Report {
+        let mut report = Report::default();
+        if let Ok(ageing) = Ageing::try_from(i64::from(config.switch.ageing.get())) {
+            self.fdb.set_ageing(ageing);
+        }
+        let running = lock(&self.ports);
+        let wanted: Vec<_> = config
+            .fdb
+            .iter()
+            .filter_map(|e| {
+                let port = running.iter().find(|r| *r.name() == e.port)?;
+                Some((e.vlan, e.mac, port.no))
+            })
+            .collect();
+        drop(running);
+        let wants = |vid, mac| wanted.iter().any(|(v, m, _)| (*v, *m) == (vid, mac));
+        for entry in self.fdb.snapshot(self.now_s()) {
+            if entry.is_static && !wants(entry.vid, entry.mac) {
+                self.fdb.forget(entry.vid, entry.mac);
+            }
+        }
+        for (vid, mac, no) in wanted {
+            if let Err(e) = self.fdb.set_static(vid, mac, no) {
+                report.warnings.push(e.to_string());
+            }
+        }
+        report
+    }
+}
+
+fn open(config: &config::Uplink) -> Result<Vec<Tap>, ServiceError> {
+    let mtu = config.mtu.map(|mtu| mtu.get());
+    Tap::open(&config.tap, config.queues.get(), mtu).map_err(|e| failed(&config.name, e))
+}

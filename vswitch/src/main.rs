@@ -1,0 +1,58 @@
+//! The vswitch daemon and its client: one binary, chosen by subcommand.
+//!
+//! Exit codes: 0 success; 1 failure at run time; 2 wrong usage or configuration.
+
+mod cli;
+mod client;
+mod report;
+
+use std::io::stdout;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use towpath_common::config::{ConfigError, ValueError};
+use towpath_common::control::print::PrintError;
+use vswitch::config::Sources;
+use vswitch::serve::{self, ServeError};
+
+use cli::{Cli, Command};
+
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let Err(error) = run(Cli::parse().command) else {
+        return ExitCode::SUCCESS;
+    };
+    if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("vswitch: {error:#}");
+    ExitCode::from(if is_usage(&error) { USAGE } else { FAILURE })
+}
+
+fn run(command: Command) -> Result<()> {
+    let out = &mut stdout().lock();
+    match command {
+        Command::Serve(args) => Ok(serve::serve(args.into(), vswitch::host::start)?),
+        Command::Port(command) => client::port(command, out),
+        Command::Fdb(command) => client::fdb(command, out),
+        Command::Vlan(command) => client::vlan(command, out),
+        Command::Mirror(command) => client::mirror(command, out),
+        Command::Stats { watch, target } => client::stats(&target, watch, out),
+        Command::Check { sources, json } => client::check(&Sources::from(sources), json, out),
+        Command::Reload { dry_run, target } => client::reload(&target, dry_run, out),
+    }
+}
+
+/// Whether the user, not the machine, has to change something.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>()
+        || error.is::<ValueError>()
+        || error.is::<client::Wrong>()
+        || matches!(
+            error.downcast_ref(),
+            Some(ServeError::Config(_) | ServeError::Log(_))
+        )
+}

@@ -1,0 +1,312 @@
+//! vswitch's data plane on one worker: the transmit queues and uplinks it polls.
+//!
+//! A step offers service to the ports in the scheduler's order. A port that is served hands one
+//! burst of each of its queues to the switch, which delivers it to the end: nothing is in flight
+//! between two steps, so a queue can be given back at any time.
+
+mod changes;
+
+use std::sync::Arc;
+
+use towpath_common::bell::Bell;
+use towpath_common::chain::{BURST, Burst};
+use towpath_common::clock::{Clock, Cycles};
+use towpath_common::mailbox::ReplyTo;
+use towpath_common::ring::Ring;
+use towpath_common::sched::{EntityId, MAX_ENTITIES, Outcome, Scheduler, Share};
+use towpath_common::session::{Attach, Update};
+use towpath_common::worker::{Context, Plane, Poller};
+
+use crate::batch::Source;
+use crate::egress::Egress;
+use crate::fdb::{Fdb, PortNo};
+use crate::net::Offloads;
+use crate::port::Uplink;
+use crate::port::guest_tx::GuestTx;
+use crate::stats::{Event, Events, PortShared, QueueCounters};
+use crate::switch::{Ingress, Moment, Switch};
+use crate::table::Tables;
+
+/// How long an uplink that had nothing is left alone, in ns: to look costs a system call.
+const UPLINK_PAUSE: u64 = 4_000;
+
+/// What the control plane and the sessions ask of a worker.
+#[derive(Debug)]
+pub enum Change {
+    /// Forward by these tables; the old ones come back, to be dropped elsewhere.
+    Tables(Arc<Tables>, ReplyTo<Arc<Tables>>),
+    /// Serve a port's queues from now on; false if there is no room.
+    AddPort(NewPort, ReplyTo<bool>),
+    /// Stop serving a port; its queues have been detached.
+    RemovePort(PortNo, ReplyTo<()>),
+    /// Another weight or cap.
+    SetShare(PortNo, Share),
+    /// Poll an uplink.
+    AddUplink(PortNo, Box<dyn Uplink>, ReplyTo<bool>),
+    /// Give an uplink back.
+    RemoveUplink(PortNo, ReplyTo<Option<Box<dyn Uplink>>>),
+    /// Poll a transmit queue, of a driver that negotiated these features.
+    Attach(PortNo, u16, Box<Attach>, u64, ReplyTo<bool>),
+    /// Give a ring back.
+    Detach(PortNo, u16, ReplyTo<Ring>),
+    /// A change that needs no drain.
+    Update(PortNo, u16, Update),
+    /// Forward a frame as if it had come from a port.
+    Inject(PortNo, Box<[u8]>),
+}
+
+/// A port as a worker gets it.
+#[derive(Debug)]
+pub struct NewPort {
+    /// Its number.
+    pub no: PortNo,
+    /// Its name, for events.
+    pub name: Arc<str>,
+    /// Weight and cap.
+    pub share: Share,
+    /// Where its counters go.
+    pub shared: Arc<PortShared>,
+}
+
+#[derive(Debug)]
+struct PortHere {
+    no: PortNo,
+    name: Arc<str>,
+    entity: EntityId,
+    queues: Vec<GuestTx>,
+    uplinks: Vec<UplinkHere>,
+    /// What came from the uplinks.
+    rx: QueueCounters,
+    shared: Arc<PortShared>,
+    poisoned: bool,
+}
+
+#[derive(Debug)]
+struct UplinkHere {
+    uplink: Box<dyn Uplink>,
+    /// When it is looked at next, in ns.
+    next: u64,
+    told: bool,
+}
+
+/// The data plane of one worker.
+#[derive(Debug)]
+pub struct NetPlane {
+    switch: Switch,
+    sched: Scheduler,
+    clock: Clock,
+    poller: Poller,
+    ports: Vec<Option<PortHere>>,
+    /// Index into `ports` by entity.
+    by_entity: Box<[u16]>,
+    burst: Burst,
+    /// Bells of queues that are gone: a front-end that comes and goes makes no new ones.
+    bells: Vec<Bell>,
+    events: Events,
+}
+
+impl NetPlane {
+    /// A plane without ports.
+    #[must_use]
+    pub fn new(context: Context, fdb: Arc<Fdb>, events: Events) -> NetPlane {
+        let Context {
+            poller,
+            clock,
+            index,
+        } = context;
+        NetPlane {
+            switch: Switch::new(fdb, index, events.clone()),
+            sched: Scheduler::new(clock.rate(), clock.now()),
+            clock,
+            poller,
+            ports: Vec::new(),
+            by_entity: vec![0; MAX_ENTITIES].into(),
+            burst: Burst::new(),
+            bells: Vec::new(),
+            events,
+        }
+    }
+
+    #[inline]
+    fn moment(&self, now: Cycles) -> Moment {
+        moment(&self.clock, now)
+    }
+}
+
+/// The time in all its units. The control thread uses it too: seconds are the same for all.
+#[inline]
+#[must_use]
+pub fn moment(clock: &Clock, now: Cycles) -> Moment {
+    let ns = clock.rate().ns(now);
+    Moment {
+        cycles: now,
+        ns,
+        seconds: u32::try_from(ns / 1_000_000_000).unwrap_or(u32::MAX),
+    }
+}
+
+impl PortHere {
+    /// Forward a burst of each queue; gives how many frames that were.
+    #[inline]
+    fn serve(&mut self, switch: &mut Switch, burst: &mut Burst, now: Moment) -> usize {
+        let mut frames = 0;
+        for queue in &mut self.queues {
+            frames += queue.visit(switch, burst, now);
+        }
+        for uplink in &mut self.uplinks {
+            frames += uplink.serve(self.no, &mut self.rx, switch, now);
+        }
+        frames
+    }
+
+    fn tell_broken(&mut self, events: &Events) {
+        for queue in &mut self.queues {
+            let Some(violation) = queue.newly_broken() else {
+                continue;
+            };
+            if let Some(shared) = self.shared.queues.get(usize::from(queue.index())) {
+                shared.set_broken(Some(violation));
+            }
+            events.tell(Event::Broken {
+                port: Arc::clone(&self.name),
+                queue: queue.index(),
+                violation,
+            });
+        }
+    }
+
+    fn publish(&mut self, events: &Events) {
+        for queue in &mut self.queues {
+            let index = usize::from(queue.index());
+            if let Some(shared) = self.shared.queues.get(index) {
+                shared.counters.publish(queue.report());
+            }
+        }
+        if !self.uplinks.is_empty()
+            && let Some(shared) = self.shared.queues.get(1)
+        {
+            shared.counters.publish(&self.rx);
+        }
+        for uplink in &mut self.uplinks {
+            if let Some(error) = uplink.uplink.failed()
+                && !std::mem::replace(&mut uplink.told, true)
+            {
+                events.tell(Event::UplinkFailed {
+                    port: Arc::clone(&self.name),
+                    error: error.to_string(),
+                });
+            }
+        }
+    }
+}
+
+impl UplinkHere {
+    fn serve(
+        &mut self,
+        port: PortNo,
+        counters: &mut QueueCounters,
+        switch: &mut Switch,
+        now: Moment,
+    ) -> usize {
+        if now.ns < self.next {
+            return 0;
+        }
+        let frames = self.uplink.receive(BURST);
+        if frames == 0 {
+            self.next = now.ns + UPLINK_PAUSE;
+            return 0;
+        }
+        let ingress = Ingress {
+            port,
+            may_send: Offloads::ALL,
+            trusted: true,
+            counters,
+        };
+        switch.forward(Source::Uplink(&*self.uplink, frames), ingress, now);
+        frames
+    }
+}
+
+impl Plane for NetPlane {
+    type Change = Change;
+
+    fn apply(&mut self, change: Change, now: Cycles) {
+        self.change(change, now);
+    }
+
+    fn step(&mut self, now: Cycles) -> bool {
+        let moment = self.moment(now);
+        let NetPlane {
+            switch,
+            sched,
+            clock,
+            ports,
+            by_entity,
+            burst,
+            events,
+            ..
+        } = self;
+        sched.wake_all();
+        let mut last = now;
+        sched.pass(now, |entity| {
+            let at = usize::from(by_entity[entity.index()]);
+            let Some(Some(port)) = ports.get_mut(at) else {
+                return Outcome::Idle;
+            };
+            if port.serve(switch, burst, moment) == 0 {
+                port.tell_broken(events);
+                return Outcome::Idle;
+            }
+            let cost = clock.now().since(last);
+            last += cost;
+            Outcome::Worked(cost)
+        })
+    }
+
+    fn arm(&mut self) -> bool {
+        let mut work = false;
+        for port in self.ports.iter_mut().flatten() {
+            // A parked port's work waits for its cap, which the deadline is about.
+            let parked = self.sched.is_parked(port.entity);
+            for queue in &mut port.queues {
+                work |= queue.arm() && !parked;
+            }
+        }
+        // Uplinks wake by an edge after the look that found nothing.
+        work
+    }
+
+    fn disarm(&mut self) {
+        for port in self.ports.iter_mut().flatten() {
+            port.queues.iter_mut().for_each(GuestTx::disarm);
+            for uplink in &mut port.uplinks {
+                uplink.next = 0;
+            }
+        }
+    }
+
+    fn housekeep(&mut self, _: Cycles) {
+        let tables = self.switch.tables();
+        for port in self.ports.iter_mut().flatten() {
+            port.publish(&self.events);
+            port.tell_broken(&self.events);
+            if port.poisoned {
+                continue;
+            }
+            let mut poisoned = port.queues.iter().any(GuestTx::check_poison);
+            if let Some(Egress::Guest(queues)) = tables.port(port.no).map(|p| &*p.egress) {
+                poisoned |= queues.check_poison();
+            }
+            if poisoned {
+                port.poisoned = true;
+                self.events.tell(Event::Poisoned {
+                    port: Arc::clone(&port.name),
+                });
+            }
+        }
+    }
+
+    fn deadline(&self, now: Cycles) -> Option<Cycles> {
+        self.sched.next_release(now)
+    }
+}

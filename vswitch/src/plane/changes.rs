@@ -1,0 +1,166 @@
+//! What changes on a worker between two bursts: tables, ports, queues.
+
+use towpath_common::bell::Bell;
+use towpath_common::clock::Cycles;
+use towpath_common::ring::Ring;
+use towpath_common::session::Attach;
+
+use super::{Change, NetPlane, NewPort, PortHere, UplinkHere};
+use crate::batch::Source;
+use crate::fdb::PortNo;
+use crate::net::Offloads;
+use crate::port::Uplink;
+use crate::port::guest_tx::GuestTx;
+use crate::stats::QueueCounters;
+use crate::switch::Ingress;
+
+impl NetPlane {
+    /// Carry out a change.
+    pub(super) fn change(&mut self, change: Change, now: Cycles) {
+        match change {
+            Change::Tables(tables, reply) => reply.send(self.switch.set_tables(tables)),
+            Change::AddPort(new, reply) => reply.send(self.add_port(new, now)),
+            Change::RemovePort(no, reply) => {
+                self.remove_port(no);
+                reply.send(());
+            }
+            Change::SetShare(no, share) => {
+                if let Some(entity) = self.find(no).map(|p| p.entity) {
+                    self.sched.set_share(entity, share, now);
+                }
+            }
+            Change::AddUplink(no, uplink, reply) => reply.send(self.add_uplink(no, uplink)),
+            Change::RemoveUplink(no, reply) => reply.send(self.remove_uplink(no)),
+            Change::Attach(no, queue, attach, features, reply) => {
+                reply.send(self.attach(no, queue, *attach, features));
+            }
+            Change::Detach(no, queue, reply) => {
+                // An unknown queue: dropping the reply tells the caller.
+                if let Some(ring) = self.detach(no, queue) {
+                    reply.send(ring);
+                }
+            }
+            Change::Update(no, index, update) => {
+                let port = self.find(no);
+                let queue = port.and_then(|p| p.queues.iter_mut().find(|q| q.index() == index));
+                if let Some(queue) = queue {
+                    queue.update(update);
+                }
+            }
+            Change::Inject(no, frame) => {
+                let now = self.moment(now);
+                let ingress = Ingress {
+                    port: no,
+                    may_send: Offloads::NONE,
+                    trusted: true,
+                    counters: &mut QueueCounters::default(),
+                };
+                self.switch.forward(Source::Frame(&frame), ingress, now);
+            }
+        }
+    }
+
+    fn find(&mut self, no: PortNo) -> Option<&mut PortHere> {
+        self.ports.iter_mut().flatten().find(|p| p.no == no)
+    }
+
+    fn add_port(&mut self, new: NewPort, now: Cycles) -> bool {
+        let Ok(entity) = self.sched.add(new.share, now) else {
+            return false;
+        };
+        let here = PortHere {
+            no: new.no,
+            name: new.name,
+            entity,
+            queues: Vec::new(),
+            uplinks: Vec::new(),
+            rx: new
+                .shared
+                .queues
+                .get(1)
+                .map(|q| q.counters.snapshot())
+                .unwrap_or_default(),
+            shared: new.shared,
+            poisoned: false,
+        };
+        let at = self.ports.iter().position(Option::is_none);
+        let at = at.unwrap_or_else(|| {
+            self.ports.push(None);
+            self.ports.len() - 1
+        });
+        self.by_entity[entity.index()] = u16::try_from(at).unwrap_or(u16::MAX);
+        self.ports[at] = Some(here);
+        true
+    }
+
+    fn remove_port(&mut self, no: PortNo) {
+        for place in &mut self.ports {
+            if let Some(port) = place.take_if(|p| p.no == no) {
+                self.sched.remove(port.entity);
+            }
+        }
+    }
+
+    fn add_uplink(&mut self, no: PortNo, uplink: Box<dyn Uplink>) -> bool {
+        if self.poller.add(uplink.fd()).is_err() {
+            return false;
+        }
+        let Some(port) = self.find(no) else {
+            return false;
+        };
+        port.uplinks.push(UplinkHere {
+            uplink,
+            next: 0,
+            told: false,
+        });
+        true
+    }
+
+    fn remove_uplink(&mut self, no: PortNo) -> Option<Box<dyn Uplink>> {
+        let uplink = self.find(no)?.uplinks.pop()?.uplink;
+        self.poller.remove(uplink.fd());
+        Some(uplink)
+    }
+
+    fn attach(&mut self, no: PortNo, index: u16, attach: Attach, features: u64) -> bool {
+        let Ok(bell) = self.bells.pop().map_or_else(Bell::new, Ok) else {
+            return false;
+        };
+        let Some(port) = self.ports.iter_mut().flatten().find(|p| p.no == no) else {
+            return false;
+        };
+        let counters = port.shared.queues.get(usize::from(index)).map(|q| {
+            q.set_broken(None);
+            q.counters.snapshot()
+        });
+        let counters = counters.unwrap_or_default();
+        let Ok(queue) = GuestTx::new(no, index, attach, bell, counters, features) else {
+            return false;
+        };
+        if queue
+            .kick()
+            .is_some_and(|kick| self.poller.add(kick).is_err())
+        {
+            return false;
+        }
+        port.queues.push(queue);
+        port.queues.sort_by_key(GuestTx::index);
+        port.poisoned = false;
+        true
+    }
+
+    fn detach(&mut self, no: PortNo, index: u16) -> Option<Ring> {
+        let port = self.ports.iter_mut().flatten().find(|p| p.no == no)?;
+        let at = port.queues.iter().position(|q| q.index() == index)?;
+        let mut queue = port.queues.remove(at);
+        if let Some(shared) = port.shared.queues.get(usize::from(index)) {
+            shared.counters.publish(queue.report());
+        }
+        if let Some(kick) = queue.kick() {
+            self.poller.remove(kick);
+        }
+        let (ring, bell) = queue.into_parts();
+        self.bells.extend(bell);
+        Some(ring)
+    }
+}

@@ -1,0 +1,159 @@
+//! A guest's transmit queue: where its frames come from (virtio 1.3, 5.1.6.2).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use towpath_common::bell::Bell;
+use towpath_common::chain::{BURST, Burst};
+use towpath_common::ring::{Ring, Violation};
+use towpath_common::session::{Attach, Update};
+
+use super::line::Line;
+use crate::batch::Source;
+use crate::fdb::PortNo;
+use crate::features;
+use crate::net::Offloads;
+use crate::stats::QueueCounters;
+use crate::switch::{Ingress, Moment, Switch};
+
+/// A guest's transmit queue, on the worker that polls it.
+#[derive(Debug)]
+pub struct GuestTx {
+    ring: Ring,
+    index: u16,
+    port: PortNo,
+    kick: Option<OwnedFd>,
+    line: Line,
+    may_send: Offloads,
+    /// What it did.
+    pub counters: QueueCounters,
+}
+
+impl GuestTx {
+    /// A queue just handed over by its session; `features` were negotiated, and `counters` go on
+    /// from earlier sessions.
+    ///
+    /// # Errors
+    /// If the call fd cannot be signalled.
+    pub fn new(
+        port: PortNo,
+        index: u16,
+        attach: Attach,
+        bell: Bell,
+        counters: QueueCounters,
+        features: u64,
+    ) -> io::Result<GuestTx> {
+        let (mut ring, kick, line) = Line::of(attach, bell)?;
+        ring.disarm();
+        Ok(GuestTx {
+            ring,
+            index,
+            port,
+            kick,
+            line,
+            may_send: features::may_send(features),
+            counters,
+        })
+    }
+
+    /// Give back the ring, for its session, and the bell, which signals nothing any more.
+    #[must_use]
+    pub fn into_parts(self) -> (Ring, Option<Bell>) {
+        (self.ring, self.line.into_bell())
+    }
+
+    /// Apply a change that needs no drain.
+    pub fn update(&mut self, update: Update) {
+        self.line.update(update);
+    }
+
+    /// Number of the queue in its device.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> PortNo {
+        self.port
+    }
+
+    /// Readable when the driver kicked.
+    #[must_use]
+    pub fn kick(&self) -> Option<BorrowedFd<'_>> {
+        self.kick.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Forward a burst; gives its size.
+    #[inline]
+    pub fn visit(&mut self, switch: &mut Switch, burst: &mut Burst, now: Moment) -> usize {
+        let frames = self.ring.pop(burst, BURST);
+        if frames == 0 {
+            return 0;
+        }
+        let mem = Arc::clone(self.ring.mem());
+        let ingress = Ingress {
+            port: self.port,
+            may_send: self.may_send,
+            trusted: false,
+            counters: &mut self.counters,
+        };
+        if self.line.enabled {
+            switch.forward(Source::Guest { mem: &mem, burst }, ingress, now);
+        } else {
+            // vhost-user, "Ring states": a network device drains a ring that is not enabled.
+            switch.discard_disabled(&ingress, frames);
+        }
+        for chain in burst.iter() {
+            if !chain.writable.is_empty() {
+                let why = "writable buffer in a transmit queue";
+                self.ring.latch(Violation::Request(why));
+            }
+            self.ring.put(chain.id, 0);
+        }
+        self.publish();
+        frames
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if self.ring.publish() {
+            self.counters.notified += 1;
+            self.line.notify();
+        } else {
+            self.counters.suppressed += 1;
+        }
+    }
+
+    /// Ask for kicks; true if there is work already.
+    #[must_use]
+    pub fn arm(&mut self) -> bool {
+        self.ring.arm()
+    }
+
+    /// No kicks while we poll.
+    pub fn disarm(&mut self) {
+        self.ring.disarm();
+    }
+
+    /// True if the guest's memory was truncated; the session is hung up then.
+    #[must_use]
+    pub fn check_poison(&self) -> bool {
+        self.line.check_poison(&self.ring)
+    }
+
+    /// Why the ring broke, the first time this is asked after it did; the front-end is told too.
+    #[inline]
+    pub fn newly_broken(&mut self) -> Option<Violation> {
+        self.line.newly_broken(&self.ring)
+    }
+
+    /// Bring the counters up to date.
+    pub fn report(&mut self) -> &QueueCounters {
+        self.counters.next_avail = self.ring.next_avail().into();
+        self.counters.next_used = self.ring.next_used().into();
+        &self.counters
+    }
+}

@@ -1,0 +1,266 @@
+//! `vswitch serve`: from a command line to a daemon, and to its end.
+//!
+//! ```text
+//! load ─▶ log ─▶ claim the control socket ─▶ start workers ─▶ apply the configuration ─▶ READY
+//!                                                                                        │
+//!            SIGHUP, POST /v1/reload: load, diff, apply, or change nothing           ◀───┤
+//!            POST /v1/change: edit what is in force, apply, perhaps write the file   ◀───┤
+//!            SIGTERM, SIGINT: STOPPING, drain, exit                                  ◀───┘
+//! ```
+//!
+//! Nothing is touched before everything is validated, and the control socket is claimed first, so
+//! that a second daemon by mistake ends there.
+
+mod keep;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use towpath_common::config::ConfigError;
+use towpath_common::control::life::{self, Hooks, LifeError};
+use towpath_common::control::{Answer, ControlSocket, SocketError};
+use towpath_common::logging::{self, LogError};
+use towpath_common::notify;
+
+use crate::config::{Change, Config, Diff, Mirror, Sources};
+use crate::control;
+use crate::service::{Report, Service, ServiceError};
+
+/// Why the daemon did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration was refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Logging could not start.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The control socket could not be claimed.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The data plane refused.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// The daemon did not run or end as it should.
+    #[error(transparent)]
+    Life(#[from] LifeError),
+}
+
+/// The running daemon as its control plane sees it.
+pub struct Daemon {
+    sources: Sources,
+    service: Arc<dyn Service>,
+    /// What is applied now; locked for as long as a reload or a change takes.
+    config: Mutex<Config>,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Serves until a signal says stop. `start` starts the workers; the configuration is applied
+/// afterwards.
+///
+/// # Errors
+/// [`ServeError`]. Before READY, nothing keeps running after an error.
+pub fn serve(
+    sources: Sources,
+    start: impl FnOnce(&Config) -> Result<Arc<dyn Service>, ServiceError>,
+) -> Result<(), ServeError> {
+    let started = Instant::now();
+    let config = Config::load(&sources)?;
+    logging::init("vswitch", config.daemon.log.as_ref())?;
+    let socket = ControlSocket::bind(config.daemon.control.as_path())?;
+    let service = start(&config)?;
+    let report = service.apply(&config)?;
+    log_warnings(&report);
+    let daemon = Arc::new(Daemon {
+        started,
+        ..Daemon::new(sources, service, config)
+    });
+    let routes = control::routes(Arc::clone(&daemon));
+    Ok(life::live(&socket, routes, daemon.hooks())?)
+}
+
+impl Daemon {
+    /// A daemon around a service to which `config`, loaded from `sources`, has been applied.
+    pub fn new(sources: Sources, service: Arc<dyn Service>, config: Config) -> Self {
+        Self {
+            sources,
+            service,
+            config: Mutex::new(config),
+            started: Instant::now(),
+        }
+    }
+
+    /// The data plane.
+    pub fn service(&self) -> &dyn Service {
+        &*self.service
+    }
+
+    /// How long it has been running.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What it does when told by signals and systemd.
+    fn hooks(self: &Arc<Self>) -> Hooks {
+        let drained = Arc::clone(&self.service);
+        let announced = Arc::clone(self);
+        let reloaded = Arc::clone(self);
+        Hooks {
+            reload: Box::new(move || drop(reloaded.reload(false))),
+            drain: Box::new(move || drained.drain()),
+            progress: Box::new(progress(Arc::clone(&self.service))),
+            ready: Box::new(move |socket| announced.ready(socket)),
+        }
+    }
+
+    fn ready(&self, socket: &Path) -> String {
+        let start_ms = self.started.elapsed().as_secs_f64() * 1e3;
+        let ports = self.service.ports().len();
+        tracing::info!(ports, start_ms, control = %socket.display(), "serving");
+        serving(ports)
+    }
+
+    /// The mirrors in force; `None` while a reload or a change is under way.
+    pub fn mirrors(&self) -> Option<Vec<Mirror>> {
+        self.claim().map(|config| config.mirrors.clone())
+    }
+
+    /// The configuration in force, unless somebody is about to change it.
+    fn claim(&self) -> Option<MutexGuard<'_, Config>> {
+        match self.config.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Loads the configuration again and applies it as a whole, or not at all. The answer carries
+    /// what changed; with `dry_run`, what would change. Blocks.
+    pub fn reload(&self, dry_run: bool) -> Answer<Diff> {
+        let Some(mut current) = self.claim() else {
+            return busy();
+        };
+        if dry_run {
+            return match Config::load(&self.sources) {
+                Ok(new) => judge(current.diff(&new), &Report::default()),
+                Err(error) => refused(&error),
+            };
+        }
+        notify::reloading();
+        let loaded = Config::load(&self.sources).map_err(ServeError::from);
+        let answer = match loaded.and_then(|new| self.replace(&mut current, new)) {
+            Ok(answer) => {
+                tracing::info!(changes = %answer.description, "reloaded");
+                answer
+            }
+            Err(error) => {
+                tracing::error!(%error, "the reload was refused; nothing changed");
+                refused(&error)
+            }
+        };
+        notify::ready(&serving(current.ports.len() + current.uplinks.len()));
+        answer
+    }
+
+    /// Applies `change` to the configuration in force, as a whole or not at all; with `persist`,
+    /// to the file, too. Blocks.
+    pub fn change(&self, change: &Change, persist: bool) -> Answer<Diff> {
+        let Some(mut current) = self.claim() else {
+            return busy();
+        };
+        let new = match current.changed(change) {
+            Ok(new) => new,
+            Err(error) => return refused(&error),
+        };
+        let prepare = || keep::prepare(&self.sources, change);
+        let kept = match persist.then(prepare).transpose() {
+            Ok(kept) => kept,
+            Err(error) => return refused(&error),
+        };
+        let mut answer = match self.replace(&mut current, new) {
+            Ok(answer) => answer,
+            Err(error) => return refused(&error),
+        };
+        tracing::info!(changes = %answer.description, persist, "changed");
+        if let Some(Err(error)) = kept.map(keep::Kept::write) {
+            tracing::warn!(%error, "the change is in force, but not kept");
+            let description = format!("{}; but it is not kept: {error}", answer.description);
+            answer = Answer::warning(description, answer.data.unwrap_or_default());
+        }
+        notify::status(&serving(current.ports.len() + current.uplinks.len()));
+        answer
+    }
+
+    /// Applies and remembers; on an error `current` stays what it was.
+    fn replace(&self, current: &mut Config, mut new: Config) -> Result<Answer<Diff>, ServeError> {
+        let diff = current.diff(&new);
+        // The process keeps its settings until it is restarted; a later diff says so again.
+        new.daemon = current.daemon.clone();
+        let report = self.service.apply(&new)?;
+        log_warnings(&report);
+        *current = new;
+        Ok(judge(diff, &report))
+    }
+}
+
+fn busy() -> Answer<Diff> {
+    let description = "another reload or change is under way; try again when it is done";
+    Answer::failed(StatusCode::CONFLICT, description)
+}
+
+fn refused(error: &dyn std::error::Error) -> Answer<Diff> {
+    Answer::failed(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+}
+
+/// Success, or a warning if something deserves attention.
+fn judge(diff: Diff, report: &Report) -> Answer<Diff> {
+    let sentences: Vec<String> = std::iter::once(diff.to_string())
+        .chain(report.warnings.iter().cloned())
+        .collect();
+    let description = sentences.join("; ");
+    if report.warnings.is_empty() && diff.needs_restart.is_empty() {
+        Answer::success(description, diff)
+    } else {
+        Answer::warning(description, diff)
+    }
+}
+
+fn serving(ports: usize) -> String {
+    format!("serving {}", count_ports(ports))
+}
+
+fn log_warnings(report: &Report) {
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// `1 port`, `2 ports`.
+pub fn count_ports(number: usize) -> String {
+    format!("{number} {}", if number == 1 { "port" } else { "ports" })
+}
+
+/// Whether every worker has taken a step since the last call.
+fn progress(service: Arc<dyn Service>) -> impl FnMut() -> bool {
+    let mut before: Vec<u64> = Vec::new();
+    move || {
+        let workers = service.workers();
+        let now: Vec<u64> = workers.iter().map(|worker| worker.steps).collect();
+        let moved = now.iter().zip(&before).all(|(now, before)| now > before);
+        before = now;
+        moved
+    }
+}
+
+#[cfg(test)]
+mod tests;
