@@ -5,7 +5,7 @@
 //! the limit is [`raw`] io_uring and [`fio`] on the same file in one thread. [`plan`] names rows
 //! and goals, [`cpu`] tells how much of the machine something else used meanwhile, [`idle`]
 //! measures what a daemon costs when nothing happens, [`report`] prints and writes JSON.
-//! `ring` measures the virtqueue alone ([`chains`]).
+//! `ring` measures the virtqueue alone ([`chains`]), `fdb` the forwarding database ([`fdb`]).
 //!
 //! Rules that make the figures worth quoting: repetitions are the outer loop, so drift falls on
 //! all rows alike; ratios are medians of ratios within a repetition; a run that something else
@@ -15,6 +15,7 @@ pub mod backend;
 pub mod chains;
 pub mod cpu;
 pub mod echo;
+pub mod fdb;
 pub mod fio;
 pub mod idle;
 pub mod load;

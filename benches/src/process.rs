@@ -29,10 +29,15 @@ pub struct Process {
 impl Process {
     /// Starts `command` on processor `cpu`; what it prints goes to the file `log`.
     pub fn start(command: &mut Command, cpu: usize, log: &Path) -> Result<Self> {
+        cpu::on_cpu(cpu, || Self::spawn(command, log))?
+    }
+
+    fn spawn(command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::create(log).context("log file")?;
         command.stdout(file.try_clone()?).stderr(file);
         let begin = Instant::now();
-        let child = cpu::on_cpu(cpu, || command.spawn())?
+        let child = command
+            .spawn()
             .with_context(|| format!("cannot start {:?}", command.get_program()))?;
         Ok(Self {
             child,
@@ -44,6 +49,11 @@ impl Process {
     /// As [`Process::start`], with nothing on standard input.
     pub fn start_alone(command: &mut Command, cpu: usize, log: &Path) -> Result<Self> {
         Self::start(command.stdin(Stdio::null()), cpu, log)
+    }
+
+    /// As [`Process::start_alone`], on any processor.
+    pub fn start_anywhere(command: &mut Command, log: &Path) -> Result<Self> {
+        Self::spawn(command.stdin(Stdio::null()), log)
     }
 
     /// Process id.

@@ -364,6 +364,12 @@ impl Service {
         &mut self.daemon
     }
 
+    /// The end of what it wrote to standard error, for errors.
+    #[must_use]
+    pub fn said(&self) -> String {
+        self.daemon.log.tail(TAIL)
+    }
+
     /// A file in the daemon's directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {

@@ -18,6 +18,7 @@ pub mod anchor;
 pub mod api;
 pub mod client;
 pub mod filter;
+pub mod lines;
 pub mod order;
 pub mod pcapng;
 mod ring;

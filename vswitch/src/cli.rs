@@ -2,7 +2,9 @@
 //! configuration, so a mistake here ends with exit code 2 before anything happens.
 
 mod args;
+pub(crate) mod capture;
 mod help;
+pub(crate) mod why;
 
 use clap::{Parser, Subcommand};
 use towpath_common::config::Name;
@@ -37,6 +39,12 @@ pub(crate) enum Command {
     /// Look at copies of traffic, add and remove them.
     #[command(subcommand)]
     Mirror(MirrorCommand),
+    /// Look at frames as they pass, or write them to a file.
+    #[command(after_help = capture::EXAMPLES)]
+    Capture(capture::CaptureArgs),
+    /// Explain what becomes of frames from and to an address.
+    #[command(after_help = why::EXAMPLES)]
+    Why(why::WhyArgs),
     /// Show what ports and workers have done since the start.
     #[command(after_help = help::DIRECTIONS)]
     Stats {

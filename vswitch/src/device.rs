@@ -1,18 +1,19 @@
 //! A port as a vhost-user device: what its session asks, passed on to egress and workers.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_common::bell::Bell;
 use towpath_common::mem::Mem;
 use towpath_common::ring::Ring;
-use towpath_common::session::{Attach, Device, DeviceGone, Update};
+use towpath_common::session::{Attach, Device, DeviceGone, P_NET_MTU, P_RARP, Update};
 use towpath_common::worker::Handle;
 use tracing::error;
 
+use crate::ctrl::Control;
 use crate::egress::Egress;
 use crate::fdb::PortNo;
-use crate::features;
+use crate::features::{self, Card, NetConfig};
 use crate::plane::Change;
 use crate::port::guest::GuestRx;
 use crate::stats::PortShared;
@@ -22,9 +23,10 @@ use crate::stats::PortShared;
 pub struct NetDevice {
     name: Arc<str>,
     no: PortNo,
-    pairs: u16,
+    card: Card,
     egress: Arc<Egress>,
     shared: Arc<PortShared>,
+    config: Mutex<NetConfig>,
     /// Features the driver accepted.
     accepted: AtomicU64,
     /// The workers; transmit queue of pair `i` belongs to worker `(no + i) % len`.
@@ -34,12 +36,12 @@ pub struct NetDevice {
 }
 
 impl NetDevice {
-    /// The device of port `no` with `pairs` queue pairs.
+    /// The device of port `no`, as `card` shows it to its driver.
     #[must_use]
     pub fn new(
         name: Arc<str>,
         no: PortNo,
-        pairs: u16,
+        card: Card,
         egress: Arc<Egress>,
         shared: Arc<PortShared>,
         workers: Vec<Handle<Change>>,
@@ -47,9 +49,10 @@ impl NetDevice {
         NetDevice {
             name,
             no,
-            pairs,
+            card,
             egress,
             shared,
+            config: Mutex::new(NetConfig::new(card)),
             accepted: AtomicU64::new(0),
             workers,
             bells: Mutex::default(),
@@ -62,14 +65,30 @@ impl NetDevice {
         (usize::from(no.0) + usize::from(pair)) % workers.max(1)
     }
 
+    /// A poisoned lock only means that some thread panicked while it copied bytes.
+    fn config(&self) -> MutexGuard<'_, NetConfig> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `queue` is the control queue (virtio 1.3, 5.1.2: after the last pair in use).
+    fn is_control(&self, queue: u16) -> bool {
+        let features = self.accepted.load(Relaxed);
+        let pairs = if features & features::MQ != 0 {
+            self.card.pairs
+        } else {
+            1
+        };
+        features & features::CTRL_VQ != 0 && queue == pairs * 2
+    }
+
     fn worker(&self, queue: u16) -> Option<&Handle<Change>> {
         let at = Self::worker_of(self.no, queue / 2, self.workers.len());
         self.workers.get(at)
     }
 
     /// Receive queues come first in each pair (virtio 1.3, 5.1.2).
-    fn is_receive(queue: u16) -> bool {
-        queue.is_multiple_of(2)
+    fn is_receive(&self, queue: u16) -> bool {
+        queue.is_multiple_of(2) && !self.is_control(queue)
     }
 
     fn attach_receive(&self, queue: u16, attach: Attach) -> Result<(), DeviceGone> {
@@ -99,15 +118,19 @@ impl Device for NetDevice {
     }
 
     fn features(&self) -> u64 {
-        features::offered()
+        features::offered(&self.card)
+    }
+
+    fn protocol_features(&self) -> u64 {
+        P_RARP | P_NET_MTU
     }
 
     fn max_queues(&self) -> u16 {
-        self.pairs * 2
+        self.card.pairs * 2 + 1
     }
 
-    fn read_config(&self, _offset: u32, _buf: &mut [u8]) -> bool {
-        false
+    fn read_config(&self, offset: u32, buf: &mut [u8]) -> bool {
+        self.config().read(offset, buf)
     }
 
     fn write_config(&self, _offset: u32, _data: &[u8]) -> bool {
@@ -115,19 +138,29 @@ impl Device for NetDevice {
     }
 
     fn negotiated(&self, features: u64) {
+        if let Egress::Guest(queues) = &*self.egress {
+            queues.set_limit(u16::MAX);
+        }
         self.accepted.store(features, Relaxed);
     }
 
     fn memory(&self, _: &Arc<Mem>) {}
 
     fn attach(&self, queue: u16, attach: Attach) -> Result<(), DeviceGone> {
-        if Self::is_receive(queue) {
+        if self.is_receive(queue) {
             return self.attach_receive(queue, attach);
         }
         let worker = self.worker(queue).ok_or(DeviceGone)?;
         let features = self.accepted.load(Relaxed);
         let attach = Box::new(attach);
-        let answer = worker.call(|reply| Change::Attach(self.no, queue, attach, features, reply));
+        let answer = if self.is_control(queue) {
+            let control = Control::new(features, self.card.pairs);
+            let egress = Arc::clone(&self.egress);
+            worker
+                .call(|reply| Change::AttachControl(self.no, queue, attach, control, egress, reply))
+        } else {
+            worker.call(|reply| Change::Attach(self.no, queue, attach, features, reply))
+        };
         if answer == Ok(true) {
             Ok(())
         } else {
@@ -136,7 +169,7 @@ impl Device for NetDevice {
     }
 
     fn detach(&self, queue: u16) -> Option<Ring> {
-        if Self::is_receive(queue) {
+        if self.is_receive(queue) {
             let Egress::Guest(queues) = &*self.egress else {
                 return None;
             };
@@ -156,7 +189,7 @@ impl Device for NetDevice {
     }
 
     fn update(&self, queue: u16, update: Update) {
-        if Self::is_receive(queue) {
+        if self.is_receive(queue) {
             if let Egress::Guest(queues) = &*self.egress {
                 queues.update(queue / 2, update);
             }
@@ -164,6 +197,11 @@ impl Device for NetDevice {
             // A worker that is gone is reported by whoever needs its answer.
             let _ = worker.post(Change::Update(self.no, queue, update));
         }
+    }
+
+    fn set_mtu(&self, mtu: u16) -> bool {
+        // Larger frames than the port's are dropped: the guest must not be told that they pass.
+        mtu <= self.card.mtu && self.config().set_mtu(mtu)
     }
 
     fn announce(&self, mac: [u8; 6]) {
@@ -181,6 +219,39 @@ impl Device for NetDevice {
     }
 
     fn disconnected(&self) {
+        *self.config() = NetConfig::new(self.card);
         self.accepted.store(0, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egress::GuestEgress;
+
+    #[test]
+    fn a_guest_is_told_no_larger_mtu_than_its_port_has() {
+        let card = Card {
+            pairs: 2,
+            mac: None,
+            mtu: 9000,
+        };
+        let egress = Arc::new(Egress::Guest(GuestEgress::new(2)));
+        let shared = Arc::new(PortShared::new(4, 1));
+        let device = NetDevice::new("p0".into(), PortNo(0), card, egress, shared, Vec::new());
+        let shown = || {
+            let mut mtu = [0; 2];
+            assert!(device.read_config(10, &mut mtu));
+            u16::from_le_bytes(mtu)
+        };
+        assert_eq!((device.max_queues(), shown()), (4, 9000));
+        assert!(device.set_mtu(1500) && !device.set_mtu(9001) && !device.set_mtu(67));
+        assert_eq!(shown(), 1500);
+        device.disconnected();
+        assert_eq!(
+            shown(),
+            9000,
+            "the next front-end finds the port as configured"
+        );
     }
 }

@@ -10,6 +10,7 @@ use towpath_common::lease::{Held, Lease};
 use towpath_common::ring::Ring;
 use towpath_common::session::Update;
 
+use crate::net::Offloads;
 use crate::port::Uplink;
 use crate::port::guest::GuestRx;
 use towpath_common::bell::Bell;
@@ -29,6 +30,8 @@ pub struct GuestEgress {
     queues: Box<[Lease<Option<GuestRx>>]>,
     /// Queues in use, from the first on without a gap.
     active: AtomicU16,
+    /// Most that the driver wants in use, if it said so through its control queue.
+    limit: AtomicU16,
 }
 
 impl GuestEgress {
@@ -38,6 +41,7 @@ impl GuestEgress {
         GuestEgress {
             queues: (0..pairs).map(|_| Lease::new(None)).collect(),
             active: AtomicU16::new(0),
+            limit: AtomicU16::new(u16::MAX),
         }
     }
 
@@ -95,10 +99,26 @@ impl GuestEgress {
         self.queues.iter().any(poisoned)
     }
 
+    /// Use no more than the first `pairs` queues.
+    pub fn set_limit(&self, pairs: u16) {
+        self.limit.store(pairs, Relaxed);
+        self.recount();
+    }
+
+    /// The driver takes other offloads from now on.
+    pub fn set_accepts(&self, accepts: Offloads) {
+        for lease in &self.queues {
+            if let Some(queue) = lease.lock().as_mut() {
+                queue.set_accepts(accepts);
+            }
+        }
+    }
+
     fn recount(&self) {
         let open = |q: &&Lease<Option<GuestRx>>| q.lock().as_ref().is_some_and(GuestRx::is_enabled);
         let active = self.queues.iter().take_while(open).count();
         let active = u16::try_from(active).unwrap_or(u16::MAX);
+        let active = active.min(self.limit.load(Relaxed));
         self.active.store(active, Relaxed);
     }
 }

@@ -8,8 +8,9 @@
 //!
 //! **Bounded by construction.** All memory is taken at the start. An address has two buckets of
 //! four entries, chosen by a secret permutation (`hash`); no lookup goes beyond them, and a new
-//! address looks into 40 more at most, to make room by moving others to their other bucket. So a guest that finds colliding addresses gains nothing: lookups cost the same,
-//! and once its buckets are full it displaces itself, as follows.
+//! address looks into 40 more at most, to make room by moving others to their other bucket. So a
+//! guest that finds colliding addresses gains nothing: lookups cost the same, and once its buckets
+//! are full it displaces itself, as follows.
 //!
 //! **Fair.** When there is no room, the port with most entries in the whole table gives up its
 //! oldest of the eight; if the newcomer's port has as many, it displaces its own or is not learned.

@@ -7,7 +7,7 @@ const IP: usize = 14;
 
 /// A queue below `queues`, by addresses and, if the frame shows them, ports.
 #[must_use]
-pub fn queue(head: &Head, queues: u16) -> u16 {
+pub(crate) fn queue(head: &Head, queues: u16) -> u16 {
     let hash = hash(head.frame());
     // The upper bits, scaled: no division.
     let scaled = (hash >> 32) * u64::from(queues) >> 32;

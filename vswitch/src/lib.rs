@@ -12,6 +12,7 @@ pub mod batch;
 pub mod capture;
 pub mod config;
 pub mod control;
+pub mod ctrl;
 pub mod device;
 pub mod discard;
 pub mod egress;

@@ -51,8 +51,10 @@ impl Mac {
     #[inline]
     #[must_use]
     pub fn to_u64(self) -> u64 {
+        // In two loads; eight bytes put together would be eight.
         let [a, b, c, d, e, f] = self.0;
-        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+        let (high, low) = (u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f]));
+        u64::from(high) << 32 | u64::from(low)
     }
 
     /// The inverse of [`Mac::to_u64`]; the upper 16 bits are ignored.

@@ -13,6 +13,7 @@ use anyhow::Result;
 use clap::Parser;
 use towpath_common::config::{ConfigError, ValueError};
 use towpath_common::control::print::PrintError;
+use vswitch::capture::OrderError;
 use vswitch::config::Sources;
 use vswitch::serve::{self, ServeError};
 
@@ -40,6 +41,8 @@ fn run(command: Command) -> Result<()> {
         Command::Fdb(command) => client::fdb(command, out),
         Command::Vlan(command) => client::vlan(command, out),
         Command::Mirror(command) => client::mirror(command, out),
+        Command::Capture(args) => cli::capture::run(&args, out),
+        Command::Why(args) => cli::why::run(&args, out),
         Command::Stats { watch, target } => client::stats(&target, watch, out),
         Command::Check { sources, json } => client::check(&Sources::from(sources), json, out),
         Command::Reload { dry_run, target } => client::reload(&target, dry_run, out),
@@ -51,6 +54,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
         || error.is::<ValueError>()
         || error.is::<client::Wrong>()
+        || error.is::<OrderError>()
         || matches!(
             error.downcast_ref(),
             Some(ServeError::Config(_) | ServeError::Log(_))

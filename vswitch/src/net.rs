@@ -88,19 +88,6 @@ impl NetHeader {
         ]
     }
 
-    /// The header as a receiver may see it, the frame being such that the receiver [takes
-    /// it](NetHeader::needs): to one without partial checksums all flags are zero (virtio 1.3,
-    /// 5.1.6.4.1).
-    #[inline]
-    #[must_use]
-    pub fn shown_to(self, accepts: Offloads) -> NetHeader {
-        if accepts.has(Offloads::CSUM) {
-            self
-        } else {
-            NetHeader { flags: 0, ..self }
-        }
-    }
-
     /// The header after `bytes` were put into the frame, or taken out of it if negative, before its
     /// network header: a VLAN tag has four.
     #[inline]
@@ -120,14 +107,15 @@ impl NetHeader {
         }
     }
 
-    /// What a receiver must take to get the frame as it is.
+    /// What a receiver must take to get the frame as it is. To one without partial checksums no
+    /// flag may be shown, not even that a checksum was verified (virtio 1.3, 5.1.6.4.1).
     #[inline]
     #[must_use]
     pub fn needs(&self) -> Offloads {
-        if self.flags & NEEDS_CSUM == 0 && self.gso_type == GSO_NONE {
+        if self.flags == 0 && self.gso_type == GSO_NONE {
             return Offloads::NONE;
         }
-        let csum = if self.flags & NEEDS_CSUM != 0 {
+        let csum = if self.flags & (NEEDS_CSUM | DATA_VALID) != 0 {
             Offloads::CSUM
         } else {
             Offloads::NONE
@@ -230,8 +218,7 @@ mod tests {
             flags: DATA_VALID,
             ..NetHeader::default()
         };
-        assert_eq!(header.needs(), Offloads::NONE);
-        assert_eq!(header.shown_to(Offloads::NONE), NetHeader::default());
-        assert_eq!(header.shown_to(Offloads::CSUM), header);
+        assert_eq!(header.needs(), Offloads::CSUM);
+        assert_eq!(NetHeader::default().needs(), Offloads::NONE);
     }
 }

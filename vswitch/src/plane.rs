@@ -18,10 +18,12 @@ use towpath_common::session::{Attach, Update};
 use towpath_common::worker::{Context, Plane, Poller};
 
 use crate::batch::Source;
+use crate::ctrl::Control;
 use crate::egress::Egress;
 use crate::fdb::{Fdb, PortNo};
 use crate::net::Offloads;
 use crate::port::Uplink;
+use crate::port::guest_ctrl::GuestCtrl;
 use crate::port::guest_tx::GuestTx;
 use crate::stats::{Event, Events, PortShared, QueueCounters};
 use crate::switch::{Ingress, Moment, Switch};
@@ -47,6 +49,15 @@ pub enum Change {
     RemoveUplink(PortNo, ReplyTo<Option<Box<dyn Uplink>>>),
     /// Poll a transmit queue, of a driver that negotiated these features.
     Attach(PortNo, u16, Box<Attach>, u64, ReplyTo<bool>),
+    /// Answer commands on a control queue.
+    AttachControl(
+        PortNo,
+        u16,
+        Box<Attach>,
+        Control,
+        Arc<Egress>,
+        ReplyTo<bool>,
+    ),
     /// Give a ring back.
     Detach(PortNo, u16, ReplyTo<Ring>),
     /// A change that needs no drain.
@@ -74,6 +85,7 @@ struct PortHere {
     name: Arc<str>,
     entity: EntityId,
     queues: Vec<GuestTx>,
+    control: Option<GuestCtrl>,
     uplinks: Vec<UplinkHere>,
     /// What came from the uplinks.
     rx: QueueCounters,
@@ -153,23 +165,28 @@ impl PortHere {
         for queue in &mut self.queues {
             frames += queue.visit(switch, burst, now);
         }
+        if let Some(control) = &mut self.control {
+            frames += control.visit(burst);
+        }
         for uplink in &mut self.uplinks {
             frames += uplink.serve(self.no, &mut self.rx, switch, now);
         }
         frames
     }
 
+    #[inline]
     fn tell_broken(&mut self, events: &Events) {
-        for queue in &mut self.queues {
-            let Some(violation) = queue.newly_broken() else {
-                continue;
-            };
-            if let Some(shared) = self.shared.queues.get(usize::from(queue.index())) {
+        let data = self.queues.iter_mut();
+        let data = data.filter_map(|q| Some((q.index(), q.newly_broken()?)));
+        let control = self.control.iter_mut();
+        let control = control.filter_map(|q| Some((q.index(), q.newly_broken()?)));
+        for (queue, violation) in data.chain(control) {
+            if let Some(shared) = self.shared.queues.get(usize::from(queue)) {
                 shared.set_broken(Some(violation));
             }
             events.tell(Event::Broken {
                 port: Arc::clone(&self.name),
-                queue: queue.index(),
+                queue,
                 violation,
             });
         }
@@ -271,6 +288,9 @@ impl Plane for NetPlane {
             for queue in &mut port.queues {
                 work |= queue.arm() && !parked;
             }
+            if let Some(control) = &mut port.control {
+                work |= control.arm() && !parked;
+            }
         }
         // Uplinks wake by an edge after the look that found nothing.
         work
@@ -279,6 +299,7 @@ impl Plane for NetPlane {
     fn disarm(&mut self) {
         for port in self.ports.iter_mut().flatten() {
             port.queues.iter_mut().for_each(GuestTx::disarm);
+            port.control.iter_mut().for_each(GuestCtrl::disarm);
             for uplink in &mut port.uplinks {
                 uplink.next = 0;
             }

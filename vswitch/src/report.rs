@@ -310,4 +310,4 @@ fn trunk_of(allowed: &VlanSet, native: Option<Vid>) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -205,7 +205,7 @@ impl Daemon {
     fn replace(&self, current: &mut Config, mut new: Config) -> Result<Answer<Diff>, ServeError> {
         let diff = current.diff(&new);
         // The process keeps its settings until it is restarted; a later diff says so again.
-        new.daemon = current.daemon.clone();
+        new.keep_what_needs_a_restart(current);
         let report = self.service.apply(&new)?;
         log_warnings(&report);
         *current = new;

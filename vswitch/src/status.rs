@@ -31,12 +31,9 @@ const PROTOCOL: [(u64, &str); 11] = [
     (1 << 16, "STATUS"),
 ];
 
-fn names(bits: u64, table: &[(u64, &str)]) -> Vec<String> {
-    table
-        .iter()
-        .filter(|(bit, _)| bits & bit != 0)
-        .map(|(_, n)| (*n).to_owned())
-        .collect()
+fn protocol_names(bits: u64) -> Vec<String> {
+    let set = PROTOCOL.iter().filter(|(bit, _)| bits & bit != 0);
+    set.map(|(_, name)| (*name).to_owned()).collect()
 }
 
 /// A port as it is now.
@@ -113,7 +110,7 @@ fn session(running: &Running, status: &Status, workers: usize) -> SessionStatus 
         });
     SessionStatus {
         virtio_features: features::names(status.features),
-        protocol_features: names(status.protocol, &PROTOCOL),
+        protocol_features: protocol_names(status.protocol),
         memory_bytes: status.memory,
         rings: rings.collect(),
     }

@@ -19,6 +19,7 @@ use towpath_common::clock::Cycles;
 use crate::batch::{Batch, Item, Source, Verdict};
 use crate::discard::Discard;
 use crate::fdb::{Fdb, Learned, PortNo};
+use crate::guard::Storm;
 use crate::head::{Parsed, TAG};
 use crate::mac::Mac;
 use crate::net::Offloads;
@@ -26,9 +27,6 @@ use crate::offload;
 use crate::stats::{Events, QueueCounters};
 use crate::table::{Port, Tables};
 use deliver::Outbox;
-
-/// Group addresses: the least significant bit of the first byte on the wire.
-const GROUP: u64 = 1 << 40;
 
 /// The time, as forwarding needs it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -236,13 +234,21 @@ fn decide(
     last: &mut Learnt,
     now: Moment,
 ) -> Verdict {
-    let dst = item.parsed.dst;
     let guards = &port.guards;
-    if let Err(why) = guards.admit(item, now.ns) {
+    let dst = Mac::from_u64(item.parsed.dst);
+    let admitted = guards
+        .source(Mac::from_u64(item.parsed.src))
+        .and_then(|()| guards.bridge_protocol(dst));
+    if let Err(why) = admitted {
         return Verdict::Drop(why);
     }
-    if Mac::from_u64(dst).is_reserved() {
+    if dst.is_reserved() {
         return Verdict::Drop(Discard::LinkLocal);
+    }
+    if guards.is_rated()
+        && let Err(why) = guards.rate(item.len as usize, now.ns)
+    {
+        return Verdict::Drop(why);
     }
     if last.src != Some(item.src) {
         match fdb.learn(item.src, port.no, now.seconds, guards.mac_limit()) {
@@ -251,17 +257,20 @@ fn decide(
             _ => last.src = Some(item.src),
         }
     }
-    if dst & GROUP != 0 {
-        let storm = guards.storm_group(Mac::from_u64(dst).is_broadcast(), now.ns);
-        return storm.map_or_else(Verdict::Drop, |()| Verdict::Flood);
+    if dst.is_multicast() {
+        let storm = if dst.is_broadcast() {
+            Storm::Broadcast
+        } else {
+            Storm::Multicast
+        };
+        return flood(guards.storm(storm, now.ns));
     }
     if last.dst != Some(item.dst) {
         last.dst = Some(item.dst);
         last.to = fdb.lookup(item.dst);
     }
     let Some(to) = last.to else {
-        let storm = guards.storm_unknown(now.ns);
-        return storm.map_or_else(Verdict::Drop, |()| Verdict::Flood);
+        return flood(guards.storm(Storm::Unknown, now.ns));
     };
     if to == port.no {
         return Verdict::Drop(Discard::Hairpin);
@@ -272,4 +281,9 @@ fn decide(
         Some(_) => Verdict::To(to),
         None => Verdict::Drop(Discard::PortDown),
     }
+}
+
+#[inline]
+fn flood(storm: Result<(), Discard>) -> Verdict {
+    storm.map_or_else(Verdict::Drop, |()| Verdict::Flood)
 }

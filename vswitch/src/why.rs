@@ -1,7 +1,7 @@
 //! What the switch would do with a frame, step by step: a pure function of what it knows.
 //!
 //! ```text
-//! port ─▶ source ─▶ vlan ─▶ guards ─▶ learn ─▶ lookup ─▶ egress ─▶ verdict
+//! port ─▶ vlan ─▶ source ─▶ guards ─▶ learn ─▶ lookup ─▶ egress ─▶ verdict
 //! ```
 //!
 //! The steps and their order are the switch's; VLAN rules are its own functions
@@ -42,7 +42,9 @@ pub struct PortView {
     pub mode: Mode,
     /// Whether frames can pass: the link, as the API shows it.
     pub link: bool,
-    /// Whether it is isolated from other isolated ports.
+    /// Whether it leads out of the host: isolated ports reach it.
+    pub uplink: bool,
+    /// Whether it reaches uplinks only.
     pub isolated: bool,
     /// Whether it only gets copies of other ports' traffic.
     pub mirror: bool,
@@ -101,7 +103,7 @@ pub struct Question {
 /// What is decided, and on what grounds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// What is looked at: `port`, `source`, `vlan`, `guards`, `learn`, `lookup` or `egress`.
+    /// What is looked at: `port`, `vlan`, `source`, `guards`, `learn`, `lookup` or `egress`.
     pub stage: String,
     /// What follows from it.
     pub finding: String,
@@ -218,24 +220,26 @@ impl<'a> Trace<'a> {
             return self.drop("port", Discard::NoMember, text);
         }
         self.say("port", format!("{name} is up"));
+        let class = self.classify(port, question.vlan)?;
         if let Some(source) = question.source {
             if source.is_multicast() || source.is_zero() {
                 let text = format!("{source} is not the address of a station");
                 return self.drop("source", Discard::BadSource, text);
             }
+            self.guard(port, source)?;
         }
         if let Some(destination) = question.destination.filter(|mac| mac.is_reserved()) {
-            let text = format!("{destination} is link-local: no bridge forwards it");
-            let reason = if port.bpdu_guard {
-                Discard::BpduGuard
+            let (reason, text) = if port.bpdu_guard {
+                (
+                    Discard::BpduGuard,
+                    "a bridge protocol, which it must not speak",
+                )
             } else {
-                Discard::LinkLocal
+                (Discard::LinkLocal, "link-local, which no bridge forwards")
             };
-            return self.drop("port", reason, text);
+            return self.drop("guards", reason, format!("{destination} is {text}"));
         }
-        let class = self.classify(port, question.vlan)?;
         if let Some(source) = question.source {
-            self.guard(port, source)?;
             self.learn(port, class.vid, source)?;
         }
         Ok(class)
@@ -290,18 +294,16 @@ impl<'a> Trace<'a> {
             self.say("learn", format!("{source} becomes known at {name}"));
             return Ok(());
         };
+        if known.is_static && known.port != port.number {
+            let there = self.name(known.port);
+            let text = format!("{source} was configured to be at {there}");
+            return self.drop("learn", Discard::SourceGuard, text);
+        }
         let text = if known.port == port.number {
             format!("{source} is known here")
-        } else if known.is_static {
-            format!(
-                "{source} stays at {}, where it was configured",
-                self.name(known.port)
-            )
         } else if known.is_held {
-            format!(
-                "{source} is held at {}: it moved too often",
-                self.name(known.port)
-            )
+            let there = self.name(known.port);
+            format!("{source} is held at {there}: it moved too often")
         } else {
             format!("{source} moves here from {}", self.name(known.port))
         };
@@ -395,8 +397,11 @@ impl<'a> Trace<'a> {
             let text = format!("{name} is not a member of vlan {vid}");
             return Err((Discard::NoMember, text));
         };
-        if port.isolated && ingress.is_some_and(|from| from.isolated) {
-            let text = format!("{name} is isolated, and so is the sender");
+        let apart =
+            |from: &PortView| (from.isolated && !port.uplink) || (port.isolated && !from.uplink);
+        if let Some(from) = ingress.filter(|from| apart(from)) {
+            let who = if port.isolated { name } else { &from.name };
+            let text = format!("{who} is isolated: not from {} to {name}", from.name);
             return Err((Discard::Isolated, text));
         }
         let tci = egress.tci(class);

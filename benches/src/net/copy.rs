@@ -69,6 +69,8 @@ struct Way {
     to: Ring,
     frames: Burst,
     buffers: Burst,
+    /// Bytes of a buffer.
+    buffer: u64,
 }
 
 impl Way {
@@ -80,6 +82,7 @@ impl Way {
             to: ring(to_memory, receive)?,
             frames: Burst::new(),
             buffers: Burst::new(),
+            buffer: to.buffer_len().into(),
         })
     }
 
@@ -94,7 +97,11 @@ impl Way {
         }
         let mut done = 0;
         while done < frames {
-            let buffers = self.to.pop(&mut self.buffers, BURST);
+            // No more than are needed: each chain popped is work, also if it is given back.
+            let rest = self.frames.iter().skip(done);
+            let needed: u64 = rest.map(|f| f.readable_len.div_ceil(self.buffer)).sum();
+            let needed = usize::try_from(needed).unwrap_or(BURST);
+            let buffers = self.to.pop(&mut self.buffers, needed);
             let (copied, used) = self.copy(done)?;
             self.to.unpop(&self.buffers, buffers - used);
             // Nobody waits for a call: the generator polls.

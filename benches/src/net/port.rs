@@ -1,7 +1,9 @@
 //! One guest's network card: memory, a receive and a transmit queue, and frames ready to go.
 //!
-//! Every frame a port will ever send is built before the run. Where there are more frames than
-//! slots in the transmit ring, a slot is pointed at the next frame each time it is offered again.
+//! Each slot of the transmit ring has a frame of its own in guest memory, built before the run.
+//! Where there are more pairs of addresses than slots, both addresses are written anew each time a
+//! slot is offered again: two words, so that the frames of many stations take no more memory, and
+//! no more of the caches, than those of one.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -15,18 +17,23 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use super::frame::{self, HEADER, SMALLEST, Spec, Stamp};
 use super::queue::{Piece, Queue};
 
-/// Bytes of a receive buffer.
+/// Bytes of a receive buffer, and for offloaded frames: Linux sizes them by what arrives, up to a
+/// page.
 const BUFFER: u32 = 2048;
-/// From one receive buffer to the next: an odd number of cache lines, so that the buffers' first
-/// lines spread over all sets of a cache, as they do in a guest.
-const BUFFER_STRIDE: u64 = 2048 + 3 * 64;
+const LARGE_BUFFER: u32 = 4096;
+/// Added to that from one receive buffer to the next: an odd number of cache lines, so that the
+/// buffers' first lines spread over all sets of a cache, as they do in a guest.
+const GAP: u64 = 3 * 64;
 /// Largest piece of a chain; Linux sends offloaded frames in pieces of this size.
 const PIECE: usize = 32 << 10;
 /// Chains are left alone until so many came back, or until [`PATIENCE`] looks found fewer.
 const ENOUGH: u16 = 32;
 const PATIENCE: u32 = 8;
-/// Transmit slots of offloaded frames: a megabyte in flight, as TCP keeps it.
-const SEGMENTED_SLOTS: u16 = 16;
+/// Transmit slots of offloaded frames: half a megabyte in flight, as TCP keeps it.
+const SEGMENTED_SLOTS: u16 = 8;
+/// Where the words with both addresses stand in a buffer: behind the first 8 bytes of the header,
+/// the last four of which are zero.
+const ADDRESSES: usize = 8;
 
 /// virtio-net features (virtio 1.3, 5.1.3) that a Linux guest negotiates.
 mod net {
@@ -116,6 +123,11 @@ impl Shape {
         }
     }
 
+    /// Bytes of a receive buffer.
+    fn buffer(&self) -> u32 {
+        if self.segmented { LARGE_BUFFER } else { BUFFER }
+    }
+
     /// Frames in a port's pool: each station to each peer, and one a slot at least.
     fn pool(&self) -> u64 {
         let once = self.peers() * u64::from(self.stations);
@@ -160,20 +172,22 @@ pub struct Arrived {
 #[derive(Debug)]
 pub struct Port {
     index: u16,
+    shape: Shape,
     memory: GuestMemory,
     receive: Queue,
     transmit: Queue,
-    /// Guest physical address of the first receive buffer.
-    buffers: u64,
-    buffers_view: View,
-    /// First frame of the pool, distance between two, number.
-    pool: (u64, u64, u64),
+    /// Guest physical address of the first receive buffer, distance between two, and all of them.
+    buffers: (u64, u64, View),
+    /// The same of the slots' frames.
+    frames: (u64, u64, View),
+    /// Descriptors of a slot.
+    pieces: u16,
+    /// The words with both addresses, of every frame in the pool.
+    pool: Vec<[u64; 2]>,
     /// The pool is larger than the ring.
     rotates: bool,
-    /// Chains have several pieces, each its own frame.
-    segmented: bool,
     /// Next frame of the pool to send.
-    next: u64,
+    next: usize,
     /// Slots not on offer, by the heads of their chains.
     free: Vec<u16>,
     /// Looks that found too little, at the receive and at the transmit queue.
@@ -188,68 +202,74 @@ impl Port {
     /// Port `index` of a run: memory, rings, buffers and frames, not attached to anything.
     pub fn new(index: u16, shape: &Shape) -> Result<Self> {
         ensure!(shape.size >= SMALLEST, "frames of {} bytes", shape.size);
-        let filled = shape.filled(index);
-        let stride = (filled as u64).next_multiple_of(64);
-        let (pool, pieces, slots) = (shape.pool(), shape.pieces(index), shape.slots());
+        let (pieces, slots) = (shape.pieces(index), shape.slots());
         ensure!(
             pieces * slots <= shape.ring,
             "{slots} chains of {pieces} do not fit a ring of {}",
             shape.ring
         );
+        let frame = (shape.filled(index) as u64).next_multiple_of(64);
+        let buffer = u64::from(shape.buffer()) + GAP;
+        let frames_len = frame * u64::from(slots);
+        let buffers_len = buffer * u64::from(shape.ring);
         let rings = 64 * u64::from(shape.ring) + (64 << 10);
-        let buffers_len = BUFFER_STRIDE * u64::from(shape.ring);
-        let len = rings + buffers_len + stride * pool + (1 << 20);
+        let len = rings + buffers_len + frames_len;
         let memory = GuestMemory::new(len.next_multiple_of(2 << 20))?;
         let receive = Queue::new(&memory, shape.ring, FEATURES)?;
         let transmit = Queue::new(&memory, shape.ring, FEATURES)?;
-        let buffers = memory.alloc_pages(buffers_len)?;
-        let first = memory.alloc_pages(stride * pool)?;
+        let area = |stride, len| -> Result<(u64, u64, View)> {
+            let first = memory.alloc_pages(len)?;
+            Ok((first, stride, memory.view(first, len, 64)?))
+        };
+        let (buffers, frames) = (area(buffer, buffers_len)?, area(frame, frames_len)?);
+        let pool = shape.pool();
         let mut this = Self {
             index,
-            buffers_view: memory.view(buffers, buffers_len, 64)?,
-            memory,
+            shape: shape.clone(),
             receive,
             transmit,
             buffers,
-            pool: (first, stride, pool),
+            frames,
+            pieces,
+            pool: (0..pool)
+                .map(|i| addresses(&shape.frame(index, i)))
+                .collect(),
             rotates: pool > u64::from(slots),
-            segmented: shape.segmented,
             next: 0,
-            free: (0..slots).map(|slot| slot * pieces).collect(),
+            free: (0..slots).rev().map(|slot| slot * pieces).collect(),
             waited: [0; 2],
             last: 0,
             session: None,
+            memory,
         };
-        this.fill(shape)?;
+        this.fill()?;
         Ok(this)
     }
 
     /// Writes frames and descriptors, and offers every receive buffer.
-    fn fill(&mut self, shape: &Shape) -> Result<()> {
-        let (first, stride, pool) = self.pool;
-        for index in 0..pool {
-            let bytes = frame::build(&shape.frame(self.index, index));
-            self.memory.write(first + index * stride, &bytes)?;
-        }
-        let filled = shape.filled(self.index);
-        for (head, index) in self.free.iter().zip(0..) {
+    fn fill(&mut self) -> Result<()> {
+        let filled = self.shape.filled(self.index);
+        for &head in &self.free {
+            let gpa = self.frame(head);
+            let spec = self.shape.frame(self.index, (head / self.pieces).into());
+            self.memory.write(gpa, &frame::build(&spec))?;
             let mut pieces = Vec::new();
             let mut done = 0;
             while done < filled {
                 let len = PIECE.min(filled - done);
                 pieces.push(Piece {
-                    gpa: first + index * stride + done as u64,
+                    gpa: gpa + done as u64,
                     len: u32::try_from(len)?,
                     writable: false,
                 });
                 done += len;
             }
-            self.transmit.describe(*head, &pieces)?;
+            self.transmit.describe(head, &pieces)?;
         }
         for head in 0..self.receive.size() {
             let piece = Piece {
                 gpa: self.buffer(head),
-                len: BUFFER,
+                len: self.shape.buffer(),
                 writable: true,
             };
             self.receive.describe(head, &[piece])?;
@@ -259,7 +279,11 @@ impl Port {
     }
 
     fn buffer(&self, head: u16) -> u64 {
-        self.buffers + u64::from(head) * BUFFER_STRIDE
+        self.buffers.0 + u64::from(head) * self.buffers.1
+    }
+
+    fn frame(&self, head: u16) -> u64 {
+        self.frames.0 + u64::from(head / self.pieces) * self.frames.1
     }
 
     /// Attaches to a back-end that listens on `socket`.
@@ -304,10 +328,16 @@ impl Port {
         (&self.memory, [&self.receive, &self.transmit])
     }
 
+    /// Bytes of each receive buffer.
+    #[must_use]
+    pub fn buffer_len(&self) -> u32 {
+        self.shape.buffer()
+    }
+
     /// Frames in the pool.
     #[must_use]
     pub fn pool(&self) -> u64 {
-        self.pool.2
+        self.pool.len() as u64
     }
 
     /// Takes what arrived and offers the buffers again, if enough arrived or waited long enough;
@@ -323,8 +353,9 @@ impl Port {
         for _ in 0..count {
             let (head, written) = self.receive.take();
             if touch {
-                let at = usize::from(head) * BUFFER_STRIDE as usize;
-                seen ^= self.buffers_view.load_u64(at, Ordering::Relaxed);
+                let (_, stride, view) = &self.buffers;
+                let at = usize::from(head) * (*stride as usize);
+                seen ^= view.load_u64(at, Ordering::Relaxed);
             }
             bytes += u64::from(written);
             self.receive.offer(head);
@@ -359,8 +390,7 @@ impl Port {
         for _ in 0..count {
             let (head, _) = self.transmit.take();
             if self.rotates {
-                let gpa = self.rotate();
-                self.transmit.point(head, gpa);
+                self.readdress(head);
             }
             self.transmit.offer(head);
         }
@@ -368,32 +398,56 @@ impl Port {
         Ok(count.into())
     }
 
+    /// Writes the next pair of addresses into a slot's frame.
     #[inline]
-    fn rotate(&mut self) -> u64 {
-        let (first, stride, pool) = self.pool;
-        let gpa = first + self.next * stride;
-        self.next = if self.next + 1 == pool {
-            0
-        } else {
-            self.next + 1
+    fn readdress(&mut self, head: u16) {
+        let Some(words) = self.pool.get(self.next) else {
+            self.next = 0;
+            return;
         };
-        gpa
+        let (_, stride, view) = &self.frames;
+        // One piece a chain: whole frames have addresses of their own.
+        let at = usize::from(head) * (*stride as usize) + ADDRESSES;
+        view.store_u64(at, words[0], Ordering::Relaxed);
+        view.store_u64(at + 8, words[1], Ordering::Relaxed);
+        self.next += 1;
+        if self.next == self.pool.len() {
+            self.next = 0;
+        }
     }
 
     /// Offers every free slot; how many.
     pub fn launch(&mut self) -> Result<u64> {
         let mut count = 0;
+        let slots = self.pool.len() as u64;
         while let Some(head) = self.free.pop() {
-            // A check before may have pointed the slots anywhere.
-            if !self.segmented {
-                let gpa = self.rotate();
-                self.transmit.point(head, gpa);
-            }
+            // A check before may have left anything in the slots.
+            let index = u64::from(head / self.pieces) % slots;
+            self.write(head, index, 0)?;
             self.transmit.offer(head);
             count += 1;
         }
         self.transmit.publish()?;
         Ok(count)
+    }
+
+    /// Writes frame `index` of the pool with this number into a slot.
+    fn write(&mut self, head: u16, index: u64, number: u64) -> Result<()> {
+        if self.shape.segmented {
+            return Ok(());
+        }
+        let spec = self.shape.frame(self.index, index);
+        let stamp = Stamp {
+            number,
+            ..spec.stamp
+        };
+        let gpa = self.frame(head);
+        let [first, second] = addresses(&spec).map(u64::to_le_bytes);
+        let words = [first, second].concat();
+        self.memory.write(gpa + ADDRESSES as u64, &words)?;
+        let at = HEADER + frame::stamp_at(spec.tag.is_some());
+        self.memory.write(gpa + at as u64, &stamp.bytes())?;
+        Ok(())
     }
 
     /// Takes slots that came back without offering them again; how many.
@@ -438,22 +492,11 @@ impl Port {
     }
 
     /// Sends frame `index` of the pool with this number, if a slot is free; whether one was.
-    pub fn send(&mut self, index: u64, number: u64, shape: &Shape) -> Result<bool> {
+    pub fn send(&mut self, index: u64, number: u64) -> Result<bool> {
         let Some(head) = self.free.pop() else {
             return Ok(false);
         };
-        let (first, stride, pool) = self.pool;
-        let index = index % pool;
-        if !shape.segmented {
-            let gpa = first + index * stride;
-            let stamp = Stamp {
-                number,
-                ..shape.frame(self.index, index).stamp
-            };
-            let at = HEADER + frame::stamp_at(shape.tag(self.index).is_some());
-            self.memory.write(gpa + at as u64, &stamp.bytes())?;
-            self.transmit.point(head, gpa);
-        }
+        self.write(head, index, number)?;
         self.transmit.offer(head);
         self.transmit.publish()?;
         Ok(true)
@@ -461,8 +504,8 @@ impl Port {
 
     /// Port that frame `index` of the pool goes to.
     #[must_use]
-    pub fn target(&self, index: u64, shape: &Shape) -> u16 {
-        shape.frame(self.index, index % self.pool.2).stamp.to
+    pub fn target(&self, index: u64) -> u16 {
+        self.shape.frame(self.index, index).stamp.to
     }
 
     /// The next arrived buffer: its bytes and its beginning; it is offered again by
@@ -491,4 +534,15 @@ impl Port {
         self.memory.read(self.buffer(head), &mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// The words of a buffer with both addresses of a frame, between zeros.
+fn addresses(spec: &Spec) -> [u64; 2] {
+    let mut bytes = [0; 16];
+    bytes[4..10].copy_from_slice(&spec.destination);
+    bytes[10..].copy_from_slice(&spec.source);
+    let value = u128::from_le_bytes(bytes);
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+    let halves = [value as u64, (value >> 64) as u64];
+    halves
 }

@@ -134,13 +134,6 @@ impl Queue {
         Ok(())
     }
 
-    /// Lets a chain of one piece point elsewhere.
-    #[inline]
-    pub fn point(&self, head: u16, gpa: u64) {
-        let at = usize::from(head & self.mask) * DESC;
-        self.desc.store_u64(at, gpa, Ordering::Relaxed);
-    }
-
     /// Offers a chain; visible after [`Queue::publish`].
     #[inline]
     pub fn offer(&mut self, head: u16) {

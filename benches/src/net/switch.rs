@@ -198,7 +198,9 @@ impl Launcher {
         let mut command = ovs.command(OVS_DPDK);
         command.arg(format!("unix:{}", ovs.path("db.sock").display()));
         command.arg("--pidfile");
-        let switch = Process::start_alone(&mut command, self.cpu, &ovs.path("switch.log"))?;
+        // Only the polling thread belongs to the processor that is measured: the threads that
+        // install and revise flows may run anywhere, or they would fall behind and drop flows.
+        let switch = Process::start_anywhere(&mut command, &ovs.path("switch.log"))?;
         let mut switch = Switch {
             begin: switch.begin,
             processes: vec![switch, database],
@@ -271,7 +273,6 @@ impl Ovs<'_> {
         let settings = [
             "other_config:dpdk-init=true".to_owned(),
             format!("other_config:dpdk-extra=\"{eal}\""),
-            format!("other_config:dpdk-lcore-mask={:#x}", 1 << self.cpu),
             format!("other_config:pmd-cpu-mask={:#x}", 1 << self.cpu),
             "other_config:per-port-memory=true".to_owned(),
             format!("other_config:userspace-tso-enable={segmented}"),

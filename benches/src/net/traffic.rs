@@ -171,9 +171,9 @@ impl Generator {
     }
 
     fn send(&mut self, from: usize, index: u64) -> Result<bool> {
-        let to = usize::from(self.ports[from].target(index, &self.shape));
+        let to = usize::from(self.ports[from].target(index));
         let pair = from * self.ports.len() + to;
-        let sent = self.ports[from].send(index, self.numbers[pair], &self.shape)?;
+        let sent = self.ports[from].send(index, self.numbers[pair])?;
         if sent {
             self.numbers[pair] += 1;
         }

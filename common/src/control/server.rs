@@ -2,14 +2,21 @@
 //!
 //! One request a connection: the callers are command lines and a scraper, and a connection that
 //! ends by itself needs no idle management. A client has [`HEADER_TIMEOUT`] to send its request
-//! head and [`CONNECTION_DEADLINE`] for all of it; after that its place is free again.
+//! head and [`CONNECTION_DEADLINE`] for all of it; after that its place is free again. A response
+//! whose length is not known when it begins is a stream: it lasts as long as the route that makes
+//! it wants, which has to see to clients that do not read.
 
+use std::future::ready;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::HttpBody;
 use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::map_response;
+use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -84,18 +91,33 @@ pub async fn serve(
     }
 }
 
-/// One connection, one request, one answer, within the deadline.
+/// One connection, one request, one answer, within the deadline unless it is a stream.
 async fn converse(stream: UnixStream, routes: Router, patience: Patience) {
+    let streams = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&streams);
+    let routes = routes.layer(map_response(move |response: Response| {
+        if response.body().size_hint().exact().is_none() {
+            noted.store(true, Ordering::Relaxed);
+        }
+        ready(response)
+    }));
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience.header)
         .max_buf_size(MAX_HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    match timeout(patience.connection, conversation).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a control connection ended early"),
-        Err(_) => tracing::warn!("a control connection took too long and was closed"),
+    tokio::pin!(conversation);
+    let ended = match timeout(patience.connection, &mut conversation).await {
+        Ok(ended) => ended,
+        Err(_) if streams.load(Ordering::Relaxed) => conversation.await,
+        Err(_) => {
+            tracing::warn!("a control connection took too long and was closed");
+            return;
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a control connection ended early");
     }
 }
 

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use towpath_common::testing::blk::{self, BlkClient, ClientOptions, Op, UNTOUCHED};
-use towpath_common::testing::split::Desc;
-use towpath_common::testing::{Driver, Form, Frontend, GuestMemory, Segment, SplitDriver, Wanted};
+use towpath_common::testing::split::{self, Desc};
+use towpath_common::testing::{
+    Driver, Form, Frontend, GuestMemory, Segment, SplitDriver, Wanted, feature,
+};
 use towpath_tests::daemon::Vblk;
 
 /// Guards against hanging; nothing here takes a hundredth of it on an idle machine.
@@ -25,6 +27,14 @@ pub(crate) const CAPACITY: u64 = DISK / blk::SECTOR;
 pub(crate) const QUEUE: u16 = 64;
 /// Bytes of a victim's data buffer.
 pub(crate) const DATA: u32 = 64 << 10;
+/// The victim's ring, among its device's.
+pub(crate) const RING: u32 = 0;
+/// A ring that the victim does not use.
+pub(crate) const SPARE: u32 = 1;
+/// The first ring that its device does not have.
+pub(crate) const BEYOND: u32 = 2;
+/// A feature that its device does not offer.
+pub(crate) const FOREIGN: u64 = feature::BLK_RO;
 /// How far the honest client must get after an attack.
 const PROGRESS: u64 = 20;
 /// Anonymous memory the daemon may keep after an attack, in KiB: allocator slack.
@@ -44,6 +54,11 @@ pub(crate) fn until<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) 
         }
         sleep(TICK);
     }
+}
+
+/// What front-ends ask for.
+pub(crate) fn wanted() -> Wanted {
+    Wanted::default()
 }
 
 /// A vblk with its victim and its honest client.
@@ -112,6 +127,11 @@ impl Scene {
         self.vblk.get(&format!("/v1/disks/{name}"))
     }
 
+    /// What the API says about the victim's disk.
+    pub(crate) fn status(&self) -> Result<Value> {
+        self.disk("victim")
+    }
+
     /// A front-end on the victim's disk, well behaved so far.
     pub(crate) fn victim(&self) -> Result<Victim> {
         self.victim_on("victim", &GuestMemory::new(MIB)?)
@@ -148,6 +168,14 @@ impl Scene {
             let now = &disk["session"]["queues"][0]["broken"];
             ensure!(*now == Value::Null || now == reason, "broken for {now}");
             Ok((now == reason && count > Some(0)).then_some(()))
+        })
+    }
+
+    /// The API says that the victim's ring is broken for `reason`.
+    pub(crate) fn is_latched(&self, reason: &str) -> Result<()> {
+        until("ring broken", || {
+            let disk = self.disk("victim")?;
+            Ok((disk["session"]["queues"][0]["broken"] == reason).then_some(()))
         })
     }
 
@@ -355,6 +383,29 @@ impl Victim {
         Ok(())
     }
 
+    /// Has a request in flight, which takes its time in the kernel.
+    pub(crate) fn busy(&mut self) -> Result<()> {
+        self.aim(Op::Flush, 0)?;
+        let status = desc(self.line + 16, 1, split::WRITE, 0);
+        self.offer(&[self.header_desc(1), status], &[0])
+    }
+
+    /// A read, answered without anybody waiting for the call.
+    pub(crate) fn quietly(&mut self) -> Result<()> {
+        self.aim(Op::In, 1)?;
+        let before = self.ring.used_idx();
+        let chain = [
+            self.header_desc(1),
+            desc(self.data, 512, split::NEXT | split::WRITE, 2),
+            desc(self.line + 16, 1, split::WRITE, 0),
+        ];
+        self.offer(&chain, &[0])?;
+        self.ring.events().kick()?;
+        until("an answer", || {
+            Ok((self.ring.used_idx() != before).then_some(()))
+        })
+    }
+
     /// Writes descriptors from index 0 on and makes `heads` available, all at once.
     pub(crate) fn offer(&mut self, descs: &[Desc], heads: &[u16]) -> Result<()> {
         for (index, desc) in (0..).zip(descs) {
@@ -369,7 +420,7 @@ impl Victim {
 
     /// A descriptor of the header that says that `next` follows.
     pub(crate) fn header_desc(&self, next: u16) -> Desc {
-        desc(self.line, 16, towpath_common::testing::split::NEXT, next)
+        desc(self.line, 16, split::NEXT, next)
     }
 }
 

@@ -11,9 +11,11 @@
 mod bodies;
 mod fuzz;
 mod harness;
+mod maps;
 mod memory;
 mod notify;
 mod race;
 mod request;
 mod ring;
+mod session;
 mod socket;

@@ -1,4 +1,5 @@
-//! M13: front-ends that misuse the fds a queue is told and tells through.
+//! M13: front-ends that misuse the fds a queue is told and tells through. `hostile_net` has this
+//! file too.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,11 +8,10 @@ use anyhow::{Result, bail, ensure};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use towpath_common::testing::Driver;
-use towpath_common::testing::split::{NEXT, WRITE};
 use vhost::vhost_user::message::FrontendReq as Request;
 
-use crate::harness::{Scene, Victim, desc, until};
-use crate::memory::refused;
+use crate::harness::{RING, Scene};
+use crate::maps::refused;
 
 /// Fills an eventfd's counter, and has every write to it wait from now on.
 fn clog(fd: BorrowedFd<'_>) -> Result<()> {
@@ -24,22 +24,6 @@ fn clog(fd: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A read, answered without anybody waiting for the call.
-fn read(v: &mut Victim) -> Result<()> {
-    v.aim(towpath_common::testing::blk::Op::In, 1)?;
-    let before = v.ring.used_idx();
-    let chain = [
-        v.header_desc(1),
-        desc(v.data, 512, NEXT | WRITE, 2),
-        desc(v.line + 16, 1, WRITE, 0),
-    ];
-    v.offer(&chain, &[0])?;
-    v.ring.events().kick()?;
-    until("an answer", || {
-        Ok((v.ring.used_idx() != before).then_some(()))
-    })
-}
-
 #[test]
 fn m13_a_full_and_blocking_call_eventfd_holds_nobody_up() -> Result<()> {
     let scene = Scene::new()?;
@@ -49,19 +33,19 @@ fn m13_a_full_and_blocking_call_eventfd_holds_nobody_up() -> Result<()> {
     for _ in 0..100 {
         // Every completion calls.
         v.ring.arm();
-        read(&mut v)?;
+        v.quietly()?;
     }
     scene.unaffected()?;
     // A fresh one is called at once: what was announced on the old one may have been missed.
     let call = eventfd(0, EventfdFlags::CLOEXEC)?;
     clog(call.as_fd())?;
     v.frontend
-        .set_vring_fd(Request::SET_VRING_CALL, 0, Some(call.as_fd()))?;
+        .set_vring_fd(Request::SET_VRING_CALL, RING, Some(call.as_fd()))?;
     clog(call.as_fd())?;
     v.ring.arm();
-    read(&mut v)?;
+    v.quietly()?;
     // And the session can still be led: the ring is stopped, drained, and started again.
-    v.frontend.stop_queue(0)?;
+    v.frontend.stop_queue(RING)?;
     drop(v);
     scene.finish()
 }
@@ -72,10 +56,7 @@ fn m13_a_full_and_blocking_error_eventfd_holds_nobody_up() -> Result<()> {
     let mut v = scene.victim()?;
     clog(v.ring.events().err_fd())?;
     v.offer(&[], &[u16::MAX])?;
-    until("ring broken", || {
-        let disk = scene.disk("victim")?;
-        Ok((disk["session"]["queues"][0]["broken"] == "bad_head").then_some(()))
-    })?;
+    scene.is_latched("bad_head")?;
     scene.unaffected()?;
     drop(v);
     scene.finish()
@@ -108,9 +89,11 @@ fn m13_fds_that_are_no_eventfds_are_refused() -> Result<()> {
     }
     // None at all is fine: the queue is polled.
     let mut v = scene.victim()?;
-    v.frontend.set_vring_fd(Request::SET_VRING_CALL, 0, None)?;
-    v.frontend.set_vring_fd(Request::SET_VRING_KICK, 0, None)?;
-    v.frontend.stop_queue(0)?;
+    v.frontend
+        .set_vring_fd(Request::SET_VRING_CALL, RING, None)?;
+    v.frontend
+        .set_vring_fd(Request::SET_VRING_KICK, RING, None)?;
+    v.frontend.stop_queue(RING)?;
     drop(v);
     scene.finish()
 }
@@ -139,7 +122,7 @@ fn m13_a_storm_of_kicks() -> Result<()> {
     // A kick eventfd that is full and never read.
     clog(v.ring.events().kick_fd())?;
     scene.unaffected()?;
-    ensure!(v.frontend.stop_queue(0)? > 0, "no work was done");
+    ensure!(v.frontend.stop_queue(RING)? > 0, "no work was done");
     drop(v);
     scene.finish()
 }

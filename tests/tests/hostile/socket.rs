@@ -1,4 +1,7 @@
 //! Front-ends that break the protocol: messages, their order, their fds, their absence.
+//!
+//! `hostile_net` has this file too: what is said here goes for any device, and what is not the same
+//! for all of them is in the harness of each.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -8,15 +11,14 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use towpath_common::testing::driver::Events;
 use towpath_common::testing::frontend::describe;
 use towpath_common::testing::memory::Sealing;
-use towpath_common::testing::split::WRITE;
 use towpath_common::testing::wire::{HEADER, NEED_REPLY, VERSION, encode};
 use towpath_common::testing::{
     Driver, Error, Frontend, GuestMemory, GuestRegion, RawFrontend, Wanted, feature,
 };
 use vhost::vhost_user::message::{FrontendReq as Request, VhostUserProtocolFeatures as Protocol};
 
-use crate::harness::{MIB, PATIENCE, Scene, Victim, desc, until};
-use crate::memory::refused;
+use crate::harness::{BEYOND, FOREIGN, MIB, PATIENCE, RING, SPARE, Scene, Victim, until, wanted};
+use crate::maps::refused;
 
 /// Long enough for a message to be handled, short enough to be spent a hundred times.
 const MOMENT: Duration = Duration::from_millis(2);
@@ -36,7 +38,7 @@ fn next_is_served(scene: &Scene) -> Result<()> {
 fn everything(scene: &Scene) -> Result<Frontend> {
     let wanted = Wanted {
         protocol: Protocol::all(),
-        ..Wanted::default()
+        ..wanted()
     };
     Ok(Frontend::connect(
         &scene.socket("victim"),
@@ -114,53 +116,8 @@ fn guest() -> Result<(GuestMemory, towpath_common::testing::SplitDriver)> {
     Ok((memory, ring))
 }
 
-#[test]
-fn h18_configuration_space_at_its_extremes() -> Result<()> {
-    let scene = Scene::new()?;
-    let numbers = [
-        0,
-        1,
-        59,
-        60,
-        61,
-        255,
-        256,
-        257,
-        512,
-        4084,
-        4096,
-        1 << 31,
-        u32::MAX,
-    ];
-    for offset in numbers {
-        for len in numbers {
-            let mut frontend = scene.frontend()?;
-            let room = usize::try_from(len.min(4084))?;
-            let head = [offset.to_ne_bytes(), len.to_ne_bytes(), [0; 4]].concat();
-            let payload = [&head[..], &vec![0; room]].concat();
-            // An answer, an empty one, or the end: all but silence.
-            let answer = frontend.ask(Request::GET_CONFIG, &payload, &[]);
-            ensure!(
-                !matches!(answer, Err(Error::Timeout(_))),
-                "GET_CONFIG {offset}+{len}"
-            );
-            let written = [&head[..], &vec![2; room]].concat();
-            let answer = frontend.tell(Request::SET_CONFIG, &written, &[]);
-            if answer.is_ok() {
-                ensure!(len == 0, "SET_CONFIG {offset}+{len} was taken");
-            }
-            ensure!(
-                !matches!(answer, Err(Error::Timeout(_))),
-                "SET_CONFIG {offset}+{len}"
-            );
-        }
-    }
-    next_is_served(&scene)?;
-    scene.finish()
-}
-
-#[test]
-fn h19_a_thousand_fds() -> Result<()> {
+/// Far more fds than any message wants, with messages and with single bytes.
+pub(crate) fn a_thousand_fds() -> Result<()> {
     let scene = Scene::new()?;
     let file = memfd(4096)?;
     let fds = vec![file.as_fd(); 250];
@@ -184,8 +141,8 @@ fn h19_a_thousand_fds() -> Result<()> {
     scene.finish()
 }
 
-#[test]
-fn h19_messages_in_any_order() -> Result<()> {
+/// The messages of a handshake, shuffled.
+pub(crate) fn messages_in_any_order() -> Result<()> {
     let scene = Scene::new()?;
     let (memory, ring) = guest()?;
     for seed in 0..200u64 {
@@ -209,8 +166,8 @@ fn h19_messages_in_any_order() -> Result<()> {
     scene.finish()
 }
 
-#[test]
-fn h19_two_front_ends_at_once() -> Result<()> {
+/// A second front-end waits for the first one to go.
+pub(crate) fn two_front_ends_at_once() -> Result<()> {
     let scene = Scene::new()?;
     let mut first = scene.victim()?;
     let second = raw(&scene)?;
@@ -294,7 +251,7 @@ fn m02_every_message_with_fds_it_does_not_want() -> Result<()> {
 #[test]
 fn m03_vrings_that_do_not_exist() -> Result<()> {
     let scene = Scene::new()?;
-    for index in [2, 255, 256, 65536, 0x1_0001, u32::MAX] {
+    for index in [BEYOND, 255, 256, 65536, 0x1_0001, u32::MAX] {
         for request in [
             Request::SET_VRING_NUM,
             Request::SET_VRING_BASE,
@@ -319,13 +276,13 @@ fn m04_queue_sizes() -> Result<()> {
     let scene = Scene::new()?;
     let mut v = scene.victim()?;
     for size in [0, 3, 65, 32769, 65536, u32::MAX] {
-        refused(v.frontend.set_vring(Request::SET_VRING_NUM, 1, size))?;
+        refused(v.frontend.set_vring(Request::SET_VRING_NUM, SPARE, size))?;
         scene.error_says("power of two")?;
     }
     for _ in 0..100 {
-        v.frontend.set_vring(Request::SET_VRING_NUM, 1, 32768)?;
+        v.frontend.set_vring(Request::SET_VRING_NUM, SPARE, 32768)?;
     }
-    refused(v.frontend.set_vring(Request::SET_VRING_NUM, 0, 128))?;
+    refused(v.frontend.set_vring(Request::SET_VRING_NUM, RING, 128))?;
     scene.error_says("running")?;
     v.works()?;
     drop(v);
@@ -363,7 +320,7 @@ fn m07_ring_addresses() -> Result<()> {
     v.works()?;
     let (memory, setup) = (v.memory.clone(), v.ring.setup());
     for _ in 0..10 {
-        v.frontend.set_vring_addr(0, &memory, &setup)?;
+        v.frontend.set_vring_addr(RING, &memory, &setup)?;
     }
     v.works()?;
     drop(v);
@@ -465,11 +422,12 @@ fn m09_in_flight_tables_again_and_again_and_full_of_lies() -> Result<()> {
         let (memory, ring) = guest()?;
         let mut frontend = scene.frontend()?;
         frontend.set_memory(&memory)?;
-        let table = frontend.get_inflight(1, 64)?;
+        let queues = u16::try_from(RING + 1)?;
+        let table = frontend.get_inflight(queues, 64)?;
         let whole = vec![fill; usize::try_from(table.size)?];
         rustix::io::pwrite(&table.file, &whole, table.offset)?;
         frontend.set_inflight(&table)?;
-        let started = frontend.start_queue(0, &memory, &ring.setup());
+        let started = frontend.start_queue(RING, &memory, &ring.setup());
         ensure!(!matches!(started, Err(Error::Timeout(_))), "no answer");
         scene.unaffected()?;
     }
@@ -480,14 +438,14 @@ fn m09_in_flight_tables_again_and_again_and_full_of_lies() -> Result<()> {
 #[test]
 fn m10_features_that_were_not_offered() -> Result<()> {
     let scene = Scene::new()?;
-    for bits in [u64::MAX, 1 << 63, feature::PACKED, feature::BLK_RO] {
+    for bits in [u64::MAX, 1 << 63, feature::PACKED, FOREIGN] {
         let mut frontend = scene.frontend()?;
         refused(frontend.tell(Request::SET_FEATURES, &bits.to_ne_bytes(), &[]))?;
         scene.error_says("not offered")?;
     }
     let mut v = scene.victim()?;
     for _ in 0..20 {
-        v.frontend.set_features(Wanted::default().features)?;
+        v.frontend.set_features(wanted().features)?;
         v.works()?;
     }
     drop(v);
@@ -508,8 +466,7 @@ fn m11_hanging_up_after_each_message_of_a_handshake() -> Result<()> {
     // With requests in flight.
     for _ in 0..20 {
         let mut v: Victim = scene.victim()?;
-        v.aim(towpath_common::testing::blk::Op::Flush, 0)?;
-        v.offer(&[v.header_desc(1), desc(v.line + 16, 1, WRITE, 0)], &[0])?;
+        v.busy()?;
     }
     next_is_served(&scene)?;
     scene.finish()
@@ -520,7 +477,7 @@ fn m12_replies_that_nobody_reads() -> Result<()> {
     let scene = Scene::new()?;
     let wanted = Wanted {
         protocol: Protocol::all(),
-        ..Wanted::default()
+        ..wanted()
     };
     for request in [Request::GET_FEATURES, Request::GET_STATUS] {
         // It gives up sending after a while: that is how it knows that nothing is read any more.
@@ -531,7 +488,7 @@ fn m12_replies_that_nobody_reads() -> Result<()> {
         }
         ensure!(sent < 100_000, "{sent} requests taken, and no reply read");
         // The control plane does not wait for that session.
-        scene.disk("victim")?;
+        scene.status()?;
         scene.unaffected()?;
     }
     next_is_served(&scene)?;
@@ -548,7 +505,7 @@ fn m14_a_storm_of_connections_and_a_front_end_that_never_speaks() -> Result<()> 
         }
     }
     until("every connection seen", || {
-        let seen = scene.disk("victim")?["stats"]["connections"].as_u64();
+        let seen = scene.status()?["stats"]["connections"].as_u64();
         Ok((seen > Some(1500)).then_some(()))
     })?;
     scene.unaffected()?;

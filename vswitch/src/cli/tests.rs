@@ -6,7 +6,7 @@ use towpath_common::config::Poll;
 use vswitch::config::Sources;
 use vswitch::service::FdbFilter;
 
-fn parse(line: &str) -> Result<Command, String> {
+pub(super) fn parse(line: &str) -> Result<Command, String> {
     let words = std::iter::once("vswitch").chain(line.split_whitespace());
     Cli::try_parse_from(words)
         .map(|cli| cli.command)

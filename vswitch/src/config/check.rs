@@ -6,7 +6,7 @@ use std::hash::Hash;
 
 use towpath_common::config::{ConfigError, Daemon, Name, Place};
 
-use super::{MAX_PORTS, Mirror, StaticEntry, Written};
+use super::{MAX_PORTS, MAX_SOURCES, Mirror, StaticEntry, Written};
 use crate::mac::Mac;
 use crate::vlan::Vid;
 use crate::vlan::{Mode, VlanSet};
@@ -29,6 +29,10 @@ pub(super) fn check(daemon: &Daemon, written: &Written) -> Result<(), ConfigErro
             return Err(invalid(place, message));
         }
         sockets.claim(place, port.socket.as_path())?;
+        if port.addresses().count() > MAX_SOURCES {
+            let message = format!("more than {MAX_SOURCES} addresses; leave some out, or all");
+            return Err(invalid(place, message));
+        }
         for mac in port.addresses() {
             station(place, mac)?;
             macs.claim(place, mac.to_string())?;

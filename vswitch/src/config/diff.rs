@@ -20,7 +20,7 @@ pub struct Diff {
     pub mirrors: Changes,
     /// Keys of `[switch]`: `key: old -> new`.
     pub switch: Vec<String>,
-    /// Keys of `[daemon]` that changed, and take effect at the next start only.
+    /// Keys of `[daemon]` and the `fdb_size` that changed, and take effect at the next start only.
     pub needs_restart: Vec<String>,
 }
 
@@ -50,6 +50,11 @@ impl fmt::Display for Diff {
 impl Config {
     /// What changes if `new` takes the place of this configuration.
     pub fn diff(&self, new: &Self) -> Diff {
+        let switch = changed_keys(&self.switch, &new.switch);
+        let at_start = |key: &String| key.starts_with("fdb_size:");
+        let (restart, switch): (Vec<_>, _) = switch.into_iter().partition(at_start);
+        let mut needs_restart = changed_keys(&self.daemon, &new.daemon);
+        needs_restart.extend(restart.iter().map(|key| format!("switch {key}")));
         Diff {
             ports: Changes::between(&self.ports, &new.ports, |port| port.name.clone()),
             uplinks: Changes::between(&self.uplinks, &new.uplinks, |up| up.name.clone()),
@@ -57,8 +62,8 @@ impl Config {
                 format!("{} vlan {}", entry.mac, entry.vlan)
             }),
             mirrors: Changes::between(&self.mirrors, &new.mirrors, |one| one.name.clone()),
-            switch: changed_keys(&self.switch, &new.switch),
-            needs_restart: changed_keys(&self.daemon, &new.daemon),
+            switch,
+            needs_restart,
         }
     }
 }

@@ -90,7 +90,9 @@ fn named(table: &Table, key: &str, name: &Name) -> bool {
 /// Adds `[[key]]` at the end.
 fn append(root: &mut Table, key: &'static str, keys: &toml::Table) -> Result<(), EditError> {
     let mut table = Table::new();
-    for (key, value) in keys {
+    // The name first, as one writes it.
+    let (name, rest): (Vec<_>, Vec<_>) = keys.iter().partition(|(key, _)| *key == "name");
+    for (key, value) in name.into_iter().chain(rest) {
         table.insert(key, Item::Value(value_of(value)));
     }
     if let Some(tables) = tables(root, key)? {

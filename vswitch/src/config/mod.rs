@@ -27,9 +27,9 @@ pub use argument::{PORT, UPLINK};
 pub use change::{Change, ChangeError, FdbKey, PortEdit};
 pub use diff::Diff;
 pub use edit::{EditError, edit};
-pub use guards::{GuardTable, Guards, MacLimit, PerSecond, Rate, Storm};
+pub use guards::{Bound, GuardConfig, GuardTable, MAX_SOURCES, Side};
 pub use port::{Mtu, Port, QueuePairs, Uplink};
-pub use switch::{Ageing, Direction, FdbSize, Mirror, StaticEntry, Switch};
+pub use switch::{Direction, Mirror, StaticEntry, Switch};
 
 /// Read when the command line names neither a file nor a port.
 pub const DEFAULT_FILE: &str = "/etc/towpath/vswitch.toml";
@@ -197,10 +197,15 @@ impl Config {
         }
     }
 
-    /// The guards of a port: the switch's, changed by its own.
-    pub fn guards(&self, port: &Port) -> Guards {
-        let defaults = Guards::default().with(&self.switch.guards);
-        defaults.with(&port.guards)
+    /// The guards of a port: the usual ones, changed by the switch's, changed by its own.
+    pub fn guards(&self, port: &Port) -> GuardConfig {
+        guards::overlay(&self.switch.guards, &port.guards).complete(Side::Guest)
+    }
+
+    /// Takes over from `running` what changes at a start only.
+    pub fn keep_what_needs_a_restart(&mut self, running: &Self) {
+        self.daemon = running.daemon.clone();
+        self.switch.fdb_size = running.switch.fdb_size;
     }
 }
 

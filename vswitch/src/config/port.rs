@@ -45,7 +45,7 @@ pub struct Port {
     /// Whether checksum and segmentation offloads are offered.
     #[serde(default = "yes")]
     pub offloads: bool,
-    /// What differs from `[switch]`'s guards.
+    /// What differs from `[switch]`'s guards, which differ from the usual ones.
     #[serde(default)]
     pub guards: GuardTable,
     /// Share of its worker's time.
@@ -75,6 +75,8 @@ pub struct Uplink {
     pub mtu: Option<Mtu>,
     /// Whether the host's checksum and segmentation offloads are used.
     pub offloads: bool,
+    /// What differs from no guards at all.
+    pub guards: GuardTable,
     /// Share of its worker's time.
     pub weight: Weight,
     /// The most it may use of a core; `None`: no limit.
@@ -96,6 +98,8 @@ struct UplinkTable {
     #[serde(default = "yes")]
     offloads: bool,
     #[serde(default)]
+    guards: GuardTable,
+    #[serde(default)]
     weight: Weight,
     cap: Option<Cap>,
 }
@@ -112,6 +116,7 @@ impl From<UplinkTable> for Uplink {
             queues: table.queues,
             mtu: table.mtu,
             offloads: table.offloads,
+            guards: table.guards,
             weight: table.weight,
             cap: table.cap,
         }

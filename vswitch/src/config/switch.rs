@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
-use towpath_common::ranged;
 
 use super::guards::GuardTable;
+use crate::fdb::{Ageing, Capacity};
 use crate::mac::Mac;
 use crate::vlan::{Vid, VlanSet};
 
@@ -12,36 +12,12 @@ use crate::vlan::{Vid, VlanSet};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Switch {
-    /// Most addresses known at a time, all VLANs together.
-    pub fdb_size: FdbSize,
+    /// Room for addresses, all VLANs together; read at the start only.
+    pub fdb_size: Capacity,
     /// Seconds after which an address that sends nothing is forgotten.
     pub ageing: Ageing,
-    /// What differs from the built-in guards, for all ports.
+    /// What differs from the usual guards, for all ports but uplinks.
     pub guards: GuardTable,
-}
-
-ranged! {
-    /// Addresses known at a time.
-    FdbSize(u32), "fdb_size", 1_024..=4_194_304
-}
-
-impl Default for FdbSize {
-    /// Some 3 MiB.
-    fn default() -> Self {
-        Self(131_072)
-    }
-}
-
-ranged! {
-    /// Seconds until an address is forgotten (802.1Q, table 8-6: 10 to 1 000 000).
-    Ageing(u32), "ageing", 10..=1_000_000
-}
-
-impl Default for Ageing {
-    /// 802.1Q, table 8-6.
-    fn default() -> Self {
-        Self(300)
-    }
 }
 
 /// An address that is not learned: `[[fdb]]`.

@@ -23,7 +23,7 @@ pub(super) const SECOND: u64 = 1 << PORT_BITS;
 const REST_SHIFT: u32 = PORT_BITS + 1;
 
 /// One more than the largest port number that fits a word.
-pub(super) const PORTS: usize = PORT_MASK as usize;
+pub(super) const PORTS: usize = (1 << PORT_BITS) - 1;
 
 /// A cache line of entries.
 #[derive(Debug, Default)]
@@ -83,13 +83,19 @@ impl Bucket {
     /// No branch depends on which entry it is: that would be mispredicted three times of four.
     #[inline]
     pub(super) fn port(&self, want: Word) -> PortNo {
-        let mut found = 0;
-        for word in &self.words {
-            // What is left has the port alone, if all else is equal.
-            let left = word.load(Relaxed) ^ want.0;
-            found |= if left <= PORT_MASK { left } else { 0 };
+        let words = self
+            .words
+            .each_ref()
+            .map(|word| word.load(Relaxed) ^ want.0);
+        // What is left has the port alone, if all else is equal.
+        let mut found = 0_u32;
+        for (way, left) in words.iter().enumerate() {
+            found |= u32::from(left.wrapping_sub(1) < PORT_MASK) << way;
         }
-        port_of(found)
+        if found == 0 {
+            return PortNo::NONE;
+        }
+        port_of(words[found.trailing_zeros() as usize % WAYS])
     }
 
     /// The entry that is `want`, port included.

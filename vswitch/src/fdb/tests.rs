@@ -1,5 +1,10 @@
 //! The table against a map, and against those who flood it, collide in it or contend for it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "small numbers, known to the test"
+)]
+
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 
@@ -66,7 +71,7 @@ fn check(fdb: &Fdb) {
 fn colliding(fdb: &Fdb, count: usize) -> Vec<(Vid, Mac)> {
     let high = 1 << (30 - fdb.bits);
     let all = (0..high * high).filter_map(|n| {
-        let (left, right) = (n / high << fdb.bits, n % high << fdb.bits | 1);
+        let (left, right) = ((n / high) << fdb.bits, (n % high) << fdb.bits | 1);
         let hash = Hash::join(left, usize::try_from(right).unwrap(), 30);
         KEY.key(hash).filter(|(_, mac)| !mac.is_multicast())
     });
@@ -477,9 +482,10 @@ enum Step {
 
 fn any_step() -> impl Strategy<Value = Step> {
     let (number, port) = (0_u64..60, 0_u16..5);
+    let both = (number.clone(), port.clone());
     prop_oneof![
-        20 => (number.clone(), port.clone()).prop_map(|(number, port)| Step::Learn { number, port }),
-        1 => (number.clone(), port.clone()).prop_map(|(number, port)| Step::Static { number, port }),
+        20 => both.clone().prop_map(|(number, port)| Step::Learn { number, port }),
+        1 => both.prop_map(|(number, port)| Step::Static { number, port }),
         1 => number.prop_map(|number| Step::Forget { number }),
         1 => port.prop_map(|port| Step::Flush { port }),
         6 => (1_u32..150).prop_map(|seconds| Step::Wait { seconds }),

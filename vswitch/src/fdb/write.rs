@@ -2,9 +2,9 @@
 //!
 //! Everything here is bounded: two buckets of the address, the other bucket of each of the eight
 //! entries in them, and those of the four entries in each of these: 42 in all, in a table that
-//! is between three quarters and 15/16 full, and two in one that is fuller. Only the holder of the lock writes words; that a reader may meanwhile
-//! find an entry in both of its buckets, or miss one that changes from second to first under its
-//! eyes, costs at most one flooded frame.
+//! is between three quarters and 15/16 full, and two in one that is fuller. Only the holder of the
+//! lock writes words; that a reader may meanwhile find an entry in both of its buckets, or miss one
+//! that changes from second to first under its eyes, costs at most one flooded frame.
 
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering::Relaxed;

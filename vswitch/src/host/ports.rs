@@ -15,8 +15,10 @@ use crate::config::{self, Config};
 use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Ageing, Filter, PortNo};
-use crate::guard::Guards;
+use crate::features::Card;
+use crate::guard::{GuardConfig, Guards, Side};
 use crate::head::ETHERNET;
+use crate::mac::Mac;
 use crate::plane::{Change, NewPort};
 use crate::port::Uplink;
 use crate::port::tap::Tap;
@@ -120,6 +122,17 @@ fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Sh
         weight: Weight::try_from(weight.get()).unwrap_or_default(),
         cap: cap.and_then(|c| Cap::try_from(c).ok()),
     }
+}
+
+/// The guards of a port as configured, at work.
+fn guards_of(config: &Config, port: &config::Port) -> Guards {
+    let addresses: Vec<Mac> = port.addresses().collect();
+    Guards::new(&config.guards(port), &addresses, port.isolated)
+}
+
+/// The same for an uplink, which is trusted unless it says otherwise.
+fn uplink_guards(config: &config::Uplink) -> Guards {
+    Guards::new(&config.guards.complete(Side::Uplink), &[], false)
 }
 
 fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
@@ -282,7 +295,14 @@ impl Host {
             None => listen(&config)?,
         };
         let pairs = config.queues.get();
-        let queues = usize::from(pairs) * 2;
+        // And the control queue.
+        let queues = usize::from(pairs) * 2 + 1;
+        let card = Card {
+            pairs,
+            mac: config.mac,
+            mtu: config.mtu.get(),
+            offloads: config.offloads,
+        };
         let (shared, connections) = match before {
             Some((shared, n)) if shared.queues.len() == queues => (shared, n),
             _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
@@ -294,7 +314,7 @@ impl Host {
         let device = Arc::new(NetDevice::new(
             Arc::from(config.name.as_str()),
             no,
-            pairs,
+            card,
             Arc::clone(&egress),
             Arc::clone(&shared),
             handles,
@@ -302,7 +322,8 @@ impl Host {
         let server = Server::start(listening, device).map_err(|e| failed(&config.name, e))?;
         Ok(Running {
             no,
-            guards: Arc::default(),
+            // Set before the first frame, when all ports get their settings.
+            guards: Arc::new(Guards::new(&GuardConfig::default(), &[], false)),
             kind: Kind::Guest(config, Some(server)),
             egress,
             shared,
@@ -349,7 +370,7 @@ impl Host {
         }
         Ok(Running {
             no,
-            guards: Arc::default(),
+            guards: Arc::new(uplink_guards(&config)),
             kind: Kind::Uplink(config, mtu),
             egress,
             shared,
@@ -416,6 +437,8 @@ impl Host {
                         let old = share(have.weight, have.cap, workers);
                         reshare(old, share(wanted.weight, wanted.cap, workers));
                         *have = wanted.clone();
+                        // Their accounts begin anew; that costs at most one burst too many.
+                        port.guards = Arc::new(guards_of(config, wanted));
                     }
                 }
                 Kind::Uplink(have, _) => {
@@ -424,6 +447,7 @@ impl Host {
                         let old = share(have.weight, have.cap, workers);
                         reshare(old, share(wanted.weight, wanted.cap, workers));
                         *have = wanted.clone();
+                        port.guards = Arc::new(uplink_guards(wanted));
                     }
                 }
             }

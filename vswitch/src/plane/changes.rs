@@ -1,5 +1,7 @@
 //! What changes on a worker between two bursts: tables, ports, queues.
 
+use std::sync::Arc;
+
 use towpath_common::bell::Bell;
 use towpath_common::clock::Cycles;
 use towpath_common::ring::Ring;
@@ -7,9 +9,12 @@ use towpath_common::session::Attach;
 
 use super::{Change, NetPlane, NewPort, PortHere, UplinkHere};
 use crate::batch::Source;
+use crate::ctrl::Control;
+use crate::egress::Egress;
 use crate::fdb::PortNo;
 use crate::net::Offloads;
 use crate::port::Uplink;
+use crate::port::guest_ctrl::GuestCtrl;
 use crate::port::guest_tx::GuestTx;
 use crate::stats::QueueCounters;
 use crate::switch::Ingress;
@@ -34,6 +39,9 @@ impl NetPlane {
             Change::Attach(no, queue, attach, features, reply) => {
                 reply.send(self.attach(no, queue, *attach, features));
             }
+            Change::AttachControl(no, queue, attach, control, egress, reply) => {
+                reply.send(self.attach_control(no, queue, *attach, control, egress));
+            }
             Change::Detach(no, queue, reply) => {
                 // An unknown queue: dropping the reply tells the caller.
                 if let Some(ring) = self.detach(no, queue) {
@@ -41,9 +49,10 @@ impl NetPlane {
                 }
             }
             Change::Update(no, index, update) => {
-                let port = self.find(no);
-                let queue = port.and_then(|p| p.queues.iter_mut().find(|q| q.index() == index));
-                if let Some(queue) = queue {
+                let Some(port) = self.find(no) else { return };
+                if let Some(control) = port.control.as_mut().filter(|c| c.index() == index) {
+                    control.update(update);
+                } else if let Some(queue) = port.queues.iter_mut().find(|q| q.index() == index) {
                     queue.update(update);
                 }
             }
@@ -73,6 +82,7 @@ impl NetPlane {
             name: new.name,
             entity,
             queues: Vec::new(),
+            control: None,
             uplinks: Vec::new(),
             rx: new
                 .shared
@@ -149,8 +159,46 @@ impl NetPlane {
         true
     }
 
+    fn attach_control(
+        &mut self,
+        no: PortNo,
+        index: u16,
+        attach: Attach,
+        control: Control,
+        egress: Arc<Egress>,
+    ) -> bool {
+        let Ok(bell) = self.bells.pop().map_or_else(Bell::new, Ok) else {
+            return false;
+        };
+        let Some(port) = self.ports.iter_mut().flatten().find(|p| p.no == no) else {
+            return false;
+        };
+        let Ok(queue) = GuestCtrl::new(index, attach, bell, control, egress) else {
+            return false;
+        };
+        if queue
+            .kick()
+            .is_some_and(|kick| self.poller.add(kick).is_err())
+        {
+            return false;
+        }
+        if let Some(shared) = port.shared.queues.get(usize::from(index)) {
+            shared.set_broken(None);
+        }
+        port.control = Some(queue);
+        true
+    }
+
     fn detach(&mut self, no: PortNo, index: u16) -> Option<Ring> {
         let port = self.ports.iter_mut().flatten().find(|p| p.no == no)?;
+        if let Some(control) = port.control.take_if(|c| c.index() == index) {
+            if let Some(kick) = control.kick() {
+                self.poller.remove(kick);
+            }
+            let (ring, bell) = control.into_parts();
+            self.bells.extend(bell);
+            return Some(ring);
+        }
         let at = port.queues.iter().position(|q| q.index() == index)?;
         let mut queue = port.queues.remove(at);
         if let Some(shared) = port.shared.queues.get(usize::from(index)) {

@@ -114,6 +114,11 @@ impl GuestRx {
         self.accepts
     }
 
+    /// It takes these from now on.
+    pub fn set_accepts(&mut self, accepts: Offloads) {
+        self.accepts = accepts;
+    }
+
     /// True once the guest's memory was found truncated; its session is hung up then.
     #[must_use]
     pub fn check_poison(&self) -> bool {

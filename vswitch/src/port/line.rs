@@ -10,12 +10,12 @@ use towpath_common::session::{Alarm, Attach, Update};
 
 /// The line to a queue's driver and to its front-end.
 #[derive(Debug)]
-pub struct Line {
+pub(super) struct Line {
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     bell: Bell,
     /// Whether the front-end enabled the queue.
-    pub enabled: bool,
+    pub(super) enabled: bool,
     alarm: Arc<Alarm>,
     told_broken: bool,
 }
@@ -25,7 +25,7 @@ impl Line {
     ///
     /// # Errors
     /// If the call fd cannot be signalled.
-    pub fn of(attach: Attach, mut bell: Bell) -> io::Result<(Ring, Option<OwnedFd>, Line)> {
+    pub(super) fn of(attach: Attach, mut bell: Bell) -> io::Result<(Ring, Option<OwnedFd>, Line)> {
         let Attach {
             ring,
             kick,
@@ -51,12 +51,12 @@ impl Line {
 
     /// The bell, which signals nothing any more.
     #[must_use]
-    pub fn into_bell(mut self) -> Option<Bell> {
+    pub(super) fn into_bell(mut self) -> Option<Bell> {
         self.bell.aim(None).is_ok().then_some(self.bell)
     }
 
     /// Apply a change that needs no drain.
-    pub fn update(&mut self, update: Update) {
+    pub(super) fn update(&mut self, update: Update) {
         match update {
             Update::Call(fd) => {
                 self.call = fd;
@@ -72,13 +72,13 @@ impl Line {
 
     /// Notify the driver.
     #[inline]
-    pub fn notify(&mut self) {
+    pub(super) fn notify(&mut self) {
         self.bell.ring();
     }
 
     /// Why `ring` broke, the first time this is asked after it did; the front-end is told too.
     #[inline]
-    pub fn newly_broken(&mut self, ring: &Ring) -> Option<Violation> {
+    pub(super) fn newly_broken(&mut self, ring: &Ring) -> Option<Violation> {
         let violation = ring.broken()?;
         if std::mem::replace(&mut self.told_broken, true) {
             return None;
@@ -94,7 +94,7 @@ impl Line {
 
     /// True if the guest's memory was truncated; the session is hung up then.
     #[must_use]
-    pub fn check_poison(&self, ring: &Ring) -> bool {
+    pub(super) fn check_poison(&self, ring: &Ring) -> bool {
         let poisoned = ring.mem().poisoned();
         if poisoned {
             self.alarm.raise();

@@ -1,6 +1,7 @@
 //! What the switch needs of a port that is not a guest: bursts of frames, in buffers of its own.
 
 pub mod guest;
+pub mod guest_ctrl;
 pub mod guest_tx;
 mod line;
 pub mod memory;

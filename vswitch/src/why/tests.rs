@@ -28,6 +28,7 @@ fn port(number: u16, mode: Mode) -> PortView {
         name: format!("p{number}"),
         mode,
         link: true,
+        uplink: false,
         isolated: false,
         mirror: false,
         macs: Vec::new(),
@@ -204,8 +205,27 @@ fn every_reason_on_the_way_out_is_found() {
         question(0, A, NEW),
         Discard::NoMember,
     );
-    let isolate = |s: &mut Snapshot| s.ports.iter_mut().for_each(|p| p.isolated = true);
-    check(isolate, plain, Discard::Isolated);
+    check(|s| s.ports[0].isolated = true, plain, Discard::Isolated);
+    check(|s| s.ports[3].isolated = true, plain, Discard::Isolated);
+}
+
+#[test]
+fn isolated_ports_reach_uplinks() {
+    let mut snapshot = snapshot();
+    snapshot.ports[0].isolated = true;
+    snapshot.ports[3].uplink = true;
+    let there = Verdict::Delivered("p3".to_owned());
+    assert_eq!(verdict(&snapshot, &question(0, A, B)), there);
+    let uplinks = Verdict::Flooded(vec!["p3".to_owned()]);
+    assert_eq!(verdict(&snapshot, &question(0, A, NEW)), uplinks);
+}
+
+#[test]
+fn an_address_configured_elsewhere_is_not_taken() {
+    let mut snapshot = snapshot();
+    snapshot.known[0].is_static = true;
+    let theft = verdict(&snapshot, &question(1, A, B));
+    assert_eq!(theft, dropped(Discard::SourceGuard));
 }
 
 #[test]
@@ -219,8 +239,6 @@ fn where_an_address_moves_is_said() {
     assert_eq!(finding(|_| ()), format!("{A} moves here from p0"));
     let held = format!("{A} is held at p0: it moved too often");
     assert_eq!(finding(|k| k.is_held = true), held);
-    let stays = format!("{A} stays at p0, where it was configured");
-    assert_eq!(finding(|k| k.is_static = true), stays);
 }
 
 fn asked(snapshot: &Snapshot, mac: Mac, vlan: Option<u16>, port: Option<u16>) -> Why {

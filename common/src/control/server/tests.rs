@@ -1,12 +1,18 @@
 //! The server over a real socket: honest clients, stuck ones, and nonsense.
 
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::thread;
 
+use axum::body::{Body as ResponseBody, Bytes};
 use axum::routing::{get, post};
+use hyper::body::Frame;
 use serde::Deserialize;
+use tokio::time::Sleep;
 
 use super::*;
 use crate::control::answer::MAX_BODY_BYTES;
@@ -23,6 +29,30 @@ async fn take_order(Body(order): Body<Order>) -> Answer<u32> {
     Answer::success("noted", order.beers)
 }
 
+/// A body that ends after a quarter of a second, and does not say how long it is.
+#[derive(Default)]
+struct Late(Option<Pin<Box<Sleep>>>);
+
+impl HttpBody for Late {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let sleep = self.0.get_or_insert_with(|| {
+            let quarter = Duration::from_millis(250);
+            Box::pin(sleep(quarter))
+        });
+        if sleep.is_elapsed() {
+            return Poll::Ready(None);
+        }
+        let late = || Some(Ok(Frame::data(Bytes::from_static(b"at last"))));
+        sleep.as_mut().poll(context).map(|()| late())
+    }
+}
+
 /// A server on a thread of its own, which ends with the test process.
 struct Running {
     path: PathBuf,
@@ -36,7 +66,11 @@ fn start(patience: Patience) -> Running {
     thread::spawn(move || {
         let routes = Router::new()
             .route("/hello", get(|| async { Answer::success("hello", 7) }))
-            .route("/order", post(take_order));
+            .route("/order", post(take_order))
+            .route(
+                "/late",
+                get(|| async { ResponseBody::new(Late::default()) }),
+            );
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -197,4 +231,15 @@ fn an_answer_that_is_none_is_an_error() {
     let error = Client::new(&path).get::<u32>("/hello").unwrap_err();
     assert!(matches!(error, ClientError::Garbled { .. }), "{error}");
     fake.join().unwrap();
+}
+
+#[test]
+fn a_stream_outlives_the_deadline_of_its_connection() {
+    let server = start(Patience {
+        connection: Duration::from_millis(50),
+        ..Patience::default()
+    });
+    let answer = raw(&server.path, b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(answer.contains("at last"), "{answer}");
+    assert!(answer.ends_with("0\r\n\r\n"), "{answer}");
 }

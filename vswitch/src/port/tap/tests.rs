@@ -417,7 +417,7 @@ fn pass(from: &mut Tap, to: &mut Tap, accepts: Offloads, passed: &Passed) {
         if accepts.has(needs) {
             let large = header.gso_type != crate::net::GSO_NONE;
             passed.whole.fetch_add(large.into(), Ordering::Relaxed);
-            put(to, header.shown_to(accepts), frame);
+            put(to, header, frame);
         } else if header.gso_type == crate::net::GSO_NONE {
             let mut frame = frame.to_vec();
             complete_checksum(header, &mut frame).unwrap();
