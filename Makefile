@@ -27,10 +27,12 @@ check: cargo ## the quick part of `make test`: style and unit tests, no VM, no r
 	cargo test --workspace --lib --bins
 	cargo test --package towpath-tests --test tidy
 
-bench: packages cargo ## vblk against its peers and the machine's own limit, as ratios
-	cargo build --release --package vblk
+bench: cargo ## vblk and vswitch against their peers and the machine's own limits, as ratios
+	@tests/packages.sh --bench
+	cargo build --release --package vblk --package vswitch
 	cargo run --release --package towpath-benches --bin ring
 	cargo run --release --package towpath-benches --bin bench -- $(ARGS)
+	cargo run --release --package towpath-benches --bin net -- $(NET_ARGS)
 
 packages: ## Debian packages and a guest kernel, only what is missing (root)
 	@tests/packages.sh

@@ -235,6 +235,7 @@ mod tests {
             pairs: 2,
             mac: None,
             mtu: 9000,
+            offloads: true,
         };
         let egress = Arc::new(Egress::Guest(GuestEgress::new(2)));
         let shared = Arc::new(PortShared::new(4, 1));

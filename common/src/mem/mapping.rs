@@ -229,7 +229,7 @@ impl Mapping {
 }
 
 /// Copy `len` bytes; headers and small frames (16 to 256 bytes) without a call: two windows of
-/// fixed size, the second ending where the range ends, so that some bytes are copied twice.
+/// fixed size, one of them ending where the range ends, so that some bytes are copied twice.
 ///
 /// # Safety
 /// Both ranges are valid for `len` bytes and do not overlap.
@@ -239,10 +239,12 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     /// As [`copy`], and `N <= len`.
     #[inline]
     unsafe fn windows<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
-        // SAFETY: the first N of at least N bytes.
-        unsafe { from.copy_to_nonoverlapping(to, N) };
-        let (from, to) = (from.wrapping_add(len - N), to.wrapping_add(len - N));
+        let (tail, to_tail) = (from.wrapping_add(len - N), to.wrapping_add(len - N));
         // SAFETY: the last N of at least N bytes.
+        unsafe { tail.copy_to_nonoverlapping(to_tail, N) };
+        // The first window comes last: what is read back soonest, a header, then stands in one
+        // store each, and need not be put together from two, for which processors stall.
+        // SAFETY: the first N of at least N bytes.
         unsafe { from.copy_to_nonoverlapping(to, N) };
     }
     match len {

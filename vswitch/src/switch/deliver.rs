@@ -10,7 +10,7 @@ use crate::discard::Discard;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::PortNo;
 use crate::flow;
-use crate::head::{Head, Retagged, TAG};
+use crate::head::{COPIED, Head, Retagged, TAG};
 use crate::net::{HEADER, NetHeader, Offloads};
 use crate::offload::{self, MAX_HEADERS, Segments};
 use crate::port::Uplink;
@@ -18,6 +18,10 @@ use crate::port::guest::{Delivery, GuestRx, Rest};
 use crate::stats::{Event, Events};
 use crate::table::{Port, Tables};
 use crate::vlan::Vid;
+
+/// Length of the virtio-net header, as lengths in rings are given.
+#[expect(clippy::cast_possible_truncation, reason = "12")]
+const WIRE_HEADER: u32 = HEADER as u32;
 
 /// What goes where, and room to send it.
 #[derive(Debug)]
@@ -122,22 +126,6 @@ struct To<'a> {
     events: &'a Events,
 }
 
-/// A frame's first bytes, tagged as the port wants them.
-enum Form<'a> {
-    AsIs(&'a Head),
-    Changed(Retagged, NetHeader),
-}
-
-impl Form<'_> {
-    #[inline]
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Form::AsIs(head) => head.emit(),
-            Form::Changed(head, _) => head.emit(),
-        }
-    }
-}
-
 impl To<'_> {
     #[cold]
     fn drop(&self, why: Discard, frames: u32) {
@@ -204,36 +192,60 @@ impl To<'_> {
         }
     }
 
-    /// The frame's head as this port wants it.
+    /// The tag that a frame leaves with; none: without one. Outer none: as it came.
     #[inline]
-    fn form(&self, at: usize) -> Result<Form<'_>, Discard> {
+    fn retag(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
+        let Some(egress) = self.port.mode.egress(item.class.vid()) else {
+            return Err(Discard::VlanNotAllowed);
+        };
+        let tci = egress.tci(item.class)?;
+        let had = item.parsed.tag().map(|tag| tag.tci);
+        Ok((had != tci).then_some(tci))
+    }
+
+    /// The frame's head as this port wants it, and its header.
+    #[cold]
+    fn form(&self, at: usize, tci: Option<Option<u16>>) -> (Retagged, NetHeader) {
         let (item, head) = (&self.batch.items[at], &self.batch.heads[at]);
-        let egress = self.port.mode.egress(item.class.vid);
-        let tci = egress.ok_or(Discard::VlanNotAllowed)?.tci(item.class)?;
-        match (item.parsed.tag(), tci) {
-            (None, None) => Ok(Form::AsIs(head)),
-            (Some(tag), Some(tci)) if tag.tci == tci => Ok(Form::AsIs(head)),
-            (tag, tci) => Ok(change(item, head, tag.is_some(), tci)),
+        match tci {
+            None => (head.same(), item.header),
+            Some(tci) => change(item, head, item.parsed.tag != 0, tci),
         }
     }
 
     /// Give one frame to a guest.
     #[inline]
     fn put(&mut self, to: &mut Delivery<'_>, at: usize, accepts: Offloads) -> Result<(), Discard> {
-        let rest = self.source.rest(at);
-        let len = self.batch.items[at].len;
-        let form = self.form(at)?;
-        let header = match &form {
-            Form::AsIs(_) => self.batch.items[at].header,
-            Form::Changed(_, header) => *header,
-        };
-        if !accepts.has(header.needs()) {
-            let head = copied(&form);
-            return self.put_finished(to, &head, header, rest, accepts);
+        let item = &self.batch.items[at];
+        let tci = self.retag(item)?;
+        if tci.is_some() || !accepts.has(item.needs) {
+            return self.put_changed(to, at, tci, accepts);
         }
-        let bytes = form.bytes();
-        let moved = bytes.len() as u32 - self.batch.heads[at].emit().len() as u32;
-        let len = (HEADER as u32 + len).wrapping_add(moved);
+        let rest = if item.len as usize > COPIED {
+            self.source.rest(at)
+        } else {
+            Rest::Own(&[])
+        };
+        to.put(self.batch.heads[at].emit(), rest, WIRE_HEADER + item.len)
+    }
+
+    /// Give one frame to a guest, with another tag, or checksums and segmentation done.
+    #[cold]
+    fn put_changed(
+        &mut self,
+        to: &mut Delivery<'_>,
+        at: usize,
+        tci: Option<Option<u16>>,
+        accepts: Offloads,
+    ) -> Result<(), Discard> {
+        let rest = self.source.rest(at);
+        let (head, header) = self.form(at, tci);
+        let bytes = head.emit();
+        if !accepts.has(header.needs()) {
+            return self.put_finished(to, bytes, header, rest, accepts);
+        }
+        let rest_len = (self.batch.items[at].len as usize).saturating_sub(COPIED);
+        let len = u32::try_from(bytes.len() + rest_len).unwrap_or(u32::MAX);
         to.put(bytes, rest, len)
     }
 
@@ -295,17 +307,13 @@ impl To<'_> {
         accepts: Offloads,
     ) -> Result<u64, Discard> {
         let rest = self.source.rest(at);
-        let form = self.form(at)?;
-        let header = match &form {
-            Form::AsIs(_) => self.batch.items[at].header,
-            Form::Changed(_, header) => *header,
-        };
-        let head = copied(&form);
-        linearise(self.linear, &head[HEADER..], rest);
+        let tci = self.retag(&self.batch.items[at])?;
+        let (head, header) = self.form(at, tci);
+        linearise(self.linear, &head.emit()[HEADER..], rest);
         let tag = if self
             .port
             .mode
-            .egress(self.batch.items[at].class.vid)
+            .egress(self.batch.items[at].class.vid())
             .is_some()
         {
             TAG
@@ -331,39 +339,16 @@ impl To<'_> {
     }
 }
 
-/// A private copy, so that the frame's own bytes need not stay borrowed.
-fn copied(form: &Form<'_>) -> ArrayVec<u8, 160> {
-    let mut copy = ArrayVec::new();
-    let _ = copy.try_extend_from_slice(form.bytes());
-    copy
-}
-
 /// Push, pop or change the tag.
-#[cold]
-fn change(item: &Item, head: &Head, tagged: bool, tci: Option<u16>) -> Form<'static> {
-    let mut header = item.header;
-    let shift = |header: &mut NetHeader, by: i16| {
-        if header.needs() != Offloads::NONE {
-            header.csum_start = header.csum_start.saturating_add_signed(by);
-            if header.hdr_len != 0 {
-                header.hdr_len = header.hdr_len.saturating_add_signed(by);
-            }
-        }
-    };
-    let mut changed = match (tagged, tci) {
-        (false, Some(tci)) => {
-            shift(&mut header, 4);
-            head.tagged(tci)
-        }
-        (true, Some(tci)) => head.retagged(tci),
-        (true, None) => {
-            shift(&mut header, -4);
-            head.untagged()
-        }
-        (false, None) => head.same(),
+fn change(item: &Item, head: &Head, tagged: bool, tci: Option<u16>) -> (Retagged, NetHeader) {
+    let (mut changed, header) = match (tagged, tci) {
+        (false, Some(tci)) => (head.tagged(tci), item.header.shifted(4)),
+        (true, Some(tci)) => (head.retagged(tci), item.header),
+        (true, None) => (head.untagged(), item.header.shifted(-4)),
+        (false, None) => (head.same(), item.header),
     };
     changed.set_header(header, 1);
-    Form::Changed(changed, header)
+    (changed, header)
 }
 
 /// A whole frame in private memory.
