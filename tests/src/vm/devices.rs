@@ -174,8 +174,8 @@ impl Nic {
     pub fn unplug(&self, monitor: &mut Qmp, name: &str) -> Result<()> {
         monitor.execute("device_del", json!({ "id": name }))?;
         monitor.event("DEVICE_DELETED", |data| data["device"] == name)?;
+        // QEMU removes the chardev with it.
         monitor.execute("netdev_del", json!({ "id": format!("net-{name}") }))?;
-        monitor.execute("chardev-remove", json!({ "id": name }))?;
         Ok(())
     }
 
