@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::vm::{Builder, PATIENCE, Turn, Vm};
+use crate::vm::{Builder, Turn, Vm};
+
+/// From power-on to the loop, and from command to end: several guests boot in 10 s on an idle
+/// machine without KVM, and one under load is given twenty times that.
+pub const PATIENCE: Duration = Duration::from_secs(200);
 
 const LOOP: &str = r#"
 ip link set lo up

@@ -1,4 +1,4 @@
-//! A TAP uplink into a namespace of its own, where a Linux bridge and a second host stand behind it.
+//! A TAP uplink into a namespace where a Linux bridge and a second host stand behind it.
 //!
 //! ```text
 //! guest eth0 (VLAN 1)  ─┐                      ┌──────────── host ────────────┐
