@@ -11,7 +11,7 @@ RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: packages cargo ## a VM on a disk that vblk serves, with figures (root; about two minutes)
+demo: packages cargo ## VMs on a disk that vblk serves and on vswitch, with figures (root; about two minutes)
 	@echo "demo: building (a first release build takes a few minutes)"
 	@cargo run --quiet --release --package towpath-tests --bin demo
 
