@@ -39,7 +39,8 @@ pub trait Service: Send + Sync {
     /// Every worker, by index. Must not block.
     fn workers(&self) -> Vec<WorkerStatus>;
 
-    /// Every VLAN that a port names, ascending, and every other that has addresses. Must not block.
+    /// Every VLAN that a port names, ascending, and every other that has addresses or carried
+    /// frames. Must not block.
     fn vlans(&self) -> Vec<VlanStatus>;
 
     /// The table of addresses as a whole. Must not block.
@@ -76,6 +77,12 @@ pub enum ServiceError {
     Port {
         /// The port.
         name: Name,
+        /// Why, and what to do.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The mirrors cannot be as configured.
+    #[error("mirrors: {source}")]
+    Mirrors {
         /// Why, and what to do.
         source: Box<dyn Error + Send + Sync>,
     },

@@ -10,6 +10,7 @@
 //! delays nobody else (no head-of-line blocking).
 
 mod deliver;
+mod watch;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use towpath_common::chain::BURST;
 use towpath_common::clock::Cycles;
 
 use crate::batch::{Batch, Item, Source, Verdict};
+use crate::capture::{CaptureId, Tap};
 use crate::discard::Discard;
 use crate::fdb::{Fdb, Learned, PortNo};
 use crate::guard::Storm;
@@ -24,9 +26,11 @@ use crate::head::{Head, Parsed, TAG};
 use crate::mac::Mac;
 use crate::net::{NetHeader, Offloads};
 use crate::offload;
+use crate::recent::Recent;
 use crate::stats::{Events, QueueCounters};
 use crate::table::{Port, Tables};
 use deliver::Outbox;
+use watch::{View, Watch};
 
 /// The time, as forwarding needs it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -60,6 +64,7 @@ pub struct Switch {
     worker: usize,
     batch: Batch,
     out: Outbox,
+    watch: Watch,
 }
 
 impl Switch {
@@ -72,6 +77,7 @@ impl Switch {
             worker,
             batch: Batch::default(),
             out: Outbox::new(worker, events),
+            watch: Watch::default(),
         }
     }
 
@@ -94,6 +100,25 @@ impl Switch {
         &self.fdb
     }
 
+    /// Show a capture what passes from now on; gives the tap back if there is no room for it.
+    ///
+    /// # Errors
+    /// The tap.
+    pub fn tap(&mut self, tap: Tap) -> Result<(), Tap> {
+        self.watch.add(tap)
+    }
+
+    /// End a capture; its tap is to be dropped elsewhere.
+    pub fn untap(&mut self, id: CaptureId) -> Option<Tap> {
+        self.watch.remove(id)
+    }
+
+    /// What was seen of late.
+    #[must_use]
+    pub fn recent(&self) -> &Recent {
+        &self.watch.recent
+    }
+
     /// Count frames of a ring that is not enabled.
     #[cold]
     pub fn discard_disabled(&self, ingress: &Ingress<'_>, frames: usize) {
@@ -112,12 +137,18 @@ impl Switch {
             worker,
             batch,
             out,
+            watch,
         } = self;
         let frames = source.len().min(BURST);
         let Some(port) = tables.port(ingress.port) else {
             return;
         };
+        watch.begin();
         examine(port, fdb, batch, source, &ingress, frames);
+        let mirrored = !tables.mirrors().is_empty();
+        if mirrored {
+            deliver::refuse(tables, port, batch, frames);
+        }
         let mut bytes = 0;
         let mut last = Learnt::default();
         let mut dropped = false;
@@ -143,22 +174,15 @@ impl Switch {
         ingress.counters.frames += frames as u64;
         ingress.counters.bytes += bytes;
         ingress.counters.bursts += 1;
-        out.deliver(tables, batch, source);
+        if mirrored {
+            dropped |= out.mirror(tables, port, batch, frames);
+        }
+        let view = View::new(batch, source, port, (frames, bytes), dropped, now.cycles);
+        out.deliver(tables, view, watch);
         if dropped {
-            count(port, *worker, batch, frames);
+            watch.dropped(view, *worker);
         }
-    }
-}
-
-#[cold]
-fn count(port: &Port, worker: usize, batch: &Batch, frames: usize) {
-    let Some(discards) = port.shared.discards.get(worker) else {
-        return;
-    };
-    for item in &batch.items[..frames] {
-        if let Verdict::Drop(why) = item.verdict {
-            discards.count(why, 1);
-        }
+        watch.end(view, *worker, out.lost());
     }
 }
 

@@ -69,6 +69,12 @@ impl NetPlane {
                 };
                 self.switch.forward(Source::Frame(&frame), ingress, now);
             }
+            Change::Tap(tap, reply) => reply.send(self.switch.tap(tap)),
+            Change::Untap(id, reply) => reply.send(self.switch.untap(id)),
+            Change::Recent(from, mut records, reply) => {
+                let next = self.switch.recent().copy_into(from, &mut records);
+                reply.send((records, next));
+            }
         }
     }
 
