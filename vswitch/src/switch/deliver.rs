@@ -193,13 +193,12 @@ impl Outbox {
             view,
             copies,
             losses: &mut self.losses,
-            burst: &mut self.burst,
             linear: &mut self.linear,
             worker: self.worker,
             events: &self.events,
         };
         match &*port.egress {
-            Egress::Guest(queues) => to.guest(queues, mask),
+            Egress::Guest(queues) => to.guest(&mut self.burst, queues, mask),
             Egress::Uplink(queues) => {
                 if let Some(lease) = queues.get(self.worker % queues.len().max(1)) {
                     to.uplink(&mut **lease.hold(), mask);
@@ -228,7 +227,6 @@ struct To<'a> {
     /// Frames go out as they came in.
     copies: bool,
     losses: &'a mut Losses,
-    burst: &'a mut Burst,
     linear: &'a mut Vec<u8>,
     worker: usize,
     events: &'a Events,
@@ -249,10 +247,10 @@ impl To<'_> {
     }
 
     #[inline]
-    fn guest(&mut self, queues: &GuestEgress, mask: u64) {
+    fn guest(&mut self, burst: &mut Burst, queues: &GuestEgress, mask: u64) {
         match queues.active() {
             0 => self.drop(Discard::PortDown, mask),
-            1 => self.queue(queues, 0, mask),
+            1 => self.queue(burst, queues, 0, mask),
             active => {
                 // Frames of a flow stay in one queue, so they stay in order.
                 for pair in 0..active {
@@ -260,7 +258,7 @@ impl To<'_> {
                         |at: &usize| flow::queue(&self.view.batch.heads[*at], active) == pair;
                     let part = bits(mask).filter(mine).fold(0, |m, at| m | 1 << at);
                     if part != 0 {
-                        self.queue(queues, pair, part);
+                        self.queue(burst, queues, pair, part);
                     }
                 }
             }
@@ -268,23 +266,20 @@ impl To<'_> {
     }
 
     #[inline]
-    fn queue(&mut self, queues: &GuestEgress, pair: u16, mask: u64) {
+    fn queue(&mut self, burst: &mut Burst, queues: &GuestEgress, pair: u16, mask: u64) {
         let held = queues.hold(pair);
         let Some(mut held) = held else { return };
         let Some(rx) = held.as_mut().filter(|rx| rx.is_open()) else {
             return self.drop(Discard::PortDown, mask);
         };
         let accepts = rx.accepts();
-        // The room leaves this struct for as long as the delivery has it.
-        let mut burst = std::mem::take(self.burst);
-        let mut delivery = rx.begin(&mut burst, mask.count_ones() as usize);
+        let mut delivery = rx.begin(burst, mask.count_ones() as usize);
         for at in bits(mask) {
             if let Err(why) = self.put(&mut delivery, at, accepts) {
                 self.drop(why, 1 << at);
             }
         }
         delivery.end();
-        *self.burst = burst;
         self.tell(rx);
     }
 
@@ -347,7 +342,11 @@ impl To<'_> {
         } else {
             Rest::Own(&[])
         };
-        to.put(self.view.batch.heads[at].emit(), rest, WIRE_HEADER + item.len)
+        to.put(
+            self.view.batch.heads[at].emit(),
+            rest,
+            WIRE_HEADER + item.len,
+        )
     }
 
     /// Give one frame to a guest, with another tag, or checksums and segmentation done.
