@@ -63,7 +63,7 @@ pub enum Change {
     /// Give a ring back.
     Detach(PortNo, u16, ReplyTo<Ring>),
     /// A change that needs no drain.
-    Update(PortNo, u16, Update),
+    Update(PortNo, u16, Update, ReplyTo<()>),
     /// Forward a frame as if it had come from a port.
     Inject(PortNo, Box<[u8]>),
     /// Show frames to a capture; the tap comes back if there is no room for it.

@@ -112,7 +112,7 @@ pub struct PortStatus {
     pub native: Option<Vid>,
     /// The addresses it may send from; empty: any.
     pub macs: Vec<Mac>,
-    /// Whether it is isolated from other isolated ports.
+    /// Whether it reaches uplinks only.
     pub isolated: bool,
     /// Largest payload of a frame, in bytes.
     pub mtu: u16,

@@ -201,16 +201,12 @@ impl<'a> Trace<'a> {
                 question
                     .destination
                     .map_or(Ok(()), |mac| self.link_local(mac))?;
-                Class {
-                    vid: question.vlan.unwrap_or(Vid::DEFAULT),
-                    pcp_dei: 0,
-                    nested: false,
-                }
+                Class::new(question.vlan.unwrap_or(Vid::DEFAULT), 0, false)
             }
         };
         match question.destination {
             Some(destination) => self.leave(ingress, class, destination),
-            None => Ok(Verdict::Accepted(class.vid)),
+            None => Ok(Verdict::Accepted(class.vid())),
         }
     }
 
@@ -242,7 +238,7 @@ impl<'a> Trace<'a> {
             self.link_local(destination)?;
         }
         if let Some(source) = question.source {
-            self.learn(port, class.vid, source)?;
+            self.learn(port, class.vid(), source)?;
         }
         Ok(class)
     }
@@ -269,7 +265,7 @@ impl<'a> Trace<'a> {
         let kind = mode_text(&port.mode);
         match port.mode.classify(tag, ETHERTYPE) {
             Ok(class) => {
-                self.say("vlan", format!("{how}, on {kind}: vlan {}", class.vid));
+                self.say("vlan", format!("{how}, on {kind}: vlan {}", class.vid()));
                 Ok(class)
             }
             Err(reason) => self.drop("vlan", reason, format!("{how}, on {kind}: not taken")),
@@ -330,7 +326,7 @@ impl<'a> Trace<'a> {
         class: Class,
         destination: Mac,
     ) -> Result<Verdict, Discard> {
-        let vid = class.vid;
+        let vid = class.vid();
         if destination.is_multicast() {
             self.say(
                 "lookup",
@@ -375,7 +371,7 @@ impl<'a> Trace<'a> {
         let mut lost = Discard::NoMember;
         for port in &self.snapshot.ports {
             let is_ingress = ingress.is_some_and(|from| from.number == port.number);
-            if is_ingress || port.mirror || port.mode.egress(class.vid).is_none() {
+            if is_ingress || port.mirror || port.mode.egress(class.vid()).is_none() {
                 continue;
             }
             match self.way_out(ingress, port, class) {
@@ -393,7 +389,7 @@ impl<'a> Trace<'a> {
             }
         }
         if ports.is_empty() {
-            let text = format!("vlan {} has no other member to send to", class.vid);
+            let text = format!("vlan {} has no other member to send to", class.vid());
             return self.drop("egress", lost, text);
         }
         Ok(Verdict::Flooded(ports))
@@ -406,7 +402,7 @@ impl<'a> Trace<'a> {
         port: &PortView,
         class: Class,
     ) -> Result<String, (Discard, String)> {
-        let (name, vid) = (&port.name, class.vid);
+        let (name, vid) = (&port.name, class.vid());
         let apart =
             |from: &PortView| (from.isolated && !port.uplink) || (port.isolated && !from.uplink);
         if let Some(from) = ingress.filter(|from| apart(from)) {

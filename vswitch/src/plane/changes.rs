@@ -48,13 +48,16 @@ impl NetPlane {
                     reply.send(ring);
                 }
             }
-            Change::Update(no, index, update) => {
-                let Some(port) = self.find(no) else { return };
-                if let Some(control) = port.control.as_mut().filter(|c| c.index() == index) {
-                    control.update(update);
-                } else if let Some(queue) = port.queues.iter_mut().find(|q| q.index() == index) {
-                    queue.update(update);
+            Change::Update(no, index, update, reply) => {
+                if let Some(port) = self.find(no) {
+                    if let Some(control) = port.control.as_mut().filter(|c| c.index() == index) {
+                        control.update(update);
+                    } else if let Some(queue) = port.queues.iter_mut().find(|q| q.index() == index)
+                    {
+                        queue.update(update);
+                    }
                 }
+                reply.send(());
             }
             Change::Inject(no, frame) => {
                 let now = self.moment(now);

@@ -11,7 +11,7 @@ use crate::discard::Discard;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::PortNo;
 use crate::flow;
-use crate::head::{Head, Retagged, TAG};
+use crate::head::{COPIED, Head, Retagged, TAG};
 use crate::mirror::{Copies, MIRRORS, PortSet};
 use crate::net::{HEADER, NetHeader, Offloads};
 use crate::offload::{self, MAX_HEADERS, Segments};
@@ -20,6 +20,10 @@ use crate::port::guest::{Delivery, GuestRx, Rest};
 use crate::stats::{Event, Events};
 use crate::table::{Port, Tables};
 use crate::vlan::Vid;
+
+/// Length of the virtio-net header, as lengths in rings are given.
+#[expect(clippy::cast_possible_truncation, reason = "12")]
+const WIRE_HEADER: u32 = HEADER as u32;
 
 /// What goes where, and room to send it.
 #[derive(Debug)]
@@ -119,7 +123,7 @@ impl Outbox {
                 }
                 Verdict::To(_) | Verdict::Flood => {}
             }
-            let (verdict, vid) = (item.verdict, item.class.vid);
+            let (verdict, vid) = (item.verdict, item.class.vid());
             if last != Some((verdict, vid)) {
                 last = Some((verdict, vid));
                 let has = |no: &&u16| self.masks[usize::from(**no)] >> at & 1 == 1;
@@ -230,23 +234,7 @@ struct To<'a> {
     events: &'a Events,
 }
 
-/// A frame's first bytes, tagged as the port wants them.
-enum Form<'a> {
-    AsIs(&'a Head),
-    Changed(Retagged, NetHeader),
-}
-
-impl Form<'_> {
-    #[inline]
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Form::AsIs(head) => head.emit(),
-            Form::Changed(head, _) => head.emit(),
-        }
-    }
-}
-
-impl<'a> To<'a> {
+impl To<'_> {
     /// These frames are lost.
     #[cold]
     fn drop(&mut self, why: Discard, mask: u64) {
@@ -318,44 +306,70 @@ impl<'a> To<'a> {
         }
     }
 
-    /// The frame's head as this port wants it.
+    /// The tag that a frame leaves with; none: without one. Outer none: as it came.
     #[inline]
-    fn form(&self, at: usize) -> Result<Form<'a>, Discard> {
-        let batch = self.view.batch;
-        let (item, head) = (&batch.items[at], &batch.heads[at]);
+    fn retag(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
         if item.len > self.port.max_frame && exceeds(item, self.port.max_frame) {
             return Err(Discard::TooBigForReceiver);
         }
         if self.copies {
-            return Ok(Form::AsIs(head));
+            return Ok(None);
         }
-        let egress = self.port.mode.egress(item.class.vid);
-        let tci = egress.ok_or(Discard::VlanNotAllowed)?.tci(item.class)?;
-        match (item.parsed.tag(), tci) {
-            (None, None) => Ok(Form::AsIs(head)),
-            (Some(tag), Some(tci)) if tag.tci == tci => Ok(Form::AsIs(head)),
-            (tag, tci) => Ok(change(item, head, tag.is_some(), tci)),
+        let Some(egress) = self.port.mode.egress(item.class.vid()) else {
+            return Err(Discard::VlanNotAllowed);
+        };
+        let tci = egress.tci(item.class)?;
+        let had = item.parsed.tag().map(|tag| tag.tci);
+        Ok((had != tci).then_some(tci))
+    }
+
+    /// The frame's head as this port wants it, and its header.
+    #[cold]
+    fn form(&self, at: usize, tci: Option<Option<u16>>) -> (Retagged, NetHeader) {
+        let (item, head) = (&self.view.batch.items[at], &self.view.batch.heads[at]);
+        match tci {
+            None => (head.same(), item.header),
+            Some(tci) => change(item, head, item.parsed.tag != 0, tci),
         }
     }
 
     /// Give one frame to a guest.
     #[inline]
     fn put(&mut self, to: &mut Delivery<'_>, at: usize, accepts: Offloads) -> Result<(), Discard> {
-        let batch = self.view.batch;
-        let rest = self.view.source.rest(at);
-        let len = batch.items[at].len;
-        let form = self.form(at)?;
-        let header = match &form {
-            Form::AsIs(_) => batch.items[at].header,
-            Form::Changed(_, header) => *header,
-        };
-        if !accepts.has(header.needs()) {
-            let head = copied(&form);
-            return self.put_finished(to, &head, header, rest, accepts);
+        let item = &self.view.batch.items[at];
+        let tci = self.retag(item)?;
+        if tci.is_some() || !accepts.has(item.needs) {
+            return self.put_changed(to, at, tci, accepts);
         }
-        let bytes = form.bytes();
-        let moved = bytes.len() as u32 - batch.heads[at].emit().len() as u32;
-        let len = (HEADER as u32 + len).wrapping_add(moved);
+        let rest = if item.len as usize > COPIED {
+            self.view.source.rest(at)
+        } else {
+            Rest::Own(&[])
+        };
+        to.put(
+            self.view.batch.heads[at].emit(),
+            rest,
+            WIRE_HEADER + item.len,
+        )
+    }
+
+    /// Give one frame to a guest, with another tag, or checksums and segmentation done.
+    #[cold]
+    fn put_changed(
+        &mut self,
+        to: &mut Delivery<'_>,
+        at: usize,
+        tci: Option<Option<u16>>,
+        accepts: Offloads,
+    ) -> Result<(), Discard> {
+        let rest = self.view.source.rest(at);
+        let (head, header) = self.form(at, tci);
+        let bytes = head.emit();
+        if !accepts.has(header.needs()) {
+            return self.put_finished(to, bytes, header, rest, accepts);
+        }
+        let rest_len = (self.view.batch.items[at].len as usize).saturating_sub(COPIED);
+        let len = u32::try_from(bytes.len() + rest_len).unwrap_or(u32::MAX);
         to.put(bytes, rest, len)
     }
 
@@ -418,13 +432,9 @@ impl<'a> To<'a> {
         accepts: Offloads,
     ) -> Result<u64, Discard> {
         let rest = self.view.source.rest(at);
-        let form = self.form(at)?;
-        let header = match &form {
-            Form::AsIs(_) => self.view.batch.items[at].header,
-            Form::Changed(_, header) => *header,
-        };
-        let head = copied(&form);
-        linearise(self.linear, &head[HEADER..], rest);
+        let tci = self.retag(&self.view.batch.items[at])?;
+        let (head, header) = self.form(at, tci);
+        linearise(self.linear, &head.emit()[HEADER..], rest);
         let mut total = 0;
         finish(self.linear, header, accepts, |header, headers, payload| {
             let len = headers.len() + payload.len();
@@ -440,13 +450,6 @@ impl<'a> To<'a> {
     }
 }
 
-/// A private copy, so that the frame's own bytes need not stay borrowed.
-fn copied(form: &Form<'_>) -> ArrayVec<u8, 160> {
-    let mut copy = ArrayVec::new();
-    let _ = copy.try_extend_from_slice(form.bytes());
-    copy
-}
-
 /// Whether a frame, or what it is to be cut into, is longer than `max` bytes without its tag.
 #[inline(never)]
 fn exceeds(item: &Item, max: u32) -> bool {
@@ -459,16 +462,15 @@ fn exceeds(item: &Item, max: u32) -> bool {
 }
 
 /// Push, pop or change the tag.
-#[cold]
-fn change(item: &Item, head: &Head, tagged: bool, tci: Option<u16>) -> Form<'static> {
-    let (header, mut changed) = match (tagged, tci) {
-        (false, Some(tci)) => (item.header.shifted(4), head.tagged(tci)),
-        (true, Some(tci)) => (item.header, head.retagged(tci)),
-        (true, None) => (item.header.shifted(-4), head.untagged()),
-        (false, None) => (item.header, head.same()),
+fn change(item: &Item, head: &Head, tagged: bool, tci: Option<u16>) -> (Retagged, NetHeader) {
+    let (mut changed, header) = match (tagged, tci) {
+        (false, Some(tci)) => (head.tagged(tci), item.header.shifted(4)),
+        (true, Some(tci)) => (head.retagged(tci), item.header),
+        (true, None) => (head.untagged(), item.header.shifted(-4)),
+        (false, None) => (head.same(), item.header),
     };
     changed.set_header(header, 1);
-    Form::Changed(changed, header)
+    (changed, header)
 }
 
 /// A whole frame in private memory.

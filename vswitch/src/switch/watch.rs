@@ -105,11 +105,11 @@ impl<'a> View<'a> {
         let (mut now, mut frames, mut bytes) = (Vid::DEFAULT, 0, 0);
         for at in bits(mask) {
             let item = &self.batch.items[at];
-            if item.class.vid != now && frames > 0 {
+            if item.class.vid() != now && frames > 0 {
                 each(now, frames, bytes);
                 (frames, bytes) = (0, 0);
             }
-            now = item.class.vid;
+            now = item.class.vid();
             frames += 1;
             bytes += u64::from(item.len);
         }
@@ -322,17 +322,18 @@ fn vid(item: &Item) -> Option<Vid> {
     let before = |why| {
         let early = [
             Discard::Runt,
+            Discard::Giant,
             Discard::BadHeader,
             Discard::BadTag,
             Discard::TaggedOnAccess,
             Discard::VlanNotAllowed,
             Discard::UntaggedOnTrunk,
         ];
-        early.contains(&why) || item.len == 0
+        early.contains(&why)
     };
     match item.verdict {
         Verdict::Drop(why) if before(why) => None,
-        _ => Some(item.class.vid),
+        _ => Some(item.class.vid()),
     }
 }
 
