@@ -23,7 +23,7 @@ fn capture(bed: &Bed, order: Order, mut step: impl FnMut()) -> (Vec<Vec<u8>>, Ca
     let mut reader = PcapNgReader::new(&file[..]).unwrap();
     let mut frames = Vec::new();
     while let Some(block) = reader.next_block() {
-        if let Block::EnhancedPacket(packet) = block.unwrap().into_owned() {
+        if let Block::EnhancedPacket(packet) = block.unwrap().0 {
             frames.push(packet.data.into_owned());
         }
     }
