@@ -341,7 +341,7 @@ impl<'a> Trace<'a> {
         };
         let Some(port) = self.snapshot.port(known.port) else {
             let text = format!("{destination} was at a port that is gone");
-            return self.drop("lookup", Discard::NoMember, text);
+            return self.drop("lookup", Discard::PortDown, text);
         };
         let name = &port.name;
         let how = if known.is_static {

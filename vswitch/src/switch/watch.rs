@@ -364,3 +364,30 @@ fn fill(rest: Rest<'_>, mut into: &mut [u8]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_keep_their_reasons() {
+        let mut losses = Losses::default();
+        losses.add(0b1010, Discard::ReceiverFull);
+        losses.add(1 << 63, Discard::NestedTag);
+        assert_eq!(losses.of(3), Some(Discard::ReceiverFull));
+        assert_eq!(losses.of(63), Some(Discard::NestedTag));
+        assert_eq!(losses.of(0), None);
+    }
+
+    #[test]
+    fn the_last_frames_are_those_that_found_no_room() {
+        let mut losses = Losses::default();
+        losses.add(0b1000_0000, Discard::NestedTag);
+        losses.add_last(0b1001_0110, 2, Discard::ReceiverFull);
+        assert_eq!(losses.mask, 0b1001_0100);
+        assert_eq!(losses.of(7), Some(Discard::NestedTag));
+        // An uplink loses segments, of which a frame has many.
+        losses.add_last(0b1001_0110, 100, Discard::ReceiverFull);
+        assert_eq!(losses.mask, 0b1001_0110);
+    }
+}

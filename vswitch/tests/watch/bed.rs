@@ -16,17 +16,17 @@ use vswitch::service::PortStatus;
 use vswitch::{control, host};
 
 /// What has not happened by then will never happen.
-pub const HANG: Duration = Duration::from_secs(30);
+pub(crate) const HANG: Duration = Duration::from_secs(30);
 
 /// A daemon in this process; it ends with it.
-pub struct Bed {
+pub(crate) struct Bed {
     dir: tempfile::TempDir,
-    pub client: Client,
+    pub(crate) client: Client,
 }
 
 impl Bed {
     /// Ports are described as in a file; the socket of each is added.
-    pub fn start(ports: &[(&str, &str)], more: &str) -> Bed {
+    pub(crate) fn start(ports: &[(&str, &str)], more: &str) -> Bed {
         let dir = tempfile::tempdir().unwrap();
         let control = dir.path().join("c.sock");
         let mut text = format!("[daemon]\ncontrol = {control:?}\npoll = \"interrupt\"\n");
@@ -59,39 +59,39 @@ impl Bed {
         Bed { dir, client }
     }
 
-    pub fn control(&self) -> PathBuf {
+    pub(crate) fn control(&self) -> PathBuf {
         self.dir.path().join("c.sock")
     }
 
     /// A guest on a port, once frames can pass.
-    pub fn guest(&self, port: &str) -> NetClient {
+    pub(crate) fn guest(&self, port: &str) -> NetClient {
         self.guest_with(port, NetOptions::default())
     }
 
-    pub fn guest_with(&self, port: &str, options: NetOptions) -> NetClient {
+    pub(crate) fn guest_with(&self, port: &str, options: NetOptions) -> NetClient {
         let guest = NetClient::connect(&self.dir.path().join(port), options).unwrap();
         eventually(|| self.port(port).link);
         guest
     }
 
-    pub fn get<T: DeserializeOwned>(&self, target: &str) -> T {
+    pub(crate) fn get<T: DeserializeOwned>(&self, target: &str) -> T {
         let answer: Answer<T> = self.client.get(target).unwrap();
         answer.data.expect("no data")
     }
 
-    pub fn port(&self, name: &str) -> PortStatus {
+    pub(crate) fn port(&self, name: &str) -> PortStatus {
         self.get(&format!("/v1/ports/{name}"))
     }
 
     /// How often a port dropped for a reason.
-    pub fn discards(&self, port: &str, reason: &str) -> u64 {
+    pub(crate) fn discards(&self, port: &str, reason: &str) -> u64 {
         let stats = self.port(port).stats;
         stats.discards.get(reason).copied().unwrap_or(0)
     }
 }
 
 /// Waits until it is so.
-pub fn eventually(mut so: impl FnMut() -> bool) {
+pub(crate) fn eventually(mut so: impl FnMut() -> bool) {
     let end = Instant::now() + HANG;
     while !so() {
         assert!(Instant::now() < end, "it never happened");
@@ -100,11 +100,11 @@ pub fn eventually(mut so: impl FnMut() -> bool) {
 }
 
 /// A frame with a number, `len` bytes of payload.
-pub fn frame(to: Mac, from: Mac, number: u64, len: usize) -> Vec<u8> {
+pub(crate) fn frame(to: Mac, from: Mac, number: u64, len: usize) -> Vec<u8> {
     Frame::new(to, from).numbered(number, len).bytes()
 }
 
 /// As the API writes it.
-pub fn text(mac: Mac) -> String {
+pub(crate) fn text(mac: Mac) -> String {
     vswitch::mac::Mac(mac).to_string()
 }
