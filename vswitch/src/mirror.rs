@@ -5,6 +5,9 @@
 //! VLANs, whatever the port; a frame that several conditions select is copied once to each
 //! mirror's port. What is dropped on its way in is not mirrored: captures show that.
 //!
+//! A copy is the frame as the switch received it, with the tag it had then, whatever the VLANs of
+//! the port that gets it. It is counted at that port, and not in a VLAN.
+//!
 //! **No loops.** A mirror's port is an output: what comes in from an output is never mirrored, and
 //! what goes out to one does not count as sent. So a copy is never the cause of another copy, even
 //! if two mirrors name each other's ports.

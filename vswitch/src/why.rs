@@ -11,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::discard::Discard;
+use crate::guard::BRIDGE_GROUPS;
 use crate::mac::Mac;
 use crate::table::PortNo;
 use crate::vlan::{Class, Egress, Mode, TPID, Tag, Vid};
@@ -196,7 +197,12 @@ impl<'a> Trace<'a> {
         let ingress = question.ingress.and_then(|port| self.snapshot.port(port));
         let class = match ingress {
             Some(port) => self.enter(port, question)?,
-            None => Class::new(question.vlan.unwrap_or(Vid::DEFAULT), 0, false),
+            None => {
+                question
+                    .destination
+                    .map_or(Ok(()), |mac| self.link_local(mac))?;
+                Class::new(question.vlan.unwrap_or(Vid::DEFAULT), 0, false)
+            }
         };
         match question.destination {
             Some(destination) => self.leave(ingress, class, destination),
@@ -224,21 +230,25 @@ impl<'a> Trace<'a> {
             }
             self.guard(port, source)?;
         }
-        if let Some(destination) = question.destination.filter(|mac| mac.is_reserved()) {
-            let (reason, text) = if port.bpdu_guard {
-                (
-                    Discard::BpduGuard,
-                    "a bridge protocol, which it must not speak",
-                )
-            } else {
-                (Discard::LinkLocal, "link-local, which no bridge forwards")
-            };
-            return self.drop("guards", reason, format!("{destination} is {text}"));
+        if let Some(destination) = question.destination {
+            if port.bpdu_guard && BRIDGE_GROUPS.contains(&destination) {
+                let text = format!("{destination} is a bridge protocol, which it must not speak");
+                return self.drop("guards", Discard::BpduGuard, text);
+            }
+            self.link_local(destination)?;
         }
         if let Some(source) = question.source {
             self.learn(port, class.vid(), source)?;
         }
         Ok(class)
+    }
+
+    fn link_local(&mut self, destination: Mac) -> Result<(), Discard> {
+        if destination.is_reserved() {
+            let text = format!("{destination} is link-local, which no bridge forwards");
+            return self.drop("guards", Discard::LinkLocal, text);
+        }
+        Ok(())
     }
 
     fn classify(&mut self, port: &PortView, vlan: Option<Vid>) -> Result<Class, Discard> {
@@ -279,29 +289,26 @@ impl<'a> Trace<'a> {
 
     fn learn(&mut self, port: &PortView, vid: Vid, source: Mac) -> Result<(), Discard> {
         let name = &port.name;
-        let Some(known) = self.snapshot.lookup(vid, source).copied() else {
-            if port.learned >= port.mac_limit {
-                let text = format!(
-                    "{source} is new, and {name} has its {} addresses",
-                    port.mac_limit
-                );
+        let known = self.snapshot.lookup(vid, source).copied();
+        let elsewhere = known.filter(|known| known.port != port.number);
+        let text = match (known, elsewhere) {
+            (Some(_), None) => format!("{source} is known here"),
+            (_, Some(known)) if known.is_static => {
+                let there = self.name(known.port);
+                let text = format!("{source} was configured to be at {there}");
+                return self.drop("learn", Discard::SourceGuard, text);
+            }
+            (_, Some(known)) if known.is_held => {
+                let there = self.name(known.port);
+                format!("{source} is held at {there}: it moved too often")
+            }
+            _ if port.learned >= port.mac_limit => {
+                let limit = port.mac_limit;
+                let text = format!("{source} is new, and {name} has its {limit} addresses");
                 return self.drop("learn", Discard::MacLimit, text);
             }
-            self.say("learn", format!("{source} becomes known at {name}"));
-            return Ok(());
-        };
-        if known.is_static && known.port != port.number {
-            let there = self.name(known.port);
-            let text = format!("{source} was configured to be at {there}");
-            return self.drop("learn", Discard::SourceGuard, text);
-        }
-        let text = if known.port == port.number {
-            format!("{source} is known here")
-        } else if known.is_held {
-            let there = self.name(known.port);
-            format!("{source} is held at {there}: it moved too often")
-        } else {
-            format!("{source} moves here from {}", self.name(known.port))
+            (_, Some(known)) => format!("{source} moves here from {}", self.name(known.port)),
+            (None, None) => format!("{source} becomes known at {name}"),
         };
         self.say("learn", text);
         Ok(())
@@ -334,7 +341,7 @@ impl<'a> Trace<'a> {
         };
         let Some(port) = self.snapshot.port(known.port) else {
             let text = format!("{destination} was at a port that is gone");
-            return self.drop("lookup", Discard::NoMember, text);
+            return self.drop("lookup", Discard::PortDown, text);
         };
         let name = &port.name;
         let how = if known.is_static {
@@ -361,9 +368,10 @@ impl<'a> Trace<'a> {
 
     fn flood(&mut self, ingress: Option<&PortView>, class: Class) -> Result<Verdict, Discard> {
         let mut ports = Vec::new();
+        let mut lost = Discard::NoMember;
         for port in &self.snapshot.ports {
             let is_ingress = ingress.is_some_and(|from| from.number == port.number);
-            if is_ingress || port.mode.egress(class.vid()).is_none() {
+            if is_ingress || port.mirror || port.mode.egress(class.vid()).is_none() {
                 continue;
             }
             match self.way_out(ingress, port, class) {
@@ -371,12 +379,18 @@ impl<'a> Trace<'a> {
                     self.say("egress", format!("out of {}, {how}", port.name));
                     ports.push(port.name.clone());
                 }
-                Err((reason, text)) => self.say("egress", format!("{text} ({})", reason.name())),
+                Err((reason, text)) => {
+                    self.say("egress", format!("{text} ({})", reason.name()));
+                    // From isolated ports a frame is kept away; others lose it.
+                    if reason != Discard::Isolated {
+                        lost = reason;
+                    }
+                }
             }
         }
         if ports.is_empty() {
             let text = format!("vlan {} has no other member to send to", class.vid());
-            return self.drop("egress", Discard::NoMember, text);
+            return self.drop("egress", lost, text);
         }
         Ok(Verdict::Flooded(ports))
     }
@@ -389,10 +403,6 @@ impl<'a> Trace<'a> {
         class: Class,
     ) -> Result<String, (Discard, String)> {
         let (name, vid) = (&port.name, class.vid());
-        let Some(egress) = port.mode.egress(vid).filter(|_| !port.mirror) else {
-            let text = format!("{name} is not a member of vlan {vid}");
-            return Err((Discard::NoMember, text));
-        };
         let apart =
             |from: &PortView| (from.isolated && !port.uplink) || (port.isolated && !from.uplink);
         if let Some(from) = ingress.filter(|from| apart(from)) {
@@ -400,11 +410,18 @@ impl<'a> Trace<'a> {
             let text = format!("{who} is isolated: not from {} to {name}", from.name);
             return Err((Discard::Isolated, text));
         }
-        let tci = egress.tci(class);
-        let tci = tci.map_err(|reason| (reason, format!("{name} cannot take it")))?;
+        if port.mirror {
+            return Err((Discard::NoMember, format!("{name} only gets copies")));
+        }
         if !port.link {
             return Err((Discard::PortDown, format!("{name} is down")));
         }
+        let Some(egress) = port.mode.egress(vid) else {
+            let text = format!("{name} is not a member of vlan {vid}");
+            return Err((Discard::VlanNotAllowed, text));
+        };
+        let tci = egress.tci(class);
+        let tci = tci.map_err(|reason| (reason, format!("{name} cannot take it")))?;
         Ok(match tci {
             Some(_) => format!("tagged {vid}"),
             None => "untagged".to_owned(),

@@ -209,18 +209,26 @@ impl Captures {
         let (chunks, stream) = mpsc::channel(CHUNKS);
         let (begun, outcome) = oneshot::channel();
         let all = Arc::clone(self);
+        let (theirs, run) = (Arc::clone(self), Arc::clone(&running));
         // From here on it does not matter whether anybody waits for the outcome.
-        tokio::spawn(async move {
-            let end = match all.install(taps).await {
+        let task = tokio::spawn(async move {
+            match theirs.install(taps).await {
                 Ok(()) => {
                     let _ = begun.send(Ok(()));
-                    all.run(&running, reader, &chunks).await
+                    theirs.run(&run, reader, &chunks).await
                 }
                 Err(error) => {
-                    all.uninstall(id).await;
+                    theirs.uninstall(id).await;
                     let _ = begun.send(Err(error));
                     End::Broken
                 }
+            }
+        });
+        // A fault in there must not cost a place, nor leave the workers copying for nobody.
+        tokio::spawn(async move {
+            let end = match task.await {
+                Ok(end) => end,
+                Err(error) => all.broken(&running, &error).await,
             };
             all.remember(&running, end);
         });

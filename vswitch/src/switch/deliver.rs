@@ -514,3 +514,45 @@ fn finish(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{GSO_TCPV4, NEEDS_CSUM};
+
+    fn item(len: u32, tagged: bool) -> Item {
+        let mut head = Head::default();
+        let tag: &[u8] = if tagged { &[0x81, 0, 0, 10] } else { &[] };
+        let frame = [&[2; 12], tag, &[8, 0, 0, 0]].concat();
+        head.fill(frame.len())[HEADER..].copy_from_slice(&frame);
+        Item {
+            len,
+            parsed: head.parse().unwrap(),
+            ..Item::default()
+        }
+    }
+
+    #[test]
+    fn a_tag_comes_on_top_of_the_longest_frame() {
+        let exceeds = |len, tagged| exceeds(&item(len, tagged), 1514);
+        assert!(!exceeds(1514, false) && exceeds(1515, false));
+        assert!(!exceeds(1518, true) && exceeds(1519, true));
+    }
+
+    #[test]
+    fn a_segmented_frame_is_as_long_as_its_segments() {
+        let exceeds = |hdr_len, gso_size, tagged| {
+            let header = NetHeader {
+                flags: NEEDS_CSUM,
+                gso_type: GSO_TCPV4,
+                hdr_len,
+                gso_size,
+                ..NetHeader::default()
+            };
+            let item = item(60_000, tagged);
+            exceeds(&Item { header, ..item }, 1514)
+        };
+        assert!(!exceeds(54, 1460, false) && exceeds(54, 1461, false));
+        assert!(!exceeds(58, 1460, true) && exceeds(58, 1461, true));
+    }
+}

@@ -322,13 +322,14 @@ fn vid(item: &Item) -> Option<Vid> {
     let before = |why| {
         let early = [
             Discard::Runt,
+            Discard::Giant,
             Discard::BadHeader,
             Discard::BadTag,
             Discard::TaggedOnAccess,
             Discard::VlanNotAllowed,
             Discard::UntaggedOnTrunk,
         ];
-        early.contains(&why) || item.len == 0
+        early.contains(&why)
     };
     match item.verdict {
         Verdict::Drop(why) if before(why) => None,
@@ -361,5 +362,32 @@ fn fill(rest: Rest<'_>, mut into: &mut [u8]) {
                 into = later;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_keep_their_reasons() {
+        let mut losses = Losses::default();
+        losses.add(0b1010, Discard::ReceiverFull);
+        losses.add(1 << 63, Discard::NestedTag);
+        assert_eq!(losses.of(3), Some(Discard::ReceiverFull));
+        assert_eq!(losses.of(63), Some(Discard::NestedTag));
+        assert_eq!(losses.of(0), None);
+    }
+
+    #[test]
+    fn the_last_frames_are_those_that_found_no_room() {
+        let mut losses = Losses::default();
+        losses.add(0b1000_0000, Discard::NestedTag);
+        losses.add_last(0b1001_0110, 2, Discard::ReceiverFull);
+        assert_eq!(losses.mask, 0b1001_0100);
+        assert_eq!(losses.of(7), Some(Discard::NestedTag));
+        // An uplink loses segments, of which a frame has many.
+        losses.add_last(0b1001_0110, 100, Discard::ReceiverFull);
+        assert_eq!(losses.mask, 0b1001_0110);
     }
 }

@@ -197,14 +197,19 @@ fn every_reason_on_the_way_out_is_found() {
     let plain = question(0, A, B);
     check(|_| (), question(0, B, A), Discard::Hairpin);
     check(|s| s.ports[3].link = false, plain, Discard::PortDown);
-    check(|s| s.ports[3] = access(3, 20), plain, Discard::NoMember);
-    check(|s| s.ports[3].mirror = true, plain, Discard::NoMember);
-    check(|s| s.ports.truncate(3), plain, Discard::NoMember);
     check(
-        |s| s.ports.truncate(1),
-        question(0, A, NEW),
-        Discard::NoMember,
+        |s| s.ports[3] = access(3, 20),
+        plain,
+        Discard::VlanNotAllowed,
     );
+    check(|s| s.ports[3].mirror = true, plain, Discard::NoMember);
+    check(|s| s.ports.truncate(3), plain, Discard::PortDown);
+    let new = question(0, A, NEW);
+    let down = |s: &mut Snapshot| s.ports[1..].iter_mut().for_each(|p| p.link = false);
+    check(down, new, Discard::PortDown);
+    let copies = |s: &mut Snapshot| s.ports[1..].iter_mut().for_each(|p| p.mirror = true);
+    check(copies, new, Discard::NoMember);
+    check(|s| s.ports.truncate(1), new, Discard::NoMember);
     check(|s| s.ports[0].isolated = true, plain, Discard::Isolated);
     check(|s| s.ports[3].isolated = true, plain, Discard::Isolated);
 }

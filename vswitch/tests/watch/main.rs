@@ -1,0 +1,8 @@
+//! What can be seen of a running switch, asked for as an operator does: over the control socket,
+//! with guests in this process.
+
+mod bed;
+mod capture;
+mod counters;
+mod mirror;
+mod why;
