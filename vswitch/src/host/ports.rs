@@ -102,6 +102,8 @@ fn same_session(a: &config::Port, b: &config::Port) -> bool {
             p.queues,
             p.mtu,
             p.offloads,
+            // The card shows it.
+            p.mac,
         )
     };
     session(a) == session(b)
@@ -170,6 +172,7 @@ impl Host {
         };
         // First no frame goes there any more, then it is taken down.
         self.publish();
+        let statics = self.statics();
         let mut replaced = Vec::new();
         for mut old in gone {
             self.stop_port(&mut old);
@@ -178,10 +181,22 @@ impl Host {
         if let Err(failure) = self.start_all(prepared, &replaced) {
             // Nothing is expected to fail after `prepare`; if it does, what was is put back.
             self.put_back(replaced);
+            for (vid, mac, no) in statics {
+                // What could be entered once can be again.
+                let _ = self.fdb.set_static(vid, mac, no);
+            }
             return Err(failure);
         }
-        self.settle(config);
+        let moved = self.settle(config);
         self.publish();
+        // Now that no worker knows the old VLANs, nothing is learned there any more.
+        for no in moved {
+            // What was learned in a VLAN that the port has left must not lead there.
+            self.fdb.flush(&Filter {
+                port: Some(no),
+                ..Filter::default()
+            });
+        }
         Ok(self.set_addresses(config))
     }
 
@@ -240,6 +255,7 @@ impl Host {
             match running {
                 Ok(port) => started.push(port),
                 Err(e) => {
+                    self.forget_port(no);
                     for mut port in started {
                         self.stop_port(&mut port);
                     }
@@ -386,17 +402,22 @@ impl Host {
             running.connections += server.status().sessions;
             server.stop();
         }
-        for worker in &self.workers {
-            // A dead worker has nothing to remove.
-            let handle = worker.handle();
-            while let Ok(Some(_)) = handle.call(|reply| Change::RemoveUplink(running.no, reply)) {}
-            let _ = handle.call(|reply| Change::RemovePort(running.no, reply));
-        }
+        self.forget_port(running.no);
         self.fdb.flush(&Filter {
             port: Some(running.no),
             statics: true,
             ..Filter::default()
         });
+    }
+
+    /// Let all workers forget a port, even if only some of them ever knew it.
+    fn forget_port(&self, no: PortNo) {
+        for worker in &self.workers {
+            // A dead worker has nothing to remove.
+            let handle = worker.handle();
+            while let Ok(Some(_)) = handle.call(|reply| Change::RemoveUplink(no, reply)) {}
+            let _ = handle.call(|reply| Change::RemovePort(no, reply));
+        }
     }
 
     /// Serve again what was stopped for a configuration that could not be applied.
@@ -409,16 +430,24 @@ impl Host {
                 Kind::Uplink(config, _) => self.start_uplink(old.no, config, Vec::new(), before),
             };
             match back {
-                Ok(port) => lock(&self.ports).push(port),
-                Err(error) => error!(port = %name, %error, "port lost by a failed reload"),
+                Ok(mut port) => {
+                    port.guards = old.guards;
+                    lock(&self.ports).push(port);
+                }
+                Err(error) => {
+                    self.forget_port(old.no);
+                    error!(port = %name, %error, "port lost by a failed reload");
+                }
             }
         }
         self.publish();
     }
 
-    /// Give the ports their order, and those that stayed their new settings.
-    fn settle(&self, config: &Config) {
+    /// Give the ports their order, and those that stayed their new settings; gives those whose
+    /// VLANs are others now.
+    fn settle(&self, config: &Config) -> Vec<PortNo> {
         let workers = self.workers.len();
+        let mut moved = Vec::new();
         let mut running = lock(&self.ports);
         for port in running.iter_mut() {
             let before = port.mode();
@@ -452,11 +481,7 @@ impl Host {
                 }
             }
             if port.mode() != before {
-                // What was learned in a VLAN that the port has left must not lead there.
-                self.fdb.flush(&Filter {
-                    port: Some(no),
-                    ..Filter::default()
-                });
+                moved.push(no);
             }
         }
         let place = |r: &Running| {
@@ -465,6 +490,13 @@ impl Host {
             names.position(|name| name == r.name())
         };
         running.sort_by_key(place);
+        moved
+    }
+
+    fn statics(&self) -> Vec<(vlan::Vid, Mac, PortNo)> {
+        let all = self.fdb.snapshot(self.now_s()).into_iter();
+        let statics = all.filter(|entry| entry.is_static);
+        statics.map(|e| (e.vid, e.mac, e.port)).collect()
     }
 
     /// Enter the static addresses, and forget those that are none any more.

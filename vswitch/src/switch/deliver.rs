@@ -17,7 +17,7 @@ use crate::port::Uplink;
 use crate::port::guest::{Delivery, GuestRx, Rest};
 use crate::stats::{Event, Events};
 use crate::table::{Port, Tables};
-use crate::vlan::Vid;
+use crate::vlan::{TPID, Vid};
 
 /// What goes where, and room to send it.
 #[derive(Debug)]
@@ -232,7 +232,7 @@ impl To<'_> {
             return self.put_finished(to, &head, header, rest, accepts);
         }
         let bytes = form.bytes();
-        let moved = bytes.len() as u32 - self.batch.heads[at].emit().len() as u32;
+        let moved = (bytes.len() as u32).wrapping_sub(self.batch.heads[at].emit().len() as u32);
         let len = (HEADER as u32 + len).wrapping_add(moved);
         to.put(bytes, rest, len)
     }
@@ -302,18 +302,14 @@ impl To<'_> {
         };
         let head = copied(&form);
         linearise(self.linear, &head[HEADER..], rest);
-        let tag = if self
-            .port
-            .mode
-            .egress(self.batch.items[at].class.vid)
-            .is_some()
-        {
-            TAG
-        } else {
-            0
+        // A tag comes on top, a segmented frame counts by its segments.
+        let tagged = self.linear.get(12..14) == Some(&TPID.to_be_bytes());
+        let longest = tx.max_frame() + if tagged { TAG } else { 0 };
+        let len = match usize::from(header.gso_size) {
+            0 => self.linear.len(),
+            size => usize::from(header.hdr_len) + size,
         };
-        let fits = header.gso_size != 0 || self.linear.len() <= tx.max_frame() + tag;
-        if !fits {
+        if len > longest {
             return Err(Discard::TooBigForReceiver);
         }
         let mut total = 0;
@@ -342,22 +338,14 @@ fn copied(form: &Form<'_>) -> ArrayVec<u8, 160> {
 #[cold]
 fn change(item: &Item, head: &Head, tagged: bool, tci: Option<u16>) -> Form<'static> {
     let mut header = item.header;
-    let shift = |header: &mut NetHeader, by: i16| {
-        if header.needs() != Offloads::NONE {
-            header.csum_start = header.csum_start.saturating_add_signed(by);
-            if header.hdr_len != 0 {
-                header.hdr_len = header.hdr_len.saturating_add_signed(by);
-            }
-        }
-    };
     let mut changed = match (tagged, tci) {
         (false, Some(tci)) => {
-            shift(&mut header, 4);
+            header = header.shifted(4);
             head.tagged(tci)
         }
         (true, Some(tci)) => head.retagged(tci),
         (true, None) => {
-            shift(&mut header, -4);
+            header = header.shifted(-4);
             head.untagged()
         }
         (false, None) => head.same(),
