@@ -11,7 +11,7 @@ RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: packages cargo ## a VM on a disk that vblk serves, with figures (root; about two minutes)
+demo: packages cargo ## VMs on a disk that vblk serves and on vswitch, with figures (root; about two minutes)
 	@echo "demo: building (a first release build takes a few minutes)"
 	@cargo run --quiet --release --package towpath-tests --bin demo
 
@@ -27,10 +27,12 @@ check: cargo ## the quick part of `make test`: style and unit tests, no VM, no r
 	cargo test --workspace --lib --bins
 	cargo test --package towpath-tests --test tidy
 
-bench: packages cargo ## vblk against its peers and the machine's own limit, as ratios
-	cargo build --release --package vblk
+bench: cargo ## vblk and vswitch against their peers and the machine's own limits, as ratios
+	@tests/packages.sh --bench
+	cargo build --release --package vblk --package vswitch
 	cargo run --release --package towpath-benches --bin ring
 	cargo run --release --package towpath-benches --bin bench -- $(ARGS)
+	cargo run --release --package towpath-benches --bin net -- $(NET_ARGS)
 
 packages: ## Debian packages and a guest kernel, only what is missing (root)
 	@tests/packages.sh

@@ -12,7 +12,11 @@
 # apt itself says what is configured (apt-get indextargets), so both file formats are understood,
 # and APT_CONFIG may point all of this at another configuration.
 #
+# `make bench` also wants the switches that vswitch is measured against: with --bench, they are in
+# the list, and no service of theirs is started: the bench runs its own in scratch directories.
+#
 # Usage: tests/packages.sh            install what is missing
+#        tests/packages.sh --bench    the same, with the peers of the bench; may precede --check
 #        tests/packages.sh --check    change nothing; exit 1 and say what is missing
 #        tests/packages.sh --source   print the backports entry that would be added
 set -euo pipefail
@@ -20,6 +24,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES=(qemu-system-x86 qemu-utils busybox-static kmod xz-utils e2fsprogs fio gcc libc6-dev
     iproute2 ethtool tcpdump dpdk-dev)
+BENCH_PACKAGES=(openvswitch-switch-dpdk dpdk)
 QEMU_AT_LEAST=1:9.2            # -chardev socket,reconnect-ms=
 KERNEL_SERIES=6.12             # the series whose modules tests/src/initramfs.rs knows
 CACHE=${TOWPATH_CACHE:-.cache}
@@ -169,14 +174,32 @@ install_packages() { # package...
         from=(-t "$VERSION_CODENAME-backports")
     fi
     say "installing $*"
+    mask_services "$@"
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${from[@]}" "$@"
     qemu_is_new "$(dpkg-query -W -f '${Version}' qemu-system-x86)" ||
         die "apt installed QEMU $(dpkg-query -W -f '${Version}' qemu-system-x86)," \
             "${QEMU_AT_LEAST#*:} or newer is needed"
 }
 
+# A package's services stay off: a switch that nobody asked for would poll a processor. A unit that
+# is already there, or masked by the operator, is left as it is.
+mask_services() { # package...
+    local unit
+    case " $* " in *" openvswitch-switch-dpdk "*) ;; *) return 0 ;; esac
+    ! installed openvswitch-switch || return 0
+    say "masking Open vSwitch's services; to use them: systemctl unmask ..."
+    for unit in openvswitch-switch ovs-vswitchd ovsdb-server; do
+        [ -e "/etc/systemd/system/$unit.service" ] ||
+            ln -s /dev/null "/etc/systemd/system/$unit.service"
+    done
+}
+
 main() {
     local missing wanted
+    if [ "${1:-}" = --bench ]; then
+        PACKAGES+=("${BENCH_PACKAGES[@]}")
+        shift
+    fi
     [ "$(uname -m)" = x86_64 ] || die "the VM tests are for x86_64 machines, this is $(uname -m)"
     command -v dpkg-query >/dev/null ||
         die "this is not Debian; install by hand: ${PACKAGES[*]} (QEMU ${QEMU_AT_LEAST#*:} or newer)"

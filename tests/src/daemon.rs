@@ -287,6 +287,17 @@ impl DerefMut for Vswitch {
     }
 }
 
+impl Drop for Service {
+    /// One that was not stopped shows the end of its log: cargo passes that on if a test failed.
+    fn drop(&mut self) {
+        let ended = self.daemon.process.ended().ok().flatten();
+        if ended.is_none_or(|status| !status.success()) {
+            let how = ended.map_or("is running".into(), |status| status.to_string());
+            eprintln!("{} ({how}) said:\n{}", self.name, self.said());
+        }
+    }
+}
+
 impl Service {
     fn serve(
         name: &'static str,
@@ -362,6 +373,12 @@ impl Service {
     /// The process.
     pub fn daemon(&mut self) -> &mut Daemon {
         &mut self.daemon
+    }
+
+    /// The end of what it wrote to standard error, for errors.
+    #[must_use]
+    pub fn said(&self) -> String {
+        self.daemon.log.tail(TAIL)
     }
 
     /// A file in the daemon's directory.

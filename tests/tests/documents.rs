@@ -7,15 +7,16 @@
 //! - `console test`: lines that start with `$ ` are run, and what each prints must be the lines
 //!   that follow; `...` in an expected line stands for anything, as a line of its own for any
 //!   number of lines.
-//! - `toml vblk`: must pass `vblk check --config`. `toml test` must parse.
+//! - `toml vblk`, `toml vswitch`: must pass `vblk check --config`, or vswitch's. `toml test` must
+//!   parse.
 //! - `manual`: for a reader only (what needs hardware, a VM, minutes, or another machine).
 //!
 //! Code is fenced: a block that is only indented cannot be marked, and is refused.
 //!
 //! All of a page's blocks run in page order in one `bash -eu`, in one scratch directory, with the
 //! programs of this workspace in `PATH` and an empty `/run` of their own, so that the default
-//! sockets are free. Background jobs end with the page; after `vblk serve … &` the page goes on
-//! when vblk answers. `toml` blocks are written to `example-N.toml`, N counting from 1, just before
+//! sockets are free. Background jobs end with the page; after `vblk serve … &` or `vswitch serve …
+//! &` the page goes on when the daemon answers. `toml` blocks are written to `example-N.toml`, N counting from 1, just before
 //! they are checked.
 
 #![allow(
@@ -42,11 +43,11 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 answers() {
     set +x
     for attempt in $(seq 200); do
-        if vblk disk list "$@" >/dev/null 2>&1; then set -x; return; fi
+        if "$@" >/dev/null 2>&1; then set -x; return; fi
         kill -0 $! || return
         sleep 0.05
     done
-    echo "vblk does not answer" >&2
+    echo "$1 does not answer" >&2
     return 1
 }
 "#;
@@ -133,7 +134,7 @@ fn script(blocks: &[Block]) -> Result<(String, Vec<Step>), String> {
                 }
             }
             ("console", "test") => console(block, &mut script, &mut steps)?,
-            ("toml", "test" | "vblk") => {
+            ("toml", action @ ("test" | "vblk" | "vswitch")) => {
                 body.parse::<toml::Table>()
                     .map_err(|error| format!("{place}: {error}"))?;
                 examples += 1;
@@ -143,13 +144,15 @@ fn script(blocks: &[Block]) -> Result<(String, Vec<Step>), String> {
                     "cat >{name} <<'END-OF-EXAMPLE'\n{body}\nEND-OF-EXAMPLE"
                 )
                 .unwrap();
-                if block.action == "vblk" {
-                    writeln!(script, "vblk check --config {name}").unwrap();
+                if action != "test" {
+                    writeln!(script, "{action} check --config {name}").unwrap();
                 }
             }
             ("sh" | "console" | "toml", "manual") => {}
             ("sh" | "console" | "toml", other) => {
-                return Err(format!("{place}: `{other}` is not test, vblk or manual"));
+                return Err(format!(
+                    "{place}: `{other}` is not test, vblk, vswitch or manual"
+                ));
             }
             _ => {}
         }
@@ -157,15 +160,17 @@ fn script(blocks: &[Block]) -> Result<(String, Vec<Step>), String> {
     Ok((script, steps))
 }
 
-/// What to append to a line so that the next finds vblk serving, if the line starts it.
+/// What to append to a line so that the next finds a daemon serving, if the line starts one.
 fn wait(line: &str) -> String {
     let words: Vec<_> = line.split_whitespace().collect();
-    if !words.starts_with(&["vblk", "serve"]) || words.last() != Some(&"&") {
-        return String::new();
-    }
+    let list = match words.as_slice() {
+        ["vblk", "serve", .., "&"] => "vblk disk list",
+        ["vswitch", "serve", .., "&"] => "vswitch port show",
+        _ => return String::new(),
+    };
     let control = words.windows(2).find(|pair| pair[0] == "--control");
     format!(
-        "\nanswers {}",
+        "\nanswers {list} {}",
         control.map(|pair| pair.join(" ")).unwrap_or_default()
     )
 }
@@ -225,6 +230,7 @@ fn run(page: &Path) -> Result<(), String> {
     let (script, steps) = script(&blocks(page, &text)?)?;
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     fs::write(dir.path().join("page.sh"), &script).map_err(|e| e.to_string())?;
+    cargo::program("vswitch", "vswitch").map_err(|e| format!("{e:#}"))?;
     let programs = cargo::program("vblk", "vblk").map_err(|e| format!("{e:#}"))?;
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new("timeout")
@@ -279,10 +285,13 @@ fn blocks_are_found_and_must_be_marked() {
 
 #[test]
 fn a_page_waits_for_what_it_starts() {
-    assert_eq!(wait("vblk serve --disk a,socket=b &"), "\nanswers ");
     assert_eq!(
-        wait("vblk serve --control c --disk d &"),
-        "\nanswers --control c"
+        wait("vblk serve --disk a,socket=b &"),
+        "\nanswers vblk disk list "
+    );
+    assert_eq!(
+        wait("vswitch serve --control c --port d &"),
+        "\nanswers vswitch port show --control c"
     );
     assert_eq!(wait("vblk serve --disk a"), "");
 }

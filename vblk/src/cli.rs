@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use towpath_common::config::{ByteSize, CpuList, Poll, SocketPath};
+use towpath_common::config::{ByteSize, CpuList, DaemonTable, Poll, SocketPath};
 use towpath_common::logging::LogFilter;
 use vblk::config::{DEFAULT_CONTROL, Sources};
 
@@ -145,21 +145,15 @@ pub(crate) struct SourceArgs {
 
 impl From<SourceArgs> for Sources {
     fn from(args: SourceArgs) -> Self {
-        let SourceArgs {
-            config: file,
-            disks,
-            cpus,
-            poll,
-            control,
-            log,
-        } = args;
         Self {
-            file,
-            disks,
-            cpus,
-            poll,
-            control,
-            log,
+            file: args.config,
+            disks: args.disks,
+            daemon: DaemonTable {
+                cpus: args.cpus,
+                poll: args.poll,
+                control: args.control,
+                log: args.log,
+            },
         }
     }
 }
@@ -190,8 +184,8 @@ mod tests {
         };
         let sources = Sources::from(args);
         assert_eq!(sources.disks, ["a,socket=s", "b,socket=t"]);
-        assert_eq!(sources.cpus, Some("2,4,5".parse().unwrap()));
-        assert_eq!(sources.poll, Some(Poll::Busy));
+        assert_eq!(sources.daemon.cpus, Some("2,4,5".parse().unwrap()));
+        assert_eq!(sources.daemon.poll, Some(Poll::Busy));
     }
 
     #[test]

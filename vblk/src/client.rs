@@ -4,9 +4,9 @@ use std::io::Write;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use serde::Serialize;
-use towpath_common::control::{Answer, Client, Status};
+use anyhow::Result;
+use towpath_common::control::print::print;
+use towpath_common::control::{Answer, Client};
 use vblk::config::{Config, Diff, Sources};
 use vblk::control::{Reload, Stats};
 use vblk::serve::count_disks;
@@ -21,7 +21,9 @@ const WATCH_PERIOD: Duration = Duration::from_secs(1);
 /// `vblk disk list`.
 pub(crate) fn disk_list(target: &Target, out: &mut impl Write) -> Result<()> {
     let answer: Answer<Vec<DiskStatus>> = Client::new(target.control.as_path()).get("/v1/disks")?;
-    print(&answer, target.json, out, |disks| report::disk_list(disks))
+    Ok(print(&answer, target.json, out, |disks| {
+        report::disk_list(disks)
+    })?)
 }
 
 /// `vblk disk show [NAME]`.
@@ -29,18 +31,18 @@ pub(crate) fn disk_show(target: &Target, name: Option<&str>, out: &mut impl Writ
     let client = Client::new(target.control.as_path());
     let Some(name) = name else {
         let answer: Answer<Vec<DiskStatus>> = client.get("/v1/disks")?;
-        return print(&answer, target.json, out, |disks| {
+        return Ok(print(&answer, target.json, out, |disks| {
             disks
                 .iter()
                 .map(report::disk)
                 .collect::<Vec<_>>()
                 .join("\n")
-        });
+        })?);
     };
     // Names are safe in a path; what is not a name is not a disk either.
     let name: towpath_common::config::Name = name.parse()?;
     let answer: Answer<DiskStatus> = client.get(&format!("/v1/disks/{name}"))?;
-    print(&answer, target.json, out, report::disk)
+    Ok(print(&answer, target.json, out, report::disk)?)
 }
 
 /// `vblk stats`.
@@ -48,7 +50,7 @@ pub(crate) fn stats(target: &Target, watch: bool, out: &mut impl Write) -> Resul
     let client = Client::new(target.control.as_path());
     let mut before: Answer<Stats> = client.get("/v1/stats")?;
     if !watch {
-        return print(&before, target.json, out, report::stats);
+        return Ok(print(&before, target.json, out, report::stats)?);
     }
     loop {
         sleep(WATCH_PERIOD);
@@ -66,7 +68,9 @@ pub(crate) fn reload(target: &Target, dry_run: bool, out: &mut impl Write) -> Re
     let client = Client::new(target.control.as_path());
     let answer: Answer<Diff> = client.post("/v1/reload", &Reload { dry_run })?;
     let description = answer.description.clone();
-    print(&answer, target.json, out, |_| format!("{description}\n"))
+    Ok(print(&answer, target.json, out, |_| {
+        format!("{description}\n")
+    })?)
 }
 
 /// `vblk check`.
@@ -74,28 +78,9 @@ pub(crate) fn check(sources: &Sources, json: bool, out: &mut impl Write) -> Resu
     let config = Config::load(sources)?;
     let description = format!("valid: {}", count_disks(config.disks.len()));
     let answer = Answer::success(description.clone(), config);
-    print(&answer, json, out, |config| {
+    Ok(print(&answer, json, out, |config| {
         format!("{description}\n{}", report::config(config))
-    })
-}
-
-/// Prints an answer: as JSON whatever it says, or its data for a person.
-fn print<T: Serialize>(
-    answer: &Answer<T>,
-    json: bool,
-    out: &mut impl Write,
-    text: impl Fn(&T) -> String,
-) -> Result<()> {
-    if json {
-        serde_json::to_writer(&mut *out, answer).context("cannot print the answer")?;
-        writeln!(out)?;
-    }
-    match (&answer.data, answer.status) {
-        (_, Status::Failed) => bail!("{}", answer.description),
-        (Some(data), _) if !json => write!(out, "{}", text(data))?,
-        _ => {}
-    }
-    Ok(out.flush()?)
+    })?)
 }
 
 #[cfg(test)]
@@ -106,8 +91,8 @@ mod tests {
     use axum::extract::Path;
     use axum::http::StatusCode;
     use axum::{Router, routing::get};
-    use towpath_common::control::ControlSocket;
     use towpath_common::control::server::{self, Patience};
+    use towpath_common::control::{ControlSocket, Status};
 
     use crate::report::tests::sample_disk;
 

@@ -18,7 +18,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
-use towpath_common::control::{Answer, Body, exposition};
+use towpath_common::control::{Answer, Body, beside, exposition};
 
 use crate::config::Diff;
 use crate::metrics;
@@ -142,7 +142,7 @@ async fn stats(State(daemon): State<Arc<Daemon>>) -> Answer<Stats> {
 }
 
 async fn reload(State(daemon): State<Arc<Daemon>>, Body(order): Body<Reload>) -> Answer<Diff> {
-    daemon.reload(order.dry_run).await
+    beside(move || daemon.reload(order.dry_run)).await
 }
 
 async fn scrape(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {

@@ -6,12 +6,13 @@ mod cli;
 mod client;
 mod report;
 
-use std::io::{self, ErrorKind, stdout};
+use std::io::stdout;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
 use towpath_common::config::{ConfigError, ValueError};
+use towpath_common::control::print::PrintError;
 use vblk::config::Sources;
 use vblk::image::{self, ImageError};
 use vblk::serve::{self, ServeError};
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     let Err(error) = run(Cli::parse().command) else {
         return ExitCode::SUCCESS;
     };
-    if is_closed_pipe(&error) {
+    if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
     eprintln!("vblk: {error:#}");
@@ -56,11 +57,4 @@ fn is_usage(error: &anyhow::Error) -> bool {
             error.downcast_ref(),
             Some(ServeError::Config(_) | ServeError::Log(_))
         )
-}
-
-/// Whether the reader of our output has seen enough, as `head` does.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }

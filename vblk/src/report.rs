@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use towpath_common::config::{ByteSize, SocketMode};
+use towpath_common::config::ByteSize;
+use towpath_common::control::print::{duration, end, per_second, table, yes_no};
 use vblk::config::Config;
 use vblk::control::Stats;
 use vblk::metrics::errno_name;
@@ -191,58 +192,8 @@ fn counters(stats: &DiskStats) -> String {
     text
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a rate for the eye; exact below 2^53"
-)]
-fn per_second(count: u64, period: Duration) -> f64 {
-    count as f64 / period.as_secs_f64()
-}
-
-/// Nanoseconds with a unit that leaves one to three digits before the point.
-fn duration(ns: u64) -> String {
-    match ns {
-        0..1_000 => format!("{ns} ns"),
-        1_000..1_000_000 => format!("{}.{} µs", ns / 1_000, ns / 100 % 10),
-        1_000_000..1_000_000_000 => format!("{}.{} ms", ns / 1_000_000, ns / 100_000 % 10),
-        _ => format!("{}.{} s", ns / 1_000_000_000, ns / 100_000_000 % 10),
-    }
-}
-
-fn end(mode: SocketMode) -> &'static str {
-    match mode {
-        SocketMode::Server => "server",
-        SocketMode::Client => "client",
-    }
-}
-
 fn access(read_only: bool) -> String {
     if read_only { "ro" } else { "rw" }.to_owned()
-}
-
-fn yes_no(yes: bool) -> String {
-    if yes { "yes" } else { "no" }.to_owned()
-}
-
-/// Columns as wide as their widest cell, two blanks apart.
-fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = std::iter::once(header.map(str::to_owned))
-        .chain(rows)
-        .collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let width = rows
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0);
-            format!("{cell:<width$}")
-        });
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

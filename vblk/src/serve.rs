@@ -8,28 +8,23 @@
 //! ```
 //!
 //! Nothing is touched before everything is validated, and the control socket is claimed first, so
-//! that a second daemon by mistake ends there. Everything here runs on the main thread, except
-//! that reload and drain, which wait for storage, run beside it: the API answers, signals arrive
-//! and the watchdog is fed meanwhile.
+//! that a second daemon by mistake ends there. What comes after READY is
+//! [`life`](towpath_common::control::life).
 
-use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use tokio::task::spawn_blocking;
-use towpath_common::config::ConfigError;
-use towpath_common::control::server::{self, Patience};
+use towpath_common::config::{ConfigError, Daemon as Settings};
+use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
 use towpath_common::logging::{self, LogError};
-use towpath_common::notify::{self, Signal, Signals, Watchdog};
+use towpath_common::notify;
 
-use crate::config::{Config, Daemon as Settings, Diff, Sources};
+use crate::config::{Config, Diff, Sources};
 use crate::control;
 use crate::service::{Report, Service, ServiceError};
-
-/// One for a reload, one for the drain, which must not wait for the reload.
-const BLOCKING_THREADS: usize = 2;
 
 /// Why the daemon did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -46,12 +41,9 @@ pub enum ServeError {
     /// The data plane refused.
     #[error(transparent)]
     Service(#[from] ServiceError),
-    /// The control thread could not be set up.
-    #[error("cannot set up the control thread: {0}")]
-    Runtime(#[from] io::Error),
-    /// A second signal ended the drain.
-    #[error("stopped by a second signal before all requests were completed")]
-    Impatient,
+    /// The daemon did not run or end as it should.
+    #[error(transparent)]
+    Life(#[from] LifeError),
 }
 
 /// The running daemon as its control plane sees it.
@@ -87,19 +79,11 @@ pub fn serve(
     let report = service.apply(&config)?;
     log_warnings(&report);
     let daemon = Arc::new(Daemon {
-        sources,
-        service,
-        config: Mutex::new(config),
         started,
+        ..Daemon::new(sources, service, config)
     });
-
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()?;
-    let outcome = runtime.block_on(daemon.run(&socket));
-    runtime.shutdown_background();
-    outcome
+    let routes = control::routes(Arc::clone(&daemon));
+    Ok(life::live(&socket, routes, daemon.hooks())?)
 }
 
 impl Daemon {
@@ -123,62 +107,30 @@ impl Daemon {
         self.started.elapsed()
     }
 
-    /// Serves the API and handles signals until the drain is over.
-    async fn run(self: Arc<Self>, socket: &ControlSocket) -> Result<(), ServeError> {
-        let mut signals = Signals::new()?;
-        let routes = control::routes(Arc::clone(&self));
-        let api = server::serve(socket.listener()?, routes, Patience::default());
-        tokio::pin!(api);
-        tokio::spawn(Watchdog::new(progress(Arc::clone(&self.service))).run());
-
-        let start_ms = self.started.elapsed().as_secs_f64() * 1e3;
-        let disks = self.service.disks().len();
-        notify::ready(&serving(disks));
-        tracing::info!(disks, start_ms, control = %socket.path().display(), "serving");
-        loop {
-            tokio::select! {
-                ended = &mut api => ended?,
-                signal = signals.next() => match signal {
-                    Signal::Reload => drop(tokio::spawn(Arc::clone(&self).reload(false))),
-                    Signal::Stop => return self.stop(signals).await,
-                },
-            }
+    /// What it does when told by signals and systemd.
+    fn hooks(self: &Arc<Self>) -> Hooks {
+        let (drained, steps) = (Arc::clone(&self.service), Arc::clone(&self.service));
+        let (announced, reloaded) = (Arc::clone(self), Arc::clone(self));
+        Hooks {
+            reload: Box::new(move || drop(reloaded.reload(false))),
+            drain: Box::new(move || drained.drain()),
+            progress: Box::new(progress(move || {
+                steps.workers().iter().map(|worker| worker.steps).collect()
+            })),
+            ready: Box::new(move |socket| announced.ready(socket)),
         }
     }
 
-    /// Drains; a second signal to stop cuts it short.
-    async fn stop(&self, mut signals: Signals) -> Result<(), ServeError> {
-        notify::stopping();
-        tracing::info!("stopping: completing what is in flight");
-        let service = Arc::clone(&self.service);
-        let mut drain = spawn_blocking(move || service.drain());
-        loop {
-            tokio::select! {
-                drained = &mut drain => {
-                    drained.map_err(io::Error::other)?;
-                    tracing::info!("stopped");
-                    return Ok(());
-                }
-                signal = signals.next() => if signal == Signal::Stop {
-                    return Err(ServeError::Impatient);
-                },
-            }
-        }
+    fn ready(&self, socket: &Path) -> String {
+        let start_ms = self.started.elapsed().as_secs_f64() * 1e3;
+        let disks = self.service.disks().len();
+        tracing::info!(disks, start_ms, control = %socket.display(), "serving");
+        serving(disks)
     }
 
     /// Loads the configuration again and applies it as a whole, or not at all. The answer carries
-    /// what changed; with `dry_run`, what would change.
-    pub async fn reload(self: Arc<Self>, dry_run: bool) -> Answer<Diff> {
-        let answer = spawn_blocking(move || self.reload_blocking(dry_run)).await;
-        answer.unwrap_or_else(|panic| {
-            Answer::failed(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("the reload broke: {panic}"),
-            )
-        })
-    }
-
-    fn reload_blocking(&self, dry_run: bool) -> Answer<Diff> {
+    /// what changed; with `dry_run`, what would change. Blocks.
+    pub fn reload(&self, dry_run: bool) -> Answer<Diff> {
         let mut current = match self.config.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -247,21 +199,6 @@ fn serving(disks: usize) -> String {
 /// `1 disk`, `2 disks`.
 pub fn count_disks(number: usize) -> String {
     format!("{number} {}", if number == 1 { "disk" } else { "disks" })
-}
-
-/// Whether every worker has taken a step since the last call.
-fn progress(service: Arc<dyn Service>) -> impl FnMut() -> bool {
-    let mut before: Vec<u64> = Vec::new();
-    move || {
-        let now: Vec<u64> = service
-            .workers()
-            .iter()
-            .map(|worker| worker.steps)
-            .collect();
-        let moved = now.iter().zip(&before).all(|(now, before)| now > before);
-        before = now;
-        moved
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use towpath_common::testing::document::{blocks, keys, literal, rows, shows, spelled_out};
 use vblk::config::{Config, Sources, argument_keys};
 use vblk::metrics::FAMILIES;
 
@@ -23,27 +24,6 @@ fn root() -> PathBuf {
 
 fn readme() -> String {
     fs::read_to_string(root().join("vblk/README.md")).unwrap()
-}
-
-/// The fenced blocks of `text` in one language.
-fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
-    let fence = format!("```{language}\n");
-    text.split(&fence)
-        .skip(1)
-        .map(|rest| rest.split("```").next().unwrap())
-        .collect()
-}
-
-/// The cells of every table row of `text`, without ticks, of tables `columns` wide.
-fn rows(text: &str, columns: usize) -> Vec<Vec<String>> {
-    let lines = text.lines().filter(|line| line.starts_with("| `"));
-    let cells = lines.map(|line| {
-        let line = line.trim_matches('|');
-        line.split(" | ")
-            .map(|cell| cell.replace('`', "").trim().to_owned())
-            .collect::<Vec<_>>()
-    });
-    cells.filter(|row| row.len() == columns).collect()
 }
 
 /// Loads a configuration in a place where the images it names exist.
@@ -60,17 +40,6 @@ fn load(text: &str) -> Config {
         ..Sources::default()
     })
     .unwrap()
-}
-
-/// Every key of a configuration value with its default, as JSON.
-fn keys(value: &impl serde::Serialize) -> BTreeMap<String, serde_json::Value> {
-    let json = serde_json::to_value(value).unwrap();
-    json.as_object().unwrap().clone().into_iter().collect()
-}
-
-/// A value as the README writes it: JSON and TOML agree on these.
-fn literal(text: &str) -> serde_json::Value {
-    serde_json::from_str(text).unwrap_or_default()
 }
 
 fn default_config() -> Config {
@@ -100,24 +69,14 @@ fn the_example_shows_every_key_and_its_default() {
         .keys()
         .chain(keys(&config.disks[0]).keys())
     {
-        let shown = |line: &str| {
-            line.trim_start_matches("# ")
-                .starts_with(&format!("{key} = "))
-        };
-        assert!(example.lines().any(shown), "{key}");
+        assert!(shows(&example, key), "{key}");
     }
     // What is commented out is the default: taking the signs away changes nothing but the log.
-    let spelled_out: String = example
-        .lines()
-        .map(|line| match line.strip_prefix("# ") {
-            Some(key) if key.contains(" = ") => format!("{key}\n"),
-            _ => format!("{line}\n"),
-        })
-        .collect();
-    let spelled_out = load(&spelled_out);
+    let spelled_out = load(&spelled_out(&example));
     let changed = config.diff(&spelled_out);
     assert_eq!(changed.needs_restart, ["log: null -> \"info\""]);
     let keys: Vec<&String> = changed
+        .disks
         .changed
         .iter()
         .flat_map(|disk| &disk.keys)

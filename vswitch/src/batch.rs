@@ -6,7 +6,7 @@ use towpath_common::mem::Mem;
 use crate::discard::Discard;
 use crate::fdb::{Hash, PortNo};
 use crate::head::{COPIED, ETHERNET, Head, Parsed};
-use crate::net::{HEADER, NetHeader};
+use crate::net::{HEADER, NetHeader, Offloads};
 use crate::port::Uplink;
 use crate::port::guest::Rest;
 use crate::vlan::{Class, Vid};
@@ -146,6 +146,8 @@ pub struct Item {
     pub len: u32,
     /// Its virtio-net header, as it goes on.
     pub header: NetHeader,
+    /// What that asks of a receiver.
+    pub needs: Offloads,
     /// Its VLAN; means nothing for frames dropped before they had one.
     pub class: Class,
     /// Where the source address is kept.
@@ -162,11 +164,8 @@ impl Default for Item {
             parsed: Parsed::default(),
             len: 0,
             header: NetHeader::default(),
-            class: Class {
-                vid: Vid::DEFAULT,
-                pcp_dei: 0,
-                nested: false,
-            },
+            needs: Offloads::NONE,
+            class: Class::new(Vid::DEFAULT, 0, false),
             src: Hash::default(),
             dst: Hash::default(),
             verdict: Verdict::Drop(Discard::Runt),

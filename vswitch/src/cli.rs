@@ -198,8 +198,12 @@ pub(crate) enum MirrorCommand {
         #[arg(long)]
         to: Name,
         /// Which traffic, as seen by the switch: rx came from the port, tx went to it.
-        #[arg(long, value_name = "rx|tx|both", default_value = "both", value_parser = args::direction)]
+        #[arg(long, value_name = "rx|tx|both", default_value = "both")]
+        #[arg(value_parser = args::direction)]
         direction: Direction,
+        /// Let that port go on switching; otherwise it only gets copies.
+        #[arg(long)]
+        member: bool,
         /// Write it into the configuration file, too.
         #[arg(long)]
         persist: bool,

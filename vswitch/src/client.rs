@@ -107,6 +107,7 @@ pub(crate) fn mirror(command: MirrorCommand, out: &mut impl Write) -> Result<()>
             vlans,
             to,
             direction,
+            member,
             persist,
             target,
         } => {
@@ -116,6 +117,7 @@ pub(crate) fn mirror(command: MirrorCommand, out: &mut impl Write) -> Result<()>
                 vlans,
                 to,
                 direction,
+                member,
             };
             change(&target, Change::MirrorAdd(mirror), persist, out)
         }

@@ -24,9 +24,8 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
 use towpath_common::config::Name;
-use towpath_common::control::{Answer, Body, exposition};
+use towpath_common::control::{Answer, Body, beside, exposition};
 
 use crate::config::{Change, Diff, Mirror};
 use crate::metrics;
@@ -231,15 +230,6 @@ async fn reload(State(daemon): State<Arc<Daemon>>, Body(order): Body<Reload>) ->
 async fn scrape(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
     let text = metrics::render(daemon.service());
     ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text)
-}
-
-/// Runs what may block beside the control thread.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> Answer<T> + Send + 'static) -> Answer<T> {
-    let answer = spawn_blocking(work).await;
-    answer.unwrap_or_else(|panic| {
-        let description = format!("the request broke: {panic}");
-        Answer::failed(StatusCode::INTERNAL_SERVER_ERROR, description)
-    })
 }
 
 /// `1 address`, `2 addresses`.

@@ -194,8 +194,10 @@ impl Device for NetDevice {
                 queues.update(queue / 2, update);
             }
         } else if let Some(worker) = self.worker(queue) {
-            // A worker that is gone is reported by whoever needs its answer.
-            let _ = worker.post(Change::Update(self.no, queue, update));
+            // Waited for: a front-end that is told that its ring is enabled may send at once, and
+            // frames on a disabled ring are dropped. A worker that is gone is reported by whoever
+            // needs its answer.
+            let _ = worker.call(|reply| Change::Update(self.no, queue, update, reply));
         }
     }
 

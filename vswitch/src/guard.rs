@@ -44,7 +44,7 @@ const LEAST_BURST: (u64, u64) = (64, 128 << 10);
 const BURST_PART: u64 = 20;
 
 /// Spanning tree of IEEE 802.1Q, table 8-1, and of Cisco's PVST+.
-const BRIDGE_GROUPS: [Mac; 2] = [
+pub(crate) const BRIDGE_GROUPS: [Mac; 2] = [
     Mac([0x01, 0x80, 0xc2, 0, 0, 0]),
     Mac([0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd]),
 ];
@@ -344,6 +344,18 @@ impl Guards {
     #[must_use]
     pub fn mac_limit(&self) -> u32 {
         self.mac_limit
+    }
+
+    /// Whether the port may send from its own addresses only.
+    #[must_use]
+    pub fn has_sources(&self) -> bool {
+        !self.sources.is_empty()
+    }
+
+    /// Whether bridge protocols from the port are dropped.
+    #[must_use]
+    pub fn stops_bridge_protocols(&self) -> bool {
+        self.bpdu
     }
 
     /// Whether any frame needs the time: false if nothing limits the rate of ordinary frames.

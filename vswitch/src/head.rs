@@ -2,21 +2,22 @@
 //!
 //! ```text
 //!   room for a tag   virtio-net header   frame: destination, source, [tag,] EtherType, …
-//!  |------ 4 ------|------- 12 --------|------------------- up to 128 --------------------|
+//!  |----- 16 ------|------- 12 --------|------------------- up to 128 --------------------|
 //! ```
 //!
 //! A guest that rewrites its frame after the check gains nothing: receivers get these bytes, not
 //! the guest's second version of them (and after them the rest, on which nothing was decided).
 
-use crate::net::{HEADER, NetHeader};
+use crate::net::{DATA_VALID, GSO_NONE, HEADER, NEEDS_CSUM, NetHeader};
 use crate::vlan::{TPID, Tag, is_tpid};
 
 /// Bytes of a frame that are copied before anything is decided: all headers of a segmented frame
 /// stand there, tags and TCP options included.
 pub const COPIED: usize = 128;
 
-/// Room in front, so that a tag can be pushed by moving what stands before it.
-const ROOM: usize = 4;
+/// Room in front, so that a tag can be pushed by moving what stands before it; as large as an
+/// alignment, so that the words of the header and of the addresses are aligned.
+const ROOM: usize = 16;
 /// Length of a tag, in bytes.
 pub const TAG: usize = 4;
 /// Both addresses, which stand before the tag.
@@ -28,11 +29,11 @@ pub const ETHERNET: usize = 14;
 
 /// The first bytes of a frame and its virtio-net header.
 #[derive(Debug, Clone, Copy)]
-#[repr(align(16))]
+#[repr(C, align(16))]
 pub struct Head {
     bytes: [u8; FRAME + COPIED],
     /// Bytes of the frame that are here.
-    len: usize,
+    len: u32,
 }
 
 /// What the first bytes say.
@@ -43,7 +44,7 @@ pub struct Parsed {
     /// Source address.
     pub src: u64,
     /// TPID and TCI of the outer tag, or zero.
-    tag: u32,
+    pub tag: u32,
     /// EtherType after the outer tag, if there is one.
     pub ethertype: u16,
 }
@@ -75,15 +76,19 @@ impl Head {
     /// least `len` bytes. `len` is capped at [`COPIED`].
     #[inline]
     pub fn fill(&mut self, len: usize) -> &mut [u8] {
-        self.len = len.min(COPIED);
-        &mut self.bytes[ROOM..FRAME + self.len]
+        let len = len.min(COPIED);
+        #[expect(clippy::cast_possible_truncation, reason = "128")]
+        {
+            self.len = len as u32;
+        }
+        &mut self.bytes[ROOM..FRAME + len]
     }
 
     /// Bytes of the frame that are here.
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len
+        (self.len as usize).min(COPIED)
     }
 
     /// True before the first [`Head::fill`].
@@ -96,7 +101,7 @@ impl Head {
     #[inline]
     #[must_use]
     pub fn frame(&self) -> &[u8] {
-        &self.bytes[FRAME..FRAME + self.len]
+        &self.bytes[FRAME..FRAME + self.len()]
     }
 
     /// The virtio-net header as it came.
@@ -108,36 +113,59 @@ impl Head {
         NetHeader::from_bytes(&header)
     }
 
+    /// Whether the header as it came asks for nothing: no checksum, no segmentation.
+    #[inline]
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        // Flags and type stand first.
+        let [flags, gso_type, ..] = self.word(0).to_be_bytes();
+        (flags & (NEEDS_CSUM | DATA_VALID)) | gso_type == GSO_NONE
+    }
+
+    /// Replace the virtio-net header by one that asks for nothing, of a frame in one buffer.
+    #[inline]
+    pub fn set_plain(&mut self) {
+        const PLAIN: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+        self.bytes[ROOM..FRAME].copy_from_slice(&PLAIN);
+    }
+
     /// Replace the virtio-net header by what goes on.
     #[inline]
     pub fn set_header(&mut self, header: NetHeader, num_buffers: u16) {
         self.bytes[ROOM..FRAME].copy_from_slice(&header.to_bytes(num_buffers));
     }
 
-    /// Read addresses, tag and type; none if the frame is too short for them. What is not there is
-    /// zero in these bytes only by chance, so lengths are checked first.
+    /// The aligned word at `at` bytes from the header: it stands in one store of the copy.
+    #[inline]
+    fn word(&self, at: usize) -> u64 {
+        let mut word = [0; 8];
+        word.copy_from_slice(&self.bytes[ROOM + at..ROOM + at + 8]);
+        u64::from_be_bytes(word)
+    }
+
+    /// Read addresses, tag and type; none if the frame is too short for them.
     #[inline]
     #[must_use]
     pub fn parse(&self) -> Option<Parsed> {
-        if self.len < ETHERNET {
+        if self.len() < ETHERNET {
             return None;
         }
-        let u64_at = |at: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&self.bytes[at..at + 8]);
-            u64::from_be_bytes(word)
-        };
-        let u16_at = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
+        // Header 12, destination 6, source 6, type or TPID 2, TCI 2, type behind a tag 2.
+        let (a, b, c) = (self.word(8), self.word(16), self.word(24));
+        #[expect(clippy::cast_possible_truncation, reason = "the upper 16 bits")]
+        let (outer, inner) = ((c >> 48) as u16, (c >> 16) as u16);
         let mut parsed = Parsed {
-            dst: u64_at(FRAME) >> 16,
-            src: u64_at(FRAME + 4) & 0xffff_ffff_ffff,
+            dst: (a & 0xffff_ffff) << 16 | b >> 48,
+            src: b & 0xffff_ffff_ffff,
             tag: 0,
-            ethertype: u16_at(FRAME + ADDRESSES),
+            ethertype: outer,
         };
-        if is_tpid(parsed.ethertype) && self.len >= ETHERNET + TAG {
-            let tci = u16_at(FRAME + ETHERNET);
-            parsed.tag = u32::from(parsed.ethertype) << 16 | u32::from(tci);
-            parsed.ethertype = u16_at(FRAME + ETHERNET + 2);
+        if is_tpid(outer) && self.len() >= ETHERNET + TAG {
+            #[expect(clippy::cast_possible_truncation, reason = "32 bits")]
+            {
+                parsed.tag = (c >> 32) as u32;
+            }
+            parsed.ethertype = inner;
         }
         Some(parsed)
     }
@@ -146,21 +174,21 @@ impl Head {
     #[inline]
     #[must_use]
     pub fn emit(&self) -> &[u8] {
-        &self.bytes[ROOM..FRAME + self.len]
+        &self.bytes[ROOM..FRAME + self.len()]
     }
 
     /// A copy with a tag pushed.
     #[must_use]
     pub fn tagged(&self, tci: u16) -> Retagged {
         let mut bytes = self.bytes;
-        bytes.copy_within(ROOM..FRAME + ADDRESSES, 0);
+        bytes.copy_within(ROOM..FRAME + ADDRESSES, ROOM - TAG);
         let at = FRAME - TAG + ADDRESSES;
         bytes[at..at + 2].copy_from_slice(&TPID.to_be_bytes());
         bytes[at + 2..at + 4].copy_from_slice(&tci.to_be_bytes());
         Retagged {
             bytes,
-            start: 0,
-            end: FRAME + self.len,
+            start: ROOM - TAG,
+            end: FRAME + self.len(),
         }
     }
 
@@ -172,7 +200,7 @@ impl Head {
         Retagged {
             bytes,
             start: ROOM + TAG,
-            end: FRAME + self.len,
+            end: FRAME + self.len(),
         }
     }
 
@@ -182,7 +210,7 @@ impl Head {
         Retagged {
             bytes: self.bytes,
             start: ROOM,
-            end: FRAME + self.len,
+            end: FRAME + self.len(),
         }
     }
 
@@ -194,7 +222,7 @@ impl Head {
         Retagged {
             bytes,
             start: ROOM,
-            end: FRAME + self.len,
+            end: FRAME + self.len(),
         }
     }
 }

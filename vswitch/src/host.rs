@@ -5,7 +5,9 @@
 //! and their learned addresses. What ports may do (VLANs, guards) changes for all at once, by new
 //! [`Tables`].
 
+mod look;
 mod ports;
+mod settings;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,12 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use axum::Router;
 use towpath_common::clock::{Clock, Cycles};
 use towpath_common::config::{CpuId, Poll};
 use towpath_common::worker::{Idle, SPIN, Worker, warn_if_crowded};
 
 use crate::config::Config;
 use crate::fdb::{Ageing, Capacity, Fdb, Filter, HashKey, PortNo};
+use crate::mirror::Mirrors;
 use crate::monitor::{self, Seen};
 use crate::plane::{Change, NetPlane, moment};
 use crate::service::{
@@ -28,6 +32,7 @@ use crate::service::{
 use crate::stats::Events;
 use crate::status;
 use crate::table::Tables;
+use look::Lookout;
 pub(crate) use ports::{Kind, Running};
 
 /// The data plane.
@@ -39,7 +44,8 @@ pub struct Host {
     /// Held while a configuration is applied.
     applying: Mutex<()>,
     /// Held for moments only: the control thread looks at it.
-    ports: Mutex<Vec<Running>>,
+    ports: Arc<Mutex<Vec<Running>>>,
+    mirrors: Arc<Mutex<Mirrors>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     stop: Arc<AtomicBool>,
     monitor: Option<JoinHandle<()>>,
@@ -116,7 +122,8 @@ impl Host {
             fdb,
             clock: Clock::new(),
             applying: Mutex::default(),
-            ports: Mutex::default(),
+            ports: Arc::default(),
+            mirrors: Arc::default(),
             seen,
             stop,
             monitor: Some(monitor),
@@ -125,7 +132,8 @@ impl Host {
 
     /// Let all workers forward by the ports there are now.
     fn publish(&self) {
-        let tables = Tables::new(lock(&self.ports).iter().map(Running::table));
+        let mirrors = lock(&self.mirrors).clone();
+        let tables = Tables::new(lock(&self.ports).iter().map(Running::table), mirrors);
         let tables = Arc::new(tables);
         for worker in &self.workers {
             // The old tables come back, so that none is dropped on a worker. A dead one has none.
@@ -244,6 +252,17 @@ impl Service for Host {
         self.fdb.flush(&Filter { statics, ..filter }) as u64
     }
 
+    fn routes(&self) -> Router {
+        let lookout = Lookout {
+            workers: self.workers.iter().map(Worker::handle).collect(),
+            fdb: Arc::clone(&self.fdb),
+            clock: self.clock.clone(),
+            ports: Arc::clone(&self.ports),
+            mirrors: Arc::clone(&self.mirrors),
+        };
+        lookout.routes()
+    }
+
     fn drain(&self) {
         let all: Vec<Running> = lock(&self.ports).drain(..).collect();
         for mut port in all {
@@ -263,3 +282,6 @@ impl Drop for Host {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

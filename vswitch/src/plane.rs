@@ -18,6 +18,7 @@ use towpath_common::session::{Attach, Update};
 use towpath_common::worker::{Context, Plane, Poller};
 
 use crate::batch::Source;
+use crate::capture::{CaptureId, Tap};
 use crate::ctrl::Control;
 use crate::egress::Egress;
 use crate::fdb::{Fdb, PortNo};
@@ -25,6 +26,7 @@ use crate::net::Offloads;
 use crate::port::Uplink;
 use crate::port::guest_ctrl::GuestCtrl;
 use crate::port::guest_tx::GuestTx;
+use crate::recent::Record;
 use crate::stats::{Event, Events, PortShared, QueueCounters};
 use crate::switch::{Ingress, Moment, Switch};
 use crate::table::Tables;
@@ -61,9 +63,16 @@ pub enum Change {
     /// Give a ring back.
     Detach(PortNo, u16, ReplyTo<Ring>),
     /// A change that needs no drain.
-    Update(PortNo, u16, Update),
+    Update(PortNo, u16, Update, ReplyTo<()>),
     /// Forward a frame as if it had come from a port.
     Inject(PortNo, Box<[u8]>),
+    /// Show frames to a capture; the tap comes back if there is no room for it.
+    Tap(Tap, ReplyTo<Result<(), Tap>>),
+    /// End a capture; its tap comes back, to be dropped elsewhere.
+    Untap(CaptureId, ReplyTo<Option<Tap>>),
+    /// Copy notes of recent frames, from this one on, as many as there is room for; says where to
+    /// go on, if there are more.
+    Recent(usize, Vec<Record>, ReplyTo<(Vec<Record>, Option<usize>)>),
 }
 
 /// A port as a worker gets it.

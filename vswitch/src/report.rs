@@ -259,7 +259,11 @@ fn ring(ring: &RingStatus) -> String {
         (None, false, false) => "disabled".to_owned(),
     };
     // The guest's receive queues are even (virtio 1.3, 5.1.2); ours is the other end.
-    let way = if ring.index % 2 == 0 { "tx" } else { "rx" };
+    let way = if ring.index.is_multiple_of(2) {
+        "tx"
+    } else {
+        "rx"
+    };
     let worker = ring.worker;
     let worker = worker.map_or(String::new(), |worker| format!(", worker {worker}"));
     format!(

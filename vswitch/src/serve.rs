@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use towpath_common::config::ConfigError;
-use towpath_common::control::life::{self, Hooks, LifeError};
+use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
 use towpath_common::logging::{self, LogError};
 use towpath_common::notify;
@@ -112,13 +112,14 @@ impl Daemon {
 
     /// What it does when told by signals and systemd.
     fn hooks(self: &Arc<Self>) -> Hooks {
-        let drained = Arc::clone(&self.service);
-        let announced = Arc::clone(self);
-        let reloaded = Arc::clone(self);
+        let (drained, steps) = (Arc::clone(&self.service), Arc::clone(&self.service));
+        let (announced, reloaded) = (Arc::clone(self), Arc::clone(self));
         Hooks {
             reload: Box::new(move || drop(reloaded.reload(false))),
             drain: Box::new(move || drained.drain()),
-            progress: Box::new(progress(Arc::clone(&self.service))),
+            progress: Box::new(progress(move || {
+                steps.workers().iter().map(|worker| worker.steps).collect()
+            })),
             ready: Box::new(move |socket| announced.ready(socket)),
         }
     }
@@ -248,18 +249,6 @@ fn log_warnings(report: &Report) {
 /// `1 port`, `2 ports`.
 pub fn count_ports(number: usize) -> String {
     format!("{number} {}", if number == 1 { "port" } else { "ports" })
-}
-
-/// Whether every worker has taken a step since the last call.
-fn progress(service: Arc<dyn Service>) -> impl FnMut() -> bool {
-    let mut before: Vec<u64> = Vec::new();
-    move || {
-        let workers = service.workers();
-        let now: Vec<u64> = workers.iter().map(|worker| worker.steps).collect();
-        let moved = now.iter().zip(&before).all(|(now, before)| now > before);
-        before = now;
-        moved
-    }
 }
 
 #[cfg(test)]

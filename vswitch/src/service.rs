@@ -39,7 +39,8 @@ pub trait Service: Send + Sync {
     /// Every worker, by index. Must not block.
     fn workers(&self) -> Vec<WorkerStatus>;
 
-    /// Every VLAN that a port names, ascending, and every other that has addresses. Must not block.
+    /// Every VLAN that a port names, ascending, and every other that has addresses or carried
+    /// frames. Must not block.
     fn vlans(&self) -> Vec<VlanStatus>;
 
     /// The table of addresses as a whole. Must not block.
@@ -79,6 +80,12 @@ pub enum ServiceError {
         /// Why, and what to do.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The mirrors cannot be as configured.
+    #[error("mirrors: {source}")]
+    Mirrors {
+        /// Why, and what to do.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// A worker could not be started.
     #[error("worker {index}: {source}")]
     Worker {
@@ -105,7 +112,7 @@ pub struct PortStatus {
     pub native: Option<Vid>,
     /// The addresses it may send from; empty: any.
     pub macs: Vec<Mac>,
-    /// Whether it is isolated from other isolated ports.
+    /// Whether it reaches uplinks only.
     pub isolated: bool,
     /// Largest payload of a frame, in bytes.
     pub mtu: u16,

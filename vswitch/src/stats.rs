@@ -4,8 +4,11 @@
 //! it sent to a port (the guest's receive queues). Plain counters belong to whoever runs the queue
 //! and are published to [`PortShared`]; nothing here is written for each frame by two threads.
 
-use std::sync::Arc;
+mod vlans;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::queue::ArrayQueue;
 use towpath_common::counters;
@@ -13,6 +16,8 @@ use towpath_common::ring::Violation;
 use towpath_common::stats::Shared;
 
 use crate::discard::Discard;
+use crate::vlan::Vid;
+pub use vlans::{Carried, VlanCounters};
 
 /// Events that may wait for the log. More in one go are only counted.
 const EVENTS: usize = 256;
@@ -117,6 +122,8 @@ pub struct PortShared {
     pub queues: Box<[QueueShared]>,
     /// By worker.
     pub discards: Box<[Discards]>,
+    /// By VLAN, what was counted before the port had the VLANs it has. Not for workers.
+    past: Mutex<BTreeMap<Vid, Carried>>,
 }
 
 impl PortShared {
@@ -126,7 +133,29 @@ impl PortShared {
         PortShared {
             queues: (0..queues).map(|_| QueueShared::default()).collect(),
             discards: (0..workers).map(|_| Discards::default()).collect(),
+            past: Mutex::default(),
         }
+    }
+
+    /// Add to what was counted by VLAN before.
+    pub fn remember(&self, more: impl Iterator<Item = (Vid, Carried)>) {
+        let sum = self.with_past(more);
+        *self.past.lock().unwrap_or_else(PoisonError::into_inner) = sum;
+    }
+
+    /// What was counted by VLAN before, and now.
+    #[must_use]
+    pub fn with_past(&self, now: impl Iterator<Item = (Vid, Carried)>) -> BTreeMap<Vid, Carried> {
+        let mut sum = self
+            .past
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for (vid, carried) in now {
+            let entry = sum.entry(vid).or_default();
+            *entry = entry.with(carried);
+        }
+        sum
     }
 
     /// Frames dropped at this port, by reason, over all workers.

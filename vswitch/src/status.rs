@@ -13,7 +13,7 @@ use crate::service::{
     Attachment, Flow, PortStats, PortStatus, QueueStats, RingStatus, SessionStatus, VlanFlow,
     VlanStatus,
 };
-use crate::stats::{PortShared, QueueShared};
+use crate::stats::{Carried, QueueShared};
 use crate::vlan::{Egress, Mode, Vid};
 
 /// Names of protocol features by bit (vhost-user, "Protocol features").
@@ -67,7 +67,6 @@ pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatu
         ),
     };
     let uplink = matches!(running.kind, Kind::Uplink(..));
-    let attached = |(_, _, enabled, running): &(u16, bool, bool, bool)| *enabled && *running;
     PortStatus {
         name: running.name().clone(),
         attachment,
@@ -79,11 +78,34 @@ pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatu
         mtu,
         queues,
         connected: uplink || status.connected,
-        link: uplink || status.vrings.iter().any(attached),
+        link: uplink || has_ring(&status),
         session: status.connected.then(|| session(running, &status, workers)),
         last_error: status.last_error.clone(),
         learned,
-        stats: stats(&running.shared, running.connections + status.sessions),
+        stats: stats(running, running.connections + status.sessions),
+    }
+}
+
+/// Whether frames can pass.
+pub(crate) fn link(running: &Running) -> bool {
+    match &running.kind {
+        Kind::Guest(_, server) => server.as_ref().is_some_and(|s| has_ring(&s.status())),
+        Kind::Uplink(..) => true,
+    }
+}
+
+fn has_ring(status: &Status) -> bool {
+    let attached = |(_, _, enabled, running): &(u16, bool, bool, bool)| *enabled && *running;
+    status.vrings.iter().any(attached)
+}
+
+fn vlan_flow((vlan, carried): (Vid, Carried)) -> VlanFlow {
+    VlanFlow {
+        vlan,
+        rx_packets: carried.rx_frames,
+        rx_bytes: carried.rx_bytes,
+        tx_packets: carried.tx_frames,
+        tx_bytes: carried.tx_bytes,
     }
 }
 
@@ -127,7 +149,8 @@ fn flow(queue: Option<&QueueShared>) -> Flow {
     }
 }
 
-fn stats(shared: &PortShared, connections: u64) -> PortStats {
+fn stats(running: &Running, connections: u64) -> PortStats {
+    let shared = &running.shared;
     let pairs = (0u16..).zip(shared.queues.chunks(2));
     let queues = pairs.map(|(index, pair)| QueueStats {
         index,
@@ -151,7 +174,7 @@ fn stats(shared: &PortShared, connections: u64) -> PortStats {
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| (name.to_owned(), count))
             .collect(),
-        vlans: Vec::new(),
+        vlans: running.carried().into_iter().map(vlan_flow).collect(),
         ring_broken: broken,
     }
 }
@@ -175,7 +198,7 @@ pub(crate) fn queues_of(ports: &[Running], worker: usize, workers: usize) -> usi
     ports.iter().map(polled).sum()
 }
 
-/// Every VLAN that a port names, and every other that has addresses.
+/// Every VLAN that a port names, and every other that has addresses or carried frames.
 pub(crate) fn vlans(ports: &[Running], addresses: &[Entry]) -> Vec<VlanStatus> {
     let named = ports.iter().filter_map(|port| match port.mode() {
         Mode::Access { pvid } => Some(pvid),
@@ -188,7 +211,13 @@ pub(crate) fn vlans(ports: &[Running], addresses: &[Entry]) -> Vec<VlanStatus> {
     });
     let few: Vec<Vid> = few.flat_map(|set| set.iter().collect::<Vec<_>>()).collect();
     let known = addresses.iter().map(|entry| entry.vid);
-    let mut vids: Vec<Vid> = named.chain(few).chain(known).collect();
+    let mut carried: BTreeMap<Vid, Carried> = BTreeMap::new();
+    for (vid, more) in ports.iter().flat_map(Running::carried) {
+        let sum = carried.entry(vid).or_default();
+        *sum = sum.with(more);
+    }
+    let busy = carried.keys().copied();
+    let mut vids: Vec<Vid> = named.chain(few).chain(known).chain(busy).collect();
     vids.sort_unstable();
     vids.dedup();
     vids.into_iter()
@@ -201,13 +230,7 @@ pub(crate) fn vlans(ports: &[Running], addresses: &[Entry]) -> Vec<VlanStatus> {
                 untagged: members(Egress::Untagged).collect(),
                 tagged: members(Egress::Tagged).collect(),
                 addresses: addresses.iter().filter(|e| e.vid == vid).count() as u64,
-                flow: VlanFlow {
-                    vlan: vid,
-                    rx_packets: 0,
-                    rx_bytes: 0,
-                    tx_packets: 0,
-                    tx_bytes: 0,
-                },
+                flow: vlan_flow((vid, carried.get(&vid).copied().unwrap_or_default())),
             }
         })
         .collect()

@@ -10,6 +10,7 @@
 //! delays nobody else (no head-of-line blocking).
 
 mod deliver;
+mod watch;
 
 use std::sync::Arc;
 
@@ -17,16 +18,19 @@ use towpath_common::chain::BURST;
 use towpath_common::clock::Cycles;
 
 use crate::batch::{Batch, Item, Source, Verdict};
+use crate::capture::{CaptureId, Tap};
 use crate::discard::Discard;
 use crate::fdb::{Fdb, Learned, PortNo};
 use crate::guard::Storm;
-use crate::head::{Parsed, TAG};
+use crate::head::{Head, Parsed, TAG};
 use crate::mac::Mac;
-use crate::net::Offloads;
+use crate::net::{NetHeader, Offloads};
 use crate::offload;
+use crate::recent::Recent;
 use crate::stats::{Events, QueueCounters};
 use crate::table::{Port, Tables};
 use deliver::Outbox;
+use watch::{View, Watch};
 
 /// The time, as forwarding needs it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -60,6 +64,7 @@ pub struct Switch {
     worker: usize,
     batch: Batch,
     out: Outbox,
+    watch: Watch,
 }
 
 impl Switch {
@@ -72,6 +77,7 @@ impl Switch {
             worker,
             batch: Batch::default(),
             out: Outbox::new(worker, events),
+            watch: Watch::default(),
         }
     }
 
@@ -94,6 +100,25 @@ impl Switch {
         &self.fdb
     }
 
+    /// Show a capture what passes from now on; gives the tap back if there is no room for it.
+    ///
+    /// # Errors
+    /// The tap.
+    pub fn tap(&mut self, tap: Tap) -> Result<(), Tap> {
+        self.watch.add(tap)
+    }
+
+    /// End a capture; its tap is to be dropped elsewhere.
+    pub fn untap(&mut self, id: CaptureId) -> Option<Tap> {
+        self.watch.remove(id)
+    }
+
+    /// What was seen of late.
+    #[must_use]
+    pub fn recent(&self) -> &Recent {
+        &self.watch.recent
+    }
+
     /// Count frames of a ring that is not enabled.
     #[cold]
     pub fn discard_disabled(&self, ingress: &Ingress<'_>, frames: usize) {
@@ -112,12 +137,18 @@ impl Switch {
             worker,
             batch,
             out,
+            watch,
         } = self;
         let frames = source.len().min(BURST);
         let Some(port) = tables.port(ingress.port) else {
             return;
         };
+        watch.begin();
         examine(port, fdb, batch, source, &ingress, frames);
+        let mirrored = !tables.mirrors().is_empty();
+        if mirrored {
+            deliver::refuse(tables, port, batch, frames);
+        }
         let mut bytes = 0;
         let mut last = Learnt::default();
         let mut dropped = false;
@@ -132,7 +163,7 @@ impl Switch {
             match item.verdict {
                 Verdict::To(to) => out.send(to, at),
                 Verdict::Flood => {
-                    if !out.flood(tables, port, item.class.vid, at) {
+                    if !out.flood(tables, port, item.class.vid(), at) {
                         item.verdict = Verdict::Drop(Discard::NoMember);
                         dropped = true;
                     }
@@ -143,22 +174,15 @@ impl Switch {
         ingress.counters.frames += frames as u64;
         ingress.counters.bytes += bytes;
         ingress.counters.bursts += 1;
-        out.deliver(tables, batch, source);
+        if mirrored {
+            dropped |= out.mirror(tables, port, batch, frames);
+        }
+        let view = View::new(batch, source, port, (frames, bytes), dropped, now.cycles);
+        out.deliver(tables, view, watch);
         if dropped {
-            count(port, *worker, batch, frames);
+            watch.dropped(view, *worker);
         }
-    }
-}
-
-#[cold]
-fn count(port: &Port, worker: usize, batch: &Batch, frames: usize) {
-    let Some(discards) = port.shared.discards.get(worker) else {
-        return;
-    };
-    for item in &batch.items[..frames] {
-        if let Verdict::Drop(why) = item.verdict {
-            discards.count(why, 1);
-        }
+        watch.end(view, *worker, out.lost());
     }
 }
 
@@ -172,41 +196,98 @@ fn examine(
     ingress: &Ingress<'_>,
     frames: usize,
 ) {
-    for at in 0..frames {
-        let (head, item) = (&mut batch.heads[at], &mut batch.items[at]);
+    let mut last = Item::default();
+    for (at, (head, item)) in batch
+        .heads
+        .iter_mut()
+        .zip(batch.items.iter_mut())
+        .enumerate()
+    {
+        if at == frames {
+            break;
+        }
         item.len = 0;
-        let examined = source.load(at, head).and_then(|len| {
-            item.len = len;
-            let parsed = head.parse().ok_or(Discard::Runt)?;
-            item.parsed = parsed;
-            let (asked, bytes) = (head.header(), len as usize);
-            let header = if ingress.trusted {
-                offload::validate_uplink(asked, bytes, head.frame())?
-            } else {
-                offload::validate(asked, bytes, head.frame(), ingress.may_send)?
-            };
-            item.header = header;
-            head.set_header(header, 1);
-            let class = port.mode.classify(parsed.tag(), parsed.ethertype)?;
-            item.class = class;
-            if header.gso_size == 0 && len > longest(port, &parsed) {
-                return Err(Discard::Giant);
+        let why = match source.load(at, head) {
+            Ok(len) => {
+                item.len = len;
+                examine_one(port, fdb, head, item, &last, ingress)
             }
-            let (src, dst) = (Mac::from_u64(parsed.src), Mac::from_u64(parsed.dst));
-            if src.is_multicast() || src.is_zero() {
-                return Err(Discard::BadSource);
-            }
-            item.src = fdb.hash(class.vid, src);
-            item.dst = fdb.hash(class.vid, dst);
-            fdb.touch(item.src);
-            fdb.touch(item.dst);
-            Ok(())
-        });
-        item.verdict = match examined {
-            Ok(()) => Verdict::Flood,
-            Err(why) => Verdict::Drop(why),
+            Err(why) => Some(why),
         };
+        match why {
+            None => {
+                item.verdict = Verdict::Flood;
+                (last.parsed, last.class) = (item.parsed, item.class);
+                (last.src, last.dst) = (item.src, item.dst);
+                last.verdict = Verdict::Flood;
+            }
+            Some(why) => item.verdict = Verdict::Drop(why),
+        }
     }
+}
+
+/// Pass 1 of one frame: fills in its item, or says why it is dropped. `last` is the frame before.
+#[inline]
+fn examine_one(
+    port: &Port,
+    fdb: &Fdb,
+    head: &mut Head,
+    item: &mut Item,
+    last: &Item,
+    ingress: &Ingress<'_>,
+) -> Option<Discard> {
+    let Some(parsed) = head.parse() else {
+        return Some(Discard::Runt);
+    };
+    item.parsed = parsed;
+    item.header = NetHeader::default();
+    item.needs = Offloads::NONE;
+    if head.is_plain() {
+        head.set_plain();
+    } else if let Err(why) = check_header(head, item, ingress) {
+        return Some(why);
+    }
+    if item.header.gso_size == 0 && item.len > longest(port, &parsed) {
+        return Some(Discard::Giant);
+    }
+    let same = |a: &Parsed, b: &Parsed| {
+        (a.dst, a.src, a.tag, a.ethertype) == (b.dst, b.src, b.tag, b.ethertype)
+    };
+    if last.verdict == Verdict::Flood && same(&last.parsed, &parsed) {
+        // One flow after the other: most frames of a burst repeat the one before.
+        item.class = last.class;
+        (item.src, item.dst) = (last.src, last.dst);
+        return None;
+    }
+    match port.mode.classify(parsed.tag(), parsed.ethertype) {
+        Ok(class) => item.class = class,
+        Err(why) => return Some(why),
+    }
+    let (src, dst) = (Mac::from_u64(parsed.src), Mac::from_u64(parsed.dst));
+    if src.is_multicast() || src.is_zero() {
+        return Some(Discard::BadSource);
+    }
+    let vid = item.class.vid();
+    item.src = fdb.hash(vid, src);
+    item.dst = fdb.hash(vid, dst);
+    fdb.touch(item.src);
+    fdb.touch(item.dst);
+    None
+}
+
+/// Check a header that asks for something.
+#[cold]
+fn check_header(head: &mut Head, item: &mut Item, ingress: &Ingress<'_>) -> Result<(), Discard> {
+    let (asked, len) = (head.header(), item.len as usize);
+    let header = if ingress.trusted {
+        offload::validate_uplink(asked, len, head.frame())?
+    } else {
+        offload::validate(asked, len, head.frame(), ingress.may_send)?
+    };
+    item.header = header;
+    item.needs = header.needs();
+    head.set_header(header, 1);
+    Ok(())
 }
 
 /// Longest unsegmented frame taken from a port: a tag comes on top.

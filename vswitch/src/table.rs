@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use crate::egress::Egress;
 use crate::guard::Guards;
-use crate::stats::PortShared;
+use crate::mirror::Mirrors;
+use crate::stats::{PortShared, VlanCounters};
 use crate::vlan::{Mode, Vid};
 
 /// A port of the switch: its index in the tables.
@@ -52,6 +53,8 @@ pub struct Port {
     pub egress: Arc<Egress>,
     /// Its counters.
     pub shared: Arc<PortShared>,
+    /// The same by VLAN.
+    pub vlans: Arc<VlanCounters>,
 }
 
 /// All ports and VLANs.
@@ -60,19 +63,20 @@ pub struct Tables {
     ports: Box<[Option<Port>]>,
     /// By VLAN id: its members.
     members: Box<[Box<[PortNo]>]>,
+    mirrors: Mirrors,
 }
 
 impl Default for Tables {
     fn default() -> Tables {
-        Tables::new([])
+        Tables::new([], Mirrors::default())
     }
 }
 
 impl Tables {
     /// Tables of these ports, each at the index its number says; of two with one number the later
-    /// counts.
+    /// counts. Ports that only get copies are members of no VLAN.
     #[must_use]
-    pub fn new(all: impl IntoIterator<Item = Port>) -> Tables {
+    pub fn new(all: impl IntoIterator<Item = Port>, mirrors: Mirrors) -> Tables {
         let mut ports: Vec<Option<Port>> = Vec::new();
         for port in all {
             let at = usize::from(port.no.0);
@@ -82,7 +86,8 @@ impl Tables {
             ports[at] = Some(port);
         }
         let mut members = vec![Vec::new(); VIDS];
-        for port in ports.iter().flatten() {
+        let members_only = ports.iter().flatten().filter(|p| !mirrors.excludes(p.no));
+        for port in members_only {
             for vid in port.mode.members().iter() {
                 members[usize::from(vid.get())].push(port.no);
             }
@@ -90,6 +95,7 @@ impl Tables {
         Tables {
             ports: ports.into(),
             members: members.into_iter().map(Vec::into_boxed_slice).collect(),
+            mirrors,
         }
     }
 
@@ -98,6 +104,13 @@ impl Tables {
     #[must_use]
     pub fn port(&self, no: PortNo) -> Option<&Port> {
         self.ports.get(usize::from(no.0))?.as_ref()
+    }
+
+    /// Copies to be made.
+    #[inline]
+    #[must_use]
+    pub fn mirrors(&self) -> &Mirrors {
+        &self.mirrors
     }
 
     /// All ports, by number.

@@ -84,6 +84,13 @@ impl TryFrom<u16> for Vid {
     }
 }
 
+impl From<Vid> for NonZeroU16 {
+    #[inline]
+    fn from(vid: Vid) -> NonZeroU16 {
+        vid.0
+    }
+}
+
 impl From<Vid> for u16 {
     fn from(vid: Vid) -> u16 {
         vid.get()

@@ -196,15 +196,11 @@ impl<'a> Trace<'a> {
         let ingress = question.ingress.and_then(|port| self.snapshot.port(port));
         let class = match ingress {
             Some(port) => self.enter(port, question)?,
-            None => Class {
-                vid: question.vlan.unwrap_or(Vid::DEFAULT),
-                pcp_dei: 0,
-                nested: false,
-            },
+            None => Class::new(question.vlan.unwrap_or(Vid::DEFAULT), 0, false),
         };
         match question.destination {
             Some(destination) => self.leave(ingress, class, destination),
-            None => Ok(Verdict::Accepted(class.vid)),
+            None => Ok(Verdict::Accepted(class.vid())),
         }
     }
 
@@ -240,7 +236,7 @@ impl<'a> Trace<'a> {
             return self.drop("guards", reason, format!("{destination} is {text}"));
         }
         if let Some(source) = question.source {
-            self.learn(port, class.vid, source)?;
+            self.learn(port, class.vid(), source)?;
         }
         Ok(class)
     }
@@ -259,7 +255,7 @@ impl<'a> Trace<'a> {
         let kind = mode_text(&port.mode);
         match port.mode.classify(tag, ETHERTYPE) {
             Ok(class) => {
-                self.say("vlan", format!("{how}, on {kind}: vlan {}", class.vid));
+                self.say("vlan", format!("{how}, on {kind}: vlan {}", class.vid()));
                 Ok(class)
             }
             Err(reason) => self.drop("vlan", reason, format!("{how}, on {kind}: not taken")),
@@ -323,7 +319,7 @@ impl<'a> Trace<'a> {
         class: Class,
         destination: Mac,
     ) -> Result<Verdict, Discard> {
-        let vid = class.vid;
+        let vid = class.vid();
         if destination.is_multicast() {
             self.say(
                 "lookup",
@@ -367,7 +363,7 @@ impl<'a> Trace<'a> {
         let mut ports = Vec::new();
         for port in &self.snapshot.ports {
             let is_ingress = ingress.is_some_and(|from| from.number == port.number);
-            if is_ingress || port.mode.egress(class.vid).is_none() {
+            if is_ingress || port.mode.egress(class.vid()).is_none() {
                 continue;
             }
             match self.way_out(ingress, port, class) {
@@ -379,7 +375,7 @@ impl<'a> Trace<'a> {
             }
         }
         if ports.is_empty() {
-            let text = format!("vlan {} has no other member to send to", class.vid);
+            let text = format!("vlan {} has no other member to send to", class.vid());
             return self.drop("egress", Discard::NoMember, text);
         }
         Ok(Verdict::Flooded(ports))
@@ -392,7 +388,7 @@ impl<'a> Trace<'a> {
         port: &PortView,
         class: Class,
     ) -> Result<String, (Discard, String)> {
-        let (name, vid) = (&port.name, class.vid);
+        let (name, vid) = (&port.name, class.vid());
         let Some(egress) = port.mode.egress(vid).filter(|_| !port.mirror) else {
             let text = format!("{name} is not a member of vlan {vid}");
             return Err((Discard::NoMember, text));

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use towpath_benches::cpu;
 use towpath_benches::net::mirror::Mirror;
-use towpath_benches::net::plan::{Contender, Row, rows};
-use towpath_benches::net::port::Shape;
+use towpath_benches::net::plan::{CHECKSUM, Contender, Row, rows};
 use towpath_benches::net::runner::Runner;
+use towpath_benches::net::shape::Shape;
 use towpath_benches::net::switch::{HUGE_MIB, Launcher};
 use towpath_benches::net::traffic::Generator;
 use towpath_benches::plan::{Effort, Entrant, Entry};
@@ -214,7 +214,7 @@ fn self_test(options: &Options, effort: &Effort) -> Result<()> {
     for size in [64, 1518] {
         let mut best = 0.0f64;
         for _ in 0..effort.reps {
-            let mut generator = Generator::new(Shape::plain(2, options.ring, size))?;
+            let mut generator = Generator::new(Shape::plain(2, options.ring, size - CHECKSUM))?;
             generator.touch = options.touch;
             let filled = u32::try_from(generator.shape().filled(0))?;
             let _mirror = Mirror::start(generator.ports(), filled, options.back_cpu)?;

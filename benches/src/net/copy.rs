@@ -214,3 +214,29 @@ fn ring(memory: &GuestMemory, queue: &Queue) -> Result<Ring> {
     ring.disarm();
     Ok(ring)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::shape::Shape;
+    use crate::net::traffic::Generator;
+
+    #[test]
+    fn every_frame_arrives_once_in_order_also_in_pieces() {
+        let segmented = Shape {
+            segmented: true,
+            ..Shape::plain(2, 256, crate::net::frame::LARGEST)
+        };
+        let many = Shape {
+            stations: 1000,
+            ..Shape::plain(2, 256, 60)
+        };
+        for shape in [Shape::plain(2, 256, 60), many, segmented] {
+            let mut generator = Generator::new(shape).unwrap();
+            let _copy = Loop::start(generator.ports(), 0).unwrap();
+            generator.prime().unwrap();
+            let tally = generator.pass(u64::MAX).unwrap();
+            assert!(tally.is_clean() && tally.sent > 0, "{tally:?}");
+        }
+    }
+}

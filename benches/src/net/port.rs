@@ -16,21 +16,14 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use super::frame::{self, HEADER, SMALLEST, Spec, Stamp};
 use super::queue::{Piece, Queue};
+use super::shape::{PIECE, Shape};
 
-/// Bytes of a receive buffer, and for offloaded frames: Linux sizes them by what arrives, up to a
-/// page.
-const BUFFER: u32 = 2048;
-const LARGE_BUFFER: u32 = 4096;
 /// Added to that from one receive buffer to the next: an odd number of cache lines, so that the
 /// buffers' first lines spread over all sets of a cache, as they do in a guest.
-const GAP: u64 = 3 * 64;
-/// Largest piece of a chain; Linux sends offloaded frames in pieces of this size.
-const PIECE: usize = 32 << 10;
+const GAP: u32 = 3 * 64;
 /// Chains are left alone until so many came back, or until [`PATIENCE`] looks found fewer.
 const ENOUGH: u16 = 32;
 const PATIENCE: u32 = 8;
-/// Transmit slots of offloaded frames: half a megabyte in flight, as TCP keeps it.
-const SEGMENTED_SLOTS: u16 = 8;
 /// Where the words with both addresses stand in a buffer: behind the first 8 bytes of the header,
 /// the last four of which are zero.
 const ADDRESSES: usize = 8;
@@ -62,103 +55,6 @@ pub const FEATURES: u64 = feature::VERSION_1
     | net::HOST_TSO6
     | net::HOST_ECN;
 
-/// What all ports of a run have in common.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shape {
-    /// Ports.
-    pub ports: u16,
-    /// Entries of each virtqueue.
-    pub ring: u16,
-    /// Bytes of a frame without tag and checksum.
-    pub size: usize,
-    /// Frames are TCP for the receiver to segment.
-    pub segmented: bool,
-    /// Stations behind each port.
-    pub stations: u32,
-    /// VLAN that the port's frames are tagged with, by port; untagged where there is none.
-    pub tags: Vec<Option<u16>>,
-}
-
-impl Shape {
-    /// Untagged frames of `size` bytes between ports of one station each.
-    #[must_use]
-    pub fn plain(ports: u16, ring: u16, size: usize) -> Self {
-        Self {
-            ports,
-            ring,
-            size,
-            segmented: false,
-            stations: 1,
-            tags: vec![None; ports.into()],
-        }
-    }
-
-    fn tag(&self, port: u16) -> Option<u16> {
-        self.tags.get(usize::from(port)).copied().flatten()
-    }
-
-    /// Bytes of a buffer that holds a frame of this port, header included.
-    #[must_use]
-    pub fn filled(&self, port: u16) -> usize {
-        HEADER + self.size + if self.tag(port).is_some() { 4 } else { 0 }
-    }
-
-    /// Other ports.
-    fn peers(&self) -> u64 {
-        u64::from(self.ports.saturating_sub(1)).max(1)
-    }
-
-    /// Pieces of a chain.
-    fn pieces(&self, port: u16) -> u16 {
-        let pieces = self.filled(port).div_ceil(PIECE);
-        u16::try_from(pieces).unwrap_or(u16::MAX)
-    }
-
-    /// Transmit slots.
-    fn slots(&self) -> u16 {
-        if self.segmented {
-            SEGMENTED_SLOTS
-        } else {
-            self.ring
-        }
-    }
-
-    /// Bytes of a receive buffer.
-    fn buffer(&self) -> u32 {
-        if self.segmented { LARGE_BUFFER } else { BUFFER }
-    }
-
-    /// Frames in a port's pool: each station to each peer, and one a slot at least.
-    fn pool(&self) -> u64 {
-        let once = self.peers() * u64::from(self.stations);
-        if once <= u64::from(self.slots()) {
-            u64::from(self.slots())
-        } else {
-            once
-        }
-    }
-
-    /// What frame `index` of `port`'s pool is.
-    fn frame(&self, port: u16, index: u64) -> Spec {
-        let peer = u16::try_from(index % self.peers()).unwrap_or(0);
-        let to = (port + 1 + peer) % self.ports.max(1);
-        let station = index / self.peers() % u64::from(self.stations);
-        let station = u32::try_from(station).unwrap_or(0);
-        Spec {
-            size: self.size,
-            source: frame::mac(port, station),
-            destination: frame::mac(to, station),
-            tag: self.tag(port),
-            segmented: self.segmented,
-            stamp: Stamp {
-                from: port,
-                to,
-                number: 0,
-            },
-        }
-    }
-}
-
 /// What arrived in one look at a receive queue.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Arrived {
@@ -166,6 +62,37 @@ pub struct Arrived {
     pub buffers: u64,
     /// Bytes in them, headers included.
     pub bytes: u64,
+}
+
+/// Places of one size in guest memory.
+#[derive(Debug)]
+struct Area {
+    first: u64,
+    stride: u32,
+    view: View,
+}
+
+impl Area {
+    fn new(memory: &GuestMemory, stride: u32, count: u16) -> Result<Self> {
+        let len = u64::from(stride) * u64::from(count);
+        let first = memory.alloc_pages(len)?;
+        Ok(Self {
+            first,
+            stride,
+            view: memory.view(first, len, 64)?,
+        })
+    }
+
+    /// Guest physical address of a place.
+    fn gpa(&self, index: u16) -> u64 {
+        self.first + u64::from(index) * u64::from(self.stride)
+    }
+
+    /// Offset of a place in the view.
+    #[inline]
+    fn offset(&self, index: u16) -> usize {
+        usize::from(index) * self.stride as usize
+    }
 }
 
 /// A port of the generator.
@@ -176,10 +103,10 @@ pub struct Port {
     memory: GuestMemory,
     receive: Queue,
     transmit: Queue,
-    /// Guest physical address of the first receive buffer, distance between two, and all of them.
-    buffers: (u64, u64, View),
-    /// The same of the slots' frames.
-    frames: (u64, u64, View),
+    /// The receive buffers.
+    buffers: Area,
+    /// The slots' frames.
+    frames: Area,
     /// Descriptors of a slot.
     pieces: u16,
     /// The words with both addresses, of every frame in the pool.
@@ -208,20 +135,15 @@ impl Port {
             "{slots} chains of {pieces} do not fit a ring of {}",
             shape.ring
         );
-        let frame = (shape.filled(index) as u64).next_multiple_of(64);
-        let buffer = u64::from(shape.buffer()) + GAP;
-        let frames_len = frame * u64::from(slots);
-        let buffers_len = buffer * u64::from(shape.ring);
+        let frame = u32::try_from(shape.filled(index).next_multiple_of(64))?;
+        let buffer = shape.buffer() + GAP;
         let rings = 64 * u64::from(shape.ring) + (64 << 10);
-        let len = rings + buffers_len + frames_len;
-        let memory = GuestMemory::new(len.next_multiple_of(2 << 20))?;
+        let areas = u64::from(frame + buffer) * u64::from(shape.ring);
+        let memory = GuestMemory::new((rings + areas).next_multiple_of(2 << 20))?;
         let receive = Queue::new(&memory, shape.ring, FEATURES)?;
         let transmit = Queue::new(&memory, shape.ring, FEATURES)?;
-        let area = |stride, len| -> Result<(u64, u64, View)> {
-            let first = memory.alloc_pages(len)?;
-            Ok((first, stride, memory.view(first, len, 64)?))
-        };
-        let (buffers, frames) = (area(buffer, buffers_len)?, area(frame, frames_len)?);
+        let buffers = Area::new(&memory, buffer, shape.ring)?;
+        let frames = Area::new(&memory, frame, slots)?;
         let pool = shape.pool();
         let mut this = Self {
             index,
@@ -268,7 +190,7 @@ impl Port {
         }
         for head in 0..self.receive.size() {
             let piece = Piece {
-                gpa: self.buffer(head),
+                gpa: self.buffers.gpa(head),
                 len: self.shape.buffer(),
                 writable: true,
             };
@@ -278,12 +200,8 @@ impl Port {
         self.receive.publish()
     }
 
-    fn buffer(&self, head: u16) -> u64 {
-        self.buffers.0 + u64::from(head) * self.buffers.1
-    }
-
     fn frame(&self, head: u16) -> u64 {
-        self.frames.0 + u64::from(head / self.pieces) * self.frames.1
+        self.frames.gpa(head / self.pieces)
     }
 
     /// Attaches to a back-end that listens on `socket`.
@@ -353,9 +271,8 @@ impl Port {
         for _ in 0..count {
             let (head, written) = self.receive.take();
             if touch {
-                let (_, stride, view) = &self.buffers;
-                let at = usize::from(head) * (*stride as usize);
-                seen ^= view.load_u64(at, Ordering::Relaxed);
+                let at = self.buffers.offset(head);
+                seen ^= self.buffers.view.load_u64(at, Ordering::Relaxed);
             }
             bytes += u64::from(written);
             self.receive.offer(head);
@@ -405,9 +322,9 @@ impl Port {
             self.next = 0;
             return;
         };
-        let (_, stride, view) = &self.frames;
-        // One piece a chain: whole frames have addresses of their own.
-        let at = usize::from(head) * (*stride as usize) + ADDRESSES;
+        // Only chains of one piece rotate: the head is the slot.
+        let at = self.frames.offset(head) + ADDRESSES;
+        let view = &self.frames.view;
         view.store_u64(at, words[0], Ordering::Relaxed);
         view.store_u64(at + 8, words[1], Ordering::Relaxed);
         self.next += 1;
@@ -531,7 +448,7 @@ impl Port {
 
     fn beginning(&self, head: u16) -> Result<[u8; HEADER + 4 + SMALLEST]> {
         let mut bytes = [0; HEADER + 4 + SMALLEST];
-        self.memory.read(self.buffer(head), &mut bytes)?;
+        self.memory.read(self.buffers.gpa(head), &mut bytes)?;
         Ok(bytes)
     }
 }

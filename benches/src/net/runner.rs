@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::copy::Loop;
 use super::latency::{self, Latency};
-use super::plan::{Contender, Row};
-use super::port::Shape;
+use super::plan::{CHECKSUM, Contender, Row};
+use super::shape::Shape;
 use super::switch::{Launcher, Membership, Switch};
 use super::traffic::Generator;
 use crate::cpu::{self, Watch};
@@ -91,7 +91,7 @@ impl Runner {
 
     fn plain(&self, ports: u16, who: Contender) -> Result<(Generator, Served)> {
         let members = vec![Membership::None; ports.into()];
-        self.serve(Shape::plain(ports, self.ring, 64), &members, who)
+        self.serve(Shape::plain(ports, self.ring, 64 - CHECKSUM), &members, who)
     }
 
     /// Medians of as many runs as there are repetitions.

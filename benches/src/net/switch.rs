@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use towpath_common::testing::Listener;
 
+use super::frame;
 use super::plan::Contender;
 use super::traffic::Generator;
 use crate::backend::found;
@@ -24,6 +25,9 @@ pub const HUGE_MIB: u64 = 1400;
 const SMALL_MIB: u64 = 1024;
 /// Addresses that Open vSwitch is told to learn: more than any row has.
 const OVS_ADDRESSES: &str = "400000";
+
+/// Addresses vswitch knows by default.
+const FDB_DEFAULT: u32 = 131_072;
 
 /// What a port of the switch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +114,10 @@ impl Launcher {
         let mut processes = match who {
             Contender::Ovs => return self.ovs(generator, members, dir),
             Contender::Testpmd => vec![self.testpmd(&sockets, dir.path())?],
-            Contender::Vswitch => vec![self.vswitch(&sockets, members, dir.path())?],
+            Contender::Vswitch => {
+                let stations = generator.shape().stations;
+                vec![self.vswitch(&sockets, members, stations, dir.path())?]
+            }
             Contender::Copy => bail!("{} is no process", who.name()),
         };
         for (port, socket) in generator.ports().iter_mut().zip(&sockets) {
@@ -132,15 +139,32 @@ impl Launcher {
         })
     }
 
-    fn vswitch(&self, sockets: &[PathBuf], members: &[Membership], dir: &Path) -> Result<Process> {
+    /// Guards as they are by default; where the row has VLANs, each port's address is given, so
+    /// that its sources are checked; where it has many addresses, the limits are what it needs.
+    fn vswitch(
+        &self,
+        sockets: &[PathBuf],
+        members: &[Membership],
+        stations: u32,
+        dir: &Path,
+    ) -> Result<Process> {
         let mut command = Command::new(&self.vswitch);
         command.arg("serve").arg("--cpu").arg(self.cpu.to_string());
         command.arg("--control").arg(dir.join("control.sock"));
-        for (i, (socket, member)) in sockets.iter().zip(members).enumerate() {
+        if stations > 1 {
+            let file = dir.join("vswitch.toml");
+            let table = (4 * stations).max(FDB_DEFAULT);
+            let text =
+                format!("[switch]\nfdb_size = {table}\n[switch.guards]\nmac_limit = {stations}\n");
+            std::fs::write(&file, text).context("vswitch.toml")?;
+            command.arg("--config").arg(file);
+        }
+        for ((socket, member), i) in sockets.iter().zip(members).zip(0..) {
+            let address = frame::mac(i, 0).map(|byte| format!("{byte:02x}")).join(":");
             let vlan = match member {
                 Membership::None => String::new(),
-                Membership::Access(vlan) => format!(",access={vlan}"),
-                Membership::Trunk(a, b) => format!(",trunk={a}:{b}"),
+                Membership::Access(vlan) => format!(",access={vlan},mac={address}"),
+                Membership::Trunk(a, b) => format!(",trunk={a}:{b},mac={address}"),
             };
             command
                 .arg("--port")

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::frame::{EVERYBODY, Stamp};
-use super::port::{Port, Shape};
+use super::port::Port;
+use super::shape::Shape;
 
 /// Turns between two looks at the clock.
 const CLOCK_EVERY: u32 = 64;

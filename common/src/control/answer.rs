@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 
 /// How an action ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,17 @@ impl<T> Answer<T> {
             code,
         }
     }
+}
+
+/// Runs what may block beside the control thread, and answers when it is done.
+pub async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    let answer = spawn_blocking(work).await;
+    answer.unwrap_or_else(|panic| {
+        let description = format!("the request broke: {panic}");
+        Answer::failed(StatusCode::INTERNAL_SERVER_ERROR, description)
+    })
 }
 
 impl<T: Serialize> IntoResponse for Answer<T> {

@@ -51,6 +51,17 @@ impl std::fmt::Debug for Hooks {
     }
 }
 
+/// A [`Hooks::progress`] made from the turns that every worker's loop has taken so far.
+pub fn progress(mut steps: impl FnMut() -> Vec<u64>) -> impl FnMut() -> bool {
+    let mut before: Vec<u64> = Vec::new();
+    move || {
+        let now = steps();
+        let moved = now.iter().zip(&before).all(|(now, before)| now > before);
+        before = now;
+        moved
+    }
+}
+
 /// Serves `routes` on `socket` until a signal says stop and the drain is over.
 ///
 /// # Errors
@@ -106,5 +117,21 @@ async fn run(socket: &ControlSocket, routes: Router, hooks: Hooks) -> Result<(),
                 return Err(LifeError::Impatient);
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_means_every_worker() {
+        let looks = [vec![0, 0], vec![0, 0], vec![1, 0], vec![2, 1]];
+        let mut looks = looks.into_iter();
+        let mut progress = progress(move || looks.next().unwrap_or_default());
+        assert!(progress(), "nothing to compare with yet");
+        assert!(!progress(), "nobody moved");
+        assert!(!progress(), "one of two moved");
+        assert!(progress());
     }
 }

@@ -19,7 +19,7 @@ pub mod print;
 pub mod server;
 pub mod socket;
 
-pub use answer::{Answer, Body, Status};
+pub use answer::{Answer, Body, Status, beside};
 pub use client::{Client, ClientError};
 pub use exposition::Exposition;
 pub use socket::{ControlSocket, SocketError};

@@ -25,6 +25,9 @@ use thiserror::Error;
 /// Most regions in one map: the largest count front-ends use (vhost-user CONFIGURE_MEM_SLOTS).
 pub const MAX_REGIONS: usize = 509;
 
+/// Bytes of a cache line.
+const LINE: u32 = 64;
+
 /// Maps of up to this many regions are searched one by one.
 const SCAN: usize = 8;
 
@@ -424,11 +427,26 @@ impl Mem {
         })
     }
 
-    /// Ask the processor to fetch the first cache line of `seg`.
+    /// Ask the processor to fetch the first two cache lines of `seg`, for reading: a header and a
+    /// small frame stand there.
     #[inline]
     pub fn prefetch(&self, seg: Segment) {
         if let Some(m) = self.mapping(seg) {
             m.prefetch(seg.off);
+            if seg.len() > LINE {
+                m.prefetch(seg.off + u64::from(LINE));
+            }
+        }
+    }
+
+    /// The same, for writing.
+    #[inline]
+    pub fn prefetch_write(&self, seg: Segment) {
+        if let Some(m) = self.mapping(seg) {
+            m.prefetch_write(seg.off);
+            if seg.len() > LINE {
+                m.prefetch_write(seg.off + u64::from(LINE));
+            }
         }
     }
 

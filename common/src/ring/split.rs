@@ -235,7 +235,11 @@ impl Split {
             let first = self.descriptor(head);
             let seg = self.mem.lookup(first.addr, first.len, &mut self.hint);
             let seg = seg.unwrap_or_default();
-            self.mem.prefetch(seg);
+            if first.has(WRITE) {
+                self.mem.prefetch_write(seg);
+            } else {
+                self.mem.prefetch(seg);
+            }
             firsts.push((first, seg));
         }
         let mut done = 0;

@@ -1,4 +1,5 @@
-//! The messages the `vhost` crate does not know, answered here before it sees them.
+//! The messages the `vhost` crate does not know, answered here before it sees them; and one that
+//! it refuses in an order that front-ends use.
 //!
 //! Only the header is peeked at: MSG_PEEK without a control buffer leaves attached fds queued, so
 //! a message that is not ours is still whole for the crate.
@@ -7,6 +8,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recv, recvmsg,
@@ -31,6 +33,9 @@ const MAX_FDS: usize = 8;
 
 // Request numbers, vhost-user "Front-end message types".
 const SET_LOG_FD: u32 = 7;
+/// QEMU enables the rings of a network device before it sets features, when no driver is there
+/// yet; the `vhost` crate takes that for a front-end that did not negotiate it.
+const SET_VRING_ENABLE: u32 = 18;
 const SEND_RARP: u32 = 19;
 const NET_SET_MTU: u32 = 20;
 const SET_BACKEND_REQ_FD: u32 = 21;
@@ -117,7 +122,7 @@ impl std::fmt::Display for Header {
 /// comes.
 pub(super) fn next<D: Device>(
     socket: &UnixStream,
-    session: &std::sync::Mutex<Session<D>>,
+    session: &Mutex<Session<D>>,
 ) -> Result<Next, DivertError> {
     let mut raw = [0u8; HEADER];
     let flags = RecvFlags::PEEK | RecvFlags::WAITALL;
@@ -134,14 +139,13 @@ pub(super) fn next<D: Device>(
     match header.request {
         SET_LOG_FD | SEND_RARP | NET_SET_MTU => {}
         SET_BACKEND_REQ_FD | SET_STATUS | GET_STATUS => {}
+        SET_VRING_ENABLE if lock(session).features == 0 => {}
         _ => return Ok(Next::Crate(header)),
     }
     let (payload, fds) = receive(socket, header)?;
     // Not held while replying: a front-end that reads nothing must not hold up the control plane.
     let (result, acks) = {
-        let mut session = session
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut session = lock(session);
         let result = session.divert(header, payload, fds);
         (result, session.speaks(Protocol::REPLY_ACK))
     };
@@ -155,6 +159,10 @@ pub(super) fn next<D: Device>(
         return Ok(result.map_or_else(|e| Next::Refused(e.to_string()), |_| Next::Done));
     }
     result.map(|_| Next::Done)
+}
+
+fn lock<D: Device>(session: &Mutex<Session<D>>) -> MutexGuard<'_, Session<D>> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn reply(socket: &UnixStream, to: Header, value: u64) -> Result<(), DivertError> {
@@ -229,6 +237,16 @@ impl<D: Device> Session<D> {
         match (request, size) {
             // Signals that the log was written; nobody needs it, and the fd is closed.
             (SET_LOG_FD, _) => one_fd().map(|_| 0),
+            (SET_VRING_ENABLE, 8) => {
+                let [a, b, c, d, e, f, g, h] = payload.to_le_bytes();
+                let index = self.index(u32::from_le_bytes([a, b, c, d]))?;
+                match u32::from_le_bytes([e, f, g, h]) {
+                    0 => self.set_enabled(index, false)?,
+                    1 => self.set_enabled(index, true)?,
+                    _ => return Err(DivertError::Malformed { request, size }),
+                }
+                Ok(0)
+            }
             (SEND_RARP, 8) => {
                 need(Protocol::RARP)?;
                 // The address is the first six bytes as they came.

@@ -2,12 +2,14 @@
 //!
 //! From the bottom up: [`memory`] (memfds shared with the back-end), [`driver`] and [`split`] (the
 //! driver's side of a virtqueue), [`wire`] and [`frontend`] (vhost-user as a VMM speaks it, or as
-//! an attacker does), [`blk`] (virtio-blk requests), [`net`] (virtio-net frames). Nothing of this shares code with the back-end
+//! an attacker does), [`blk`] (virtio-blk requests), [`net`] (virtio-net frames).
+//! Nothing of this shares code with the back-end
 //! except the mapping of memory: it is a second, independent reading of both specifications. On the
 //! other side of the socket, [`echo`] is the smallest device; [`bed`] puts both ends together.
 
 pub mod bed;
 pub mod blk;
+pub mod document;
 pub mod driver;
 pub mod echo;
 pub mod frontend;

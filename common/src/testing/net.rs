@@ -2,9 +2,10 @@
 //!
 //! A [`NetPair`] is a receive queue and a transmit queue with buffers: [`NetPair::send`] in any
 //! framing, [`NetPair::receive`] whole frames, over as many buffers as the device says. It is
-//! honest, and it verifies: written lengths, buffer counts and their being there all at once, or the
-//! call fails with [`Error::Device`]. [`NetClient`] (in `client`) adds the session; [`frame`] makes
-//! frames that can be checked. The drivers underneath are open to whoever wants to misuse them.
+//! honest, and it verifies: written lengths, buffer counts and their being there all at once, or
+//! the call fails with [`Error::Device`]. [`NetClient`] (in `client`) adds the session; [`frame`]
+//! makes frames that can be checked. The drivers underneath are open to whoever wants to misuse
+//! them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

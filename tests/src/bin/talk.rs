@@ -185,7 +185,10 @@ fn unhex(hex: &str) -> Result<Vec<u8>> {
         .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
         .collect::<Option<_>>()
         .with_context(|| format!("{hex:?} is not hexadecimal"))?;
-    ensure!(digits.len() % 2 == 0, "{hex:?} ends in half a byte");
+    ensure!(
+        digits.len().is_multiple_of(2),
+        "{hex:?} ends in half a byte"
+    );
     Ok(digits
         .chunks(2)
         .map(|pair| pair[0] << 4 | pair[1])

@@ -2,6 +2,11 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
+use serde_json::json;
+
+use crate::qmp::Qmp;
+
 /// A vhost-user-blk device of the guest.
 #[derive(Debug, Clone)]
 pub struct Drive {
@@ -121,6 +126,57 @@ impl Nic {
              -device {},netdev=net-{name}{vectors}",
             self.device()
         )
+    }
+
+    /// Plugs it into a running machine, at the empty PCI Express port `slot`; `name` makes the
+    /// parts' names.
+    ///
+    /// # Errors
+    /// When QEMU refuses a part.
+    pub fn plug(&self, monitor: &mut Qmp, name: &str, slot: &str) -> Result<()> {
+        let path = self.socket.display().to_string();
+        let mut socket = json!({
+            "addr": { "type": "unix", "data": { "path": path } },
+            "server": self.listens,
+        });
+        if self.listens {
+            socket["wait"] = json!(false);
+        } else {
+            socket["reconnect-ms"] = json!(200);
+        }
+        monitor.execute(
+            "chardev-add",
+            json!({ "id": name, "backend": { "type": "socket", "data": socket } }),
+        )?;
+        monitor.execute(
+            "netdev_add",
+            json!({
+                "type": "vhost-user", "id": format!("net-{name}"), "chardev": name,
+                "queues": self.queues,
+            }),
+        )?;
+        let mut device = json!({
+            "driver": "virtio-net-pci", "id": name, "bus": slot, "mac": self.mac,
+            "netdev": format!("net-{name}"), "disable-legacy": "on", "romfile": "",
+        });
+        if self.queues > 1 {
+            device["mq"] = json!(true);
+            device["vectors"] = json!(2 * self.queues + 2);
+        }
+        monitor.execute("device_add", device)?;
+        Ok(())
+    }
+
+    /// Unplugs what [`Nic::plug`] plugged in, and waits until the guest has let go of it.
+    ///
+    /// # Errors
+    /// When QEMU refuses, or the guest does not let go.
+    pub fn unplug(&self, monitor: &mut Qmp, name: &str) -> Result<()> {
+        monitor.execute("device_del", json!({ "id": name }))?;
+        monitor.event("DEVICE_DELETED", |data| data["device"] == name)?;
+        // QEMU removes the chardev with it.
+        monitor.execute("netdev_del", json!({ "id": format!("net-{name}") }))?;
+        Ok(())
     }
 
     /// The device with its own properties. It brings no ROM to boot from.

@@ -11,17 +11,19 @@ mod disk;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
-use towpath_common::config::{ConfigError, CpuList, Document, Name, Place, Poll, SocketPath};
-use towpath_common::logging::LogFilter;
+use towpath_common::config::{
+    ConfigError, DaemonTable, Document, Name, Place, SocketPath, chosen_file,
+};
 
 pub use argument::argument_keys;
-pub use diff::{Change, Diff};
+pub use diff::Diff;
 use disk::DiskTable;
 pub use disk::{BlockSize, Cache, Disk, GuestMemory, QueueCount, Serial, Source};
+pub use towpath_common::config::Daemon;
 
 /// Read when the command line names neither a file nor a disk.
 pub const DEFAULT_FILE: &str = "/etc/towpath/vblk.toml";
@@ -46,31 +48,6 @@ pub struct Config {
     pub disks: Vec<Disk>,
 }
 
-/// The table `[daemon]`. None of it changes while the daemon runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Daemon {
-    /// CPUs to pin workers to, one worker each; empty: one worker, not pinned.
-    pub cpus: CpuList,
-    /// What workers do when idle.
-    pub poll: Poll,
-    /// The control socket.
-    pub control: SocketPath,
-    /// Which lines to log; without it `RUST_LOG` decides, then "info".
-    pub log: Option<LogFilter>,
-}
-
-impl Default for Daemon {
-    fn default() -> Self {
-        Self {
-            cpus: CpuList::default(),
-            poll: Poll::default(),
-            control: default_control(),
-            log: None,
-        }
-    }
-}
-
 /// [`DEFAULT_CONTROL`], typed.
 pub fn default_control() -> SocketPath {
     SocketPath::literal(DEFAULT_CONTROL)
@@ -83,14 +60,8 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The values of `--disk`, unparsed.
     pub disks: Vec<String>,
-    /// Overrides `daemon.cpus`.
-    pub cpus: Option<CpuList>,
-    /// Overrides `daemon.poll`.
-    pub poll: Option<Poll>,
-    /// Overrides `daemon.control`.
-    pub control: Option<SocketPath>,
-    /// Overrides `daemon.log`.
-    pub log: Option<LogFilter>,
+    /// Overrides `[daemon]`.
+    pub daemon: DaemonTable,
 }
 
 /// A file as written.
@@ -98,7 +69,7 @@ pub struct Sources {
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
-    daemon: Daemon,
+    daemon: DaemonTable,
     #[serde(default, rename = "disk")]
     disks: Vec<Spanned<DiskTable>>,
 }
@@ -116,9 +87,9 @@ impl Config {
         if file.is_none() && sources.disks.is_empty() {
             return Err(ConfigError::Empty(NOTHING_TO_SERVE));
         }
-        let (mut daemon, mut disks) = match file {
-            Some(path) => read_file(&Document::read(path)?)?,
-            None => (Daemon::default(), Vec::new()),
+        let (daemon, mut disks) = match file {
+            Some(path) => read_file(&Document::read(&path)?)?,
+            None => Default::default(),
         };
         for (index, argument) in sources.disks.iter().enumerate() {
             let place = Place::Argument {
@@ -127,7 +98,7 @@ impl Config {
             };
             disks.push((place.clone(), argument::parse(argument, place)?));
         }
-        sources.clone().override_daemon(&mut daemon);
+        let daemon = daemon.complete(&sources.daemon, DEFAULT_CONTROL);
         refuse_conflicts(&daemon, &disks)?;
         Ok(Self {
             daemon,
@@ -137,26 +108,13 @@ impl Config {
 }
 
 impl Sources {
-    /// The file to read: as told, or the default file if there are no `--disk` and it exists.
-    fn chosen_file(&self) -> Option<&Path> {
-        let default = Path::new(DEFAULT_FILE);
-        let use_default = || self.disks.is_empty() && default.exists();
-        self.file
-            .as_deref()
-            .or_else(|| use_default().then_some(default))
-    }
-
-    fn override_daemon(self, daemon: &mut Daemon) {
-        daemon.cpus = self.cpus.unwrap_or(std::mem::take(&mut daemon.cpus));
-        daemon.poll = self.poll.unwrap_or(daemon.poll);
-        daemon.log = self.log.or(daemon.log.take());
-        if let Some(control) = self.control {
-            daemon.control = control;
-        }
+    /// The file to read, if any.
+    fn chosen_file(&self) -> Option<PathBuf> {
+        chosen_file(self.file.as_ref(), !self.disks.is_empty(), DEFAULT_FILE)
     }
 }
 
-fn read_file(document: &Document) -> Result<(Daemon, Vec<Placed>), ConfigError> {
+fn read_file(document: &Document) -> Result<(DaemonTable, Vec<Placed>), ConfigError> {
     let file: File = document.parse()?;
     let place = |disk: Spanned<DiskTable>| (document.place(disk.span()), disk.into_inner());
     Ok((file.daemon, file.disks.into_iter().map(place).collect()))

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use towpath_common::config::{Cap, SocketMode, Weight};
+use towpath_common::config::{Cap, Poll, SocketMode, Weight};
 
 /// A directory with images `a.img` and `b.img`, and a file to write a configuration to.
 struct Scratch(tempfile::TempDir);
@@ -316,23 +316,6 @@ fn names_come_from_files_and_are_made_unique() {
     let config = scratch.disks(&disks).unwrap();
     let names: Vec<&str> = config.disks.iter().map(|disk| disk.name.as_str()).collect();
     assert_eq!(names, ["null", "null-3", "null-2"]);
-}
-
-#[test]
-fn the_command_line_overrides_the_file() {
-    let scratch = Scratch::new();
-    let file = scratch.path("vblk.toml");
-    fs::write(&file, "[daemon]\npoll = \"busy\"\nlog = \"warn\"\n").unwrap();
-    let sources = Sources {
-        file: Some(file.into()),
-        poll: Some(Poll::Interrupt),
-        cpus: Some("7".parse().unwrap()),
-        ..Sources::default()
-    };
-    let daemon = Config::load(&sources).unwrap().daemon;
-    assert_eq!(daemon.poll, Poll::Interrupt);
-    assert_eq!(daemon.cpus, "7".parse().unwrap());
-    assert_eq!(daemon.log, Some("warn".parse().unwrap()));
 }
 
 #[test]

@@ -30,7 +30,8 @@ pub(crate) struct SourceArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// A port for a virtual machine (--help lists the options); repeat for more.
-    #[arg(long = "port", value_name = "NAME,socket=SOCKET[,OPTIONS]", long_help = help::PORT_SYNTAX)]
+    #[arg(long = "port", value_name = "NAME,socket=SOCKET[,OPTIONS]")]
+    #[arg(long_help = help::PORT_SYNTAX)]
     ports: Vec<String>,
     /// A TAP interface to the host's network (--help lists the options); repeat for more.
     #[arg(long = "uplink", value_name = "TAP[,OPTIONS]", long_help = help::UPLINK_SYNTAX)]

@@ -137,7 +137,8 @@ fn orders_arrive_as_they_were_given() {
         (
             "mirror add m --from a,b --to c --direction tx",
             json!({"mirror_add": {
-                "direction": "tx", "from": ["a", "b"], "name": "m", "to": "c", "vlans": null
+                "direction": "tx", "from": ["a", "b"], "member": false, "name": "m", "to": "c",
+                "vlans": null
             }}),
         ),
         ("mirror del m", json!({"mirror_del": "m"})),

@@ -8,6 +8,7 @@ use towpath_common::config::{ConfigError, Daemon, Name, Place};
 
 use super::{MAX_PORTS, MAX_SOURCES, Mirror, StaticEntry, Written};
 use crate::mac::Mac;
+use crate::mirror::MIRRORS;
 use crate::vlan::Vid;
 use crate::vlan::{Mode, VlanSet};
 
@@ -49,6 +50,10 @@ pub(super) fn check(daemon: &Daemon, written: &Written) -> Result<(), ConfigErro
     for (place, entry) in &written.fdb {
         entries.claim(place, format!("{} vlan {}", entry.mac, entry.vlan))?;
         static_entry(place, entry, &members)?;
+    }
+    if let Some((place, _)) = written.mirrors.get(MIRRORS) {
+        let message = format!("more than {MIRRORS} mirrors; leave some out");
+        return Err(invalid(place, message));
     }
     let mut mirrors = Unique::new("name", "give each mirror its own name");
     for (place, one) in &written.mirrors {

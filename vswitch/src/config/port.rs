@@ -33,7 +33,7 @@ pub struct Port {
     /// More addresses the machine may send from.
     #[serde(default)]
     pub macs: Vec<Mac>,
-    /// Frames to and from other isolated ports are dropped: it reaches uplinks and the rest.
+    /// Frames to and from all but uplinks are dropped.
     #[serde(default)]
     pub isolated: bool,
     /// Most pairs of queues a guest may use.

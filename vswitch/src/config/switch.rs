@@ -54,6 +54,9 @@ pub struct Mirror {
     /// Which traffic, as seen by the switch.
     #[serde(default)]
     pub direction: Direction,
+    /// Whether that port goes on switching; without it, it only gets copies.
+    #[serde(default)]
+    pub member: bool,
 }
 
 /// Which traffic of a port is mirrored.

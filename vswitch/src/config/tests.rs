@@ -471,6 +471,7 @@ tap = \"tap0\"
             vlans: None,
             to: name("b"),
             direction: Direction::Both,
+            member: true,
         };
         let with = apply(&Change::FdbAdd(entry));
         let with = edit(&with, &Change::MirrorAdd(mirror)).unwrap();

@@ -320,6 +320,7 @@ fn static_addresses_and_mirrors_are_changes() {
         vlans: None,
         to: "b".parse().unwrap(),
         direction: Default::default(),
+        member: false,
     };
     let answer = running.change(Change::MirrorAdd(mirror.clone()), false);
     assert_eq!(answer.description, "+mirror m");

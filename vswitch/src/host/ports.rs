@@ -1,5 +1,6 @@
 //! Ports and uplinks as they run, and how one set of them becomes another.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -10,11 +11,12 @@ use towpath_common::session::{Endpoint, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Worker};
 use tracing::error;
 
+use super::settings::mirrors_of;
 use super::{Host, lock};
 use crate::config::{self, Config};
 use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
-use crate::fdb::{Ageing, Filter, PortNo};
+use crate::fdb::{Filter, PortNo};
 use crate::features::Card;
 use crate::guard::{GuardConfig, Guards, Side};
 use crate::head::ETHERNET;
@@ -23,9 +25,9 @@ use crate::plane::{Change, NewPort};
 use crate::port::Uplink;
 use crate::port::tap::Tap;
 use crate::service::{Report, ServiceError};
-use crate::stats::PortShared;
+use crate::stats::{Carried, PortShared, VlanCounters};
 use crate::table::Port;
-use crate::vlan;
+use crate::vlan::{self, Vid};
 
 /// A port or uplink being served.
 #[derive(Debug)]
@@ -36,6 +38,10 @@ pub(crate) struct Running {
     pub(crate) egress: Arc<Egress>,
     pub(crate) guards: Arc<Guards>,
     pub(crate) shared: Arc<PortShared>,
+    /// Counters of the VLANs it has.
+    pub(super) vlans: Arc<VlanCounters>,
+    /// Those of VLANs it had, as long as workers may count there.
+    pub(super) outdated: Vec<Arc<VlanCounters>>,
     /// Sessions of earlier servers of the same port.
     pub(crate) connections: u64,
 }
@@ -72,6 +78,20 @@ impl Running {
         }
     }
 
+    /// What it carried since its name is configured.
+    pub(crate) fn carried(&self) -> BTreeMap<Vid, Carried> {
+        let now = self.outdated.iter().chain([&self.vlans]);
+        self.shared
+            .with_past(now.flat_map(|counters| counters.carried()))
+    }
+
+    /// Remember what was counted by VLANs that it had before; no worker counts there any more.
+    pub(super) fn fold(&mut self) {
+        for counters in self.outdated.drain(..) {
+            self.shared.remember(counters.carried());
+        }
+    }
+
     /// As the workers' tables have it.
     pub(super) fn table(&self) -> Port {
         let (uplink, isolated, mtu) = match &self.kind {
@@ -88,6 +108,7 @@ impl Running {
             guards: Arc::clone(&self.guards),
             egress: Arc::clone(&self.egress),
             shared: Arc::clone(&self.shared),
+            vlans: Arc::clone(&self.vlans),
         }
     }
 }
@@ -116,7 +137,7 @@ fn same_interface(a: &config::Uplink, b: &config::Uplink) -> bool {
     interface(a) == interface(b)
 }
 
-fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Share {
+pub(super) fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Share {
     // A cap over several workers is split evenly: each enforces its part.
     let per_worker = |cap: u32| cap.div_ceil(u32::try_from(workers).unwrap_or(1)).max(1);
     let cap = cap.map(|c| per_worker(c.get()));
@@ -127,13 +148,13 @@ fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Sh
 }
 
 /// The guards of a port as configured, at work.
-fn guards_of(config: &Config, port: &config::Port) -> Guards {
+pub(super) fn guards_of(config: &Config, port: &config::Port) -> Guards {
     let addresses: Vec<Mac> = port.addresses().collect();
     Guards::new(&config.guards(port), &addresses, port.isolated)
 }
 
 /// The same for an uplink, which is trusted unless it says otherwise.
-fn uplink_guards(config: &config::Uplink) -> Guards {
+pub(super) fn uplink_guards(config: &config::Uplink) -> Guards {
     Guards::new(&config.guards.complete(Side::Uplink), &[], false)
 }
 
@@ -159,6 +180,15 @@ fn failed(name: &Name, source: impl Into<Cause>) -> ServiceError {
 impl Host {
     /// Make what runs equal to `config`.
     pub(super) fn apply_ports(&self, config: &Config) -> Result<Report, ServiceError> {
+        // Numbers come later; whether the mirrors can be is known before anything is touched.
+        let names = config.ports.iter().map(|port| &port.name);
+        let names: Vec<&Name> = names
+            .chain(config.uplinks.iter().map(|u| &u.name))
+            .collect();
+        mirrors_of(config, |name| {
+            let at = names.iter().position(|known| *known == name)?;
+            u16::try_from(at).ok().map(PortNo)
+        })?;
         let prepared = self.prepare(config)?;
         let stays = |r: &Running| match &r.kind {
             Kind::Guest(have, _) => config.ports.iter().any(|p| same_session(have, p)),
@@ -187,16 +217,9 @@ impl Host {
             }
             return Err(failure);
         }
-        let moved = self.settle(config);
+        self.settle(config)?;
         self.publish();
-        // Now that no worker knows the old VLANs, nothing is learned there any more.
-        for no in moved {
-            // What was learned in a VLAN that the port has left must not lead there.
-            self.fdb.flush(&Filter {
-                port: Some(no),
-                ..Filter::default()
-            });
-        }
+        self.settled();
         Ok(self.set_addresses(config))
     }
 
@@ -340,6 +363,8 @@ impl Host {
             no,
             // Set before the first frame, when all ports get their settings.
             guards: Arc::new(Guards::new(&GuardConfig::default(), &[], false)),
+            vlans: Arc::new(VlanCounters::new(&config.vlans(), self.workers.len())),
+            outdated: Vec::new(),
             kind: Kind::Guest(config, Some(server)),
             egress,
             shared,
@@ -387,6 +412,8 @@ impl Host {
         Ok(Running {
             no,
             guards: Arc::new(uplink_guards(&config)),
+            vlans: Arc::new(VlanCounters::new(&config.vlans(), self.workers.len())),
+            outdated: Vec::new(),
             kind: Kind::Uplink(config, mtu),
             egress,
             shared,
@@ -403,6 +430,8 @@ impl Host {
             server.stop();
         }
         self.forget_port(running.no);
+        running.outdated.push(Arc::clone(&running.vlans));
+        running.fold();
         self.fdb.flush(&Filter {
             port: Some(running.no),
             statics: true,
@@ -441,92 +470,6 @@ impl Host {
             }
         }
         self.publish();
-    }
-
-    /// Give the ports their order, and those that stayed their new settings; gives those whose
-    /// VLANs are others now.
-    fn settle(&self, config: &Config) -> Vec<PortNo> {
-        let workers = self.workers.len();
-        let mut moved = Vec::new();
-        let mut running = lock(&self.ports);
-        for port in running.iter_mut() {
-            let before = port.mode();
-            let no = port.no;
-            let reshare = |old: Share, new: Share| {
-                if old != new {
-                    for worker in &self.workers {
-                        let _ = worker.handle().post(Change::SetShare(no, new));
-                    }
-                }
-            };
-            match &mut port.kind {
-                Kind::Guest(have, _) => {
-                    let wanted = config.ports.iter().find(|p| p.name == have.name);
-                    if let Some(wanted) = wanted {
-                        let old = share(have.weight, have.cap, workers);
-                        reshare(old, share(wanted.weight, wanted.cap, workers));
-                        *have = wanted.clone();
-                        // Their accounts begin anew; that costs at most one burst too many.
-                        port.guards = Arc::new(guards_of(config, wanted));
-                    }
-                }
-                Kind::Uplink(have, _) => {
-                    let wanted = config.uplinks.iter().find(|u| u.name == have.name);
-                    if let Some(wanted) = wanted {
-                        let old = share(have.weight, have.cap, workers);
-                        reshare(old, share(wanted.weight, wanted.cap, workers));
-                        *have = wanted.clone();
-                        port.guards = Arc::new(uplink_guards(wanted));
-                    }
-                }
-            }
-            if port.mode() != before {
-                moved.push(no);
-            }
-        }
-        let place = |r: &Running| {
-            let ports = config.ports.iter().map(|p| &p.name);
-            let mut names = ports.chain(config.uplinks.iter().map(|u| &u.name));
-            names.position(|name| name == r.name())
-        };
-        running.sort_by_key(place);
-        moved
-    }
-
-    fn statics(&self) -> Vec<(vlan::Vid, Mac, PortNo)> {
-        let all = self.fdb.snapshot(self.now_s()).into_iter();
-        let statics = all.filter(|entry| entry.is_static);
-        statics.map(|e| (e.vid, e.mac, e.port)).collect()
-    }
-
-    /// Enter the static addresses, and forget those that are none any more.
-    fn set_addresses(&self, config: &Config) -> Report {
-        let mut report = Report::default();
-        if let Ok(ageing) = Ageing::try_from(i64::from(config.switch.ageing.get())) {
-            self.fdb.set_ageing(ageing);
-        }
-        let running = lock(&self.ports);
-        let wanted: Vec<_> = config
-            .fdb
-            .iter()
-            .filter_map(|e| {
-                let port = running.iter().find(|r| *r.name() == e.port)?;
-                Some((e.vlan, e.mac, port.no))
-            })
-            .collect();
-        drop(running);
-        let wants = |vid, mac| wanted.iter().any(|(v, m, _)| (*v, *m) == (vid, mac));
-        for entry in self.fdb.snapshot(self.now_s()) {
-            if entry.is_static && !wants(entry.vid, entry.mac) {
-                self.fdb.forget(entry.vid, entry.mac);
-            }
-        }
-        for (vid, mac, no) in wanted {
-            if let Err(e) = self.fdb.set_static(vid, mac, no) {
-                report.warnings.push(e.to_string());
-            }
-        }
-        report
     }
 }
 

@@ -48,13 +48,16 @@ impl NetPlane {
                     reply.send(ring);
                 }
             }
-            Change::Update(no, index, update) => {
-                let Some(port) = self.find(no) else { return };
-                if let Some(control) = port.control.as_mut().filter(|c| c.index() == index) {
-                    control.update(update);
-                } else if let Some(queue) = port.queues.iter_mut().find(|q| q.index() == index) {
-                    queue.update(update);
+            Change::Update(no, index, update, reply) => {
+                if let Some(port) = self.find(no) {
+                    if let Some(control) = port.control.as_mut().filter(|c| c.index() == index) {
+                        control.update(update);
+                    } else if let Some(queue) = port.queues.iter_mut().find(|q| q.index() == index)
+                    {
+                        queue.update(update);
+                    }
                 }
+                reply.send(());
             }
             Change::Inject(no, frame) => {
                 let now = self.moment(now);
@@ -65,6 +68,12 @@ impl NetPlane {
                     counters: &mut QueueCounters::default(),
                 };
                 self.switch.forward(Source::Frame(&frame), ingress, now);
+            }
+            Change::Tap(tap, reply) => reply.send(self.switch.tap(tap)),
+            Change::Untap(id, reply) => reply.send(self.switch.untap(id)),
+            Change::Recent(from, mut records, reply) => {
+                let next = self.switch.recent().copy_into(from, &mut records);
+                reply.send((records, next));
             }
         }
     }

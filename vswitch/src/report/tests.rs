@@ -232,6 +232,7 @@ fn a_mirror_in_one_line() {
         vlans: Some("10".parse().unwrap()),
         to: "b".parse().unwrap(),
         direction: Direction::Rx,
+        member: false,
     };
     let expected = "\
 NAME  FROM        TO  DIRECTION

@@ -195,16 +195,3 @@ fn a_second_daemon_on_the_same_socket_starts_nothing() {
         "{error}"
     );
 }
-
-#[test]
-fn progress_means_every_worker() {
-    let service = Arc::new(FakeService::default());
-    let mut progress = progress(service.clone());
-    assert!(progress(), "nothing to compare with yet");
-    assert!(!progress(), "nobody moved");
-    service.step(0);
-    assert!(!progress(), "one of two moved");
-    service.step(0);
-    service.step(1);
-    assert!(progress());
-}

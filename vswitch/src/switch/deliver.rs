@@ -1,23 +1,29 @@
-//! Pass 3: each port that has frames in the burst, once.
+//! Pass 3: each port that has frames in the burst, once; then those that get copies.
 
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use towpath_common::chain::Burst;
 
-use crate::batch::{Batch, Item, LONGEST, Source, bits};
+use super::watch::{Losses, View, Watch};
+use crate::batch::{Batch, Item, LONGEST, Verdict, bits};
 use crate::discard::Discard;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::PortNo;
 use crate::flow;
-use crate::head::{Head, Retagged, TAG};
+use crate::head::{COPIED, Head, Retagged, TAG};
+use crate::mirror::{Copies, MIRRORS, PortSet};
 use crate::net::{HEADER, NetHeader, Offloads};
 use crate::offload::{self, MAX_HEADERS, Segments};
 use crate::port::Uplink;
 use crate::port::guest::{Delivery, GuestRx, Rest};
 use crate::stats::{Event, Events};
 use crate::table::{Port, Tables};
-use crate::vlan::{TPID, Vid};
+use crate::vlan::Vid;
+
+/// Length of the virtio-net header, as lengths in rings are given.
+#[expect(clippy::cast_possible_truncation, reason = "12")]
+const WIRE_HEADER: u32 = HEADER as u32;
 
 /// What goes where, and room to send it.
 #[derive(Debug)]
@@ -26,6 +32,12 @@ pub(super) struct Outbox {
     masks: Vec<u64>,
     /// Ports with a bit set.
     touched: Vec<u16>,
+    /// The same for copies.
+    copies: ArrayVec<(PortNo, u64), MIRRORS>,
+    /// What the port at hand did not take.
+    losses: Losses,
+    /// What some port did not take.
+    lost: u64,
     /// Room for receive buffers.
     burst: Burst,
     /// Room for one whole frame.
@@ -39,6 +51,9 @@ impl Outbox {
         Outbox {
             masks: Vec::new(),
             touched: Vec::new(),
+            copies: ArrayVec::new(),
+            losses: Losses::default(),
+            lost: 0,
             burst: Burst::new(),
             // Reserved, not touched: it costs memory from its first use on.
             linear: Vec::with_capacity(LONGEST as usize + TAG),
@@ -82,30 +97,125 @@ impl Outbox {
         any
     }
 
+    /// Enter the copies to be made of a burst, and take back what goes to a port that gets nothing
+    /// else; true if there was such.
+    #[cold]
+    pub(super) fn mirror(
+        &mut self,
+        tables: &Tables,
+        from: &Port,
+        batch: &mut Batch,
+        frames: usize,
+    ) -> bool {
+        let mirrors = tables.mirrors();
+        let (mut last, mut copies) = (None, Copies::new());
+        let mut dropped = false;
+        for (at, item) in batch.items[..frames].iter_mut().enumerate() {
+            match item.verdict {
+                Verdict::Drop(_) => continue,
+                Verdict::To(to) if mirrors.excludes(to) => {
+                    if let Some(mask) = self.masks.get_mut(to.index()) {
+                        *mask &= !(1 << at);
+                    }
+                    item.verdict = Verdict::Drop(Discard::NoMember);
+                    dropped = true;
+                    continue;
+                }
+                Verdict::To(_) | Verdict::Flood => {}
+            }
+            let (verdict, vid) = (item.verdict, item.class.vid());
+            if last != Some((verdict, vid)) {
+                last = Some((verdict, vid));
+                let has = |no: &&u16| self.masks[usize::from(**no)] >> at & 1 == 1;
+                let egress: PortSet = self
+                    .touched
+                    .iter()
+                    .filter(has)
+                    .map(|n| PortNo(*n))
+                    .collect();
+                copies = mirrors.copies(from.no, vid, &egress);
+            }
+            for to in &copies {
+                match self.copies.iter_mut().find(|(port, _)| port == to) {
+                    Some((_, mask)) => *mask |= 1 << at,
+                    None => self.copies.push((*to, 1 << at)),
+                }
+            }
+        }
+        dropped
+    }
+
     /// Send all of it.
     #[inline]
-    pub(super) fn deliver(&mut self, tables: &Tables, batch: &Batch, source: Source<'_>) {
+    pub(super) fn deliver(&mut self, tables: &Tables, view: View<'_>, watch: &mut Watch) {
+        self.lost = 0;
         while let Some(no) = self.touched.pop() {
             let mask = std::mem::take(&mut self.masks[usize::from(no)]);
             let Some(port) = tables.port(PortNo(no)) else {
                 continue;
             };
-            let mut to = To {
-                port,
-                batch,
-                source,
-                burst: &mut self.burst,
-                linear: &mut self.linear,
-                worker: self.worker,
-                events: &self.events,
+            if mask == 0 {
+                continue;
+            }
+            self.losses.mask = 0;
+            self.offer(port, view, mask, false);
+            self.lost |= self.losses.mask;
+            view.count_sent(port, self.worker, mask & !self.losses.mask);
+            watch.sent(view, port.no, mask, &self.losses);
+        }
+        if !self.copies.is_empty() {
+            self.deliver_copies(tables, view, watch);
+        }
+    }
+
+    /// Frames of the last burst that did not arrive everywhere.
+    #[inline]
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    #[cold]
+    fn deliver_copies(&mut self, tables: &Tables, view: View<'_>, watch: &mut Watch) {
+        for (no, mask) in std::mem::take(&mut self.copies) {
+            let Some(port) = tables.port(no) else {
+                continue;
             };
-            match &*port.egress {
-                Egress::Guest(queues) => to.guest(queues, mask),
-                Egress::Uplink(queues) => {
-                    if let Some(lease) = queues.get(self.worker % queues.len().max(1)) {
-                        to.uplink(&mut **lease.hold(), mask);
-                    }
+            self.losses.mask = 0;
+            self.offer(port, view, mask, true);
+            watch.sent(view, no, mask, &self.losses);
+        }
+    }
+
+    #[inline]
+    fn offer(&mut self, port: &Port, view: View<'_>, mask: u64, copies: bool) {
+        let mut to = To {
+            port,
+            view,
+            copies,
+            losses: &mut self.losses,
+            burst: &mut self.burst,
+            linear: &mut self.linear,
+            worker: self.worker,
+            events: &self.events,
+        };
+        match &*port.egress {
+            Egress::Guest(queues) => to.guest(queues, mask),
+            Egress::Uplink(queues) => {
+                if let Some(lease) = queues.get(self.worker % queues.len().max(1)) {
+                    to.uplink(&mut **lease.hold(), mask);
                 }
+            }
+        }
+    }
+}
+
+/// Drop what came from a port that only gets copies.
+#[cold]
+pub(super) fn refuse(tables: &Tables, from: &Port, batch: &mut Batch, frames: usize) {
+    if tables.mirrors().excludes(from.no) {
+        for item in &mut batch.items[..frames] {
+            if !matches!(item.verdict, Verdict::Drop(_)) {
+                item.verdict = Verdict::Drop(Discard::NoMember);
             }
         }
     }
@@ -114,33 +224,25 @@ impl Outbox {
 /// A delivery to one port.
 struct To<'a> {
     port: &'a Port,
-    batch: &'a Batch,
-    source: Source<'a>,
+    view: View<'a>,
+    /// Frames go out as they came in.
+    copies: bool,
+    losses: &'a mut Losses,
     burst: &'a mut Burst,
     linear: &'a mut Vec<u8>,
     worker: usize,
     events: &'a Events,
 }
 
-/// A frame's first bytes, tagged as the port wants them.
-enum Form<'a> {
-    AsIs(&'a Head),
-    Changed(Retagged, NetHeader),
-}
-
-impl Form<'_> {
-    #[inline]
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Form::AsIs(head) => head.emit(),
-            Form::Changed(head, _) => head.emit(),
-        }
-    }
-}
-
 impl To<'_> {
+    /// These frames are lost.
     #[cold]
-    fn drop(&self, why: Discard, frames: u32) {
+    fn drop(&mut self, why: Discard, mask: u64) {
+        self.losses.add(mask, why);
+        self.count_lost(why, mask.count_ones());
+    }
+
+    fn count_lost(&self, why: Discard, frames: u32) {
         if let Some(discards) = self.port.shared.discards.get(self.worker) {
             discards.count(why, frames.into());
         }
@@ -149,12 +251,13 @@ impl To<'_> {
     #[inline]
     fn guest(&mut self, queues: &GuestEgress, mask: u64) {
         match queues.active() {
-            0 => self.drop(Discard::PortDown, mask.count_ones()),
+            0 => self.drop(Discard::PortDown, mask),
             1 => self.queue(queues, 0, mask),
             active => {
                 // Frames of a flow stay in one queue, so they stay in order.
                 for pair in 0..active {
-                    let mine = |at: &usize| flow::queue(&self.batch.heads[*at], active) == pair;
+                    let mine =
+                        |at: &usize| flow::queue(&self.view.batch.heads[*at], active) == pair;
                     let part = bits(mask).filter(mine).fold(0, |m, at| m | 1 << at);
                     if part != 0 {
                         self.queue(queues, pair, part);
@@ -169,8 +272,7 @@ impl To<'_> {
         let held = queues.hold(pair);
         let Some(mut held) = held else { return };
         let Some(rx) = held.as_mut().filter(|rx| rx.is_open()) else {
-            self.drop(Discard::PortDown, mask.count_ones());
-            return;
+            return self.drop(Discard::PortDown, mask);
         };
         let accepts = rx.accepts();
         // The room leaves this struct for as long as the delivery has it.
@@ -178,7 +280,7 @@ impl To<'_> {
         let mut delivery = rx.begin(&mut burst, mask.count_ones() as usize);
         for at in bits(mask) {
             if let Err(why) = self.put(&mut delivery, at, accepts) {
-                self.drop(why, 1);
+                self.drop(why, 1 << at);
             }
         }
         delivery.end();
@@ -204,36 +306,71 @@ impl To<'_> {
         }
     }
 
-    /// The frame's head as this port wants it.
+    /// The tag that a frame leaves with; none: without one. Outer none: as it came.
     #[inline]
-    fn form(&self, at: usize) -> Result<Form<'_>, Discard> {
-        let (item, head) = (&self.batch.items[at], &self.batch.heads[at]);
-        let egress = self.port.mode.egress(item.class.vid);
-        let tci = egress.ok_or(Discard::VlanNotAllowed)?.tci(item.class)?;
-        match (item.parsed.tag(), tci) {
-            (None, None) => Ok(Form::AsIs(head)),
-            (Some(tag), Some(tci)) if tag.tci == tci => Ok(Form::AsIs(head)),
-            (tag, tci) => Ok(change(item, head, tag.is_some(), tci)),
+    fn retag(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
+        if item.len > self.port.max_frame && exceeds(item, self.port.max_frame) {
+            return Err(Discard::TooBigForReceiver);
+        }
+        if self.copies {
+            // A mirror shows what came, as it came.
+            return Ok(None);
+        }
+        let Some(egress) = self.port.mode.egress(item.class.vid()) else {
+            return Err(Discard::VlanNotAllowed);
+        };
+        let tci = egress.tci(item.class)?;
+        let had = item.parsed.tag().map(|tag| tag.tci);
+        Ok((had != tci).then_some(tci))
+    }
+
+    /// The frame's head as this port wants it, and its header.
+    #[cold]
+    fn form(&self, at: usize, tci: Option<Option<u16>>) -> (Retagged, NetHeader) {
+        let (item, head) = (&self.view.batch.items[at], &self.view.batch.heads[at]);
+        match tci {
+            None => (head.same(), item.header),
+            Some(tci) => change(item, head, item.parsed.tag != 0, tci),
         }
     }
 
     /// Give one frame to a guest.
     #[inline]
     fn put(&mut self, to: &mut Delivery<'_>, at: usize, accepts: Offloads) -> Result<(), Discard> {
-        let rest = self.source.rest(at);
-        let len = self.batch.items[at].len;
-        let form = self.form(at)?;
-        let header = match &form {
-            Form::AsIs(_) => self.batch.items[at].header,
-            Form::Changed(_, header) => *header,
-        };
-        if !accepts.has(header.needs()) {
-            let head = copied(&form);
-            return self.put_finished(to, &head, header, rest, accepts);
+        let item = &self.view.batch.items[at];
+        let tci = self.retag(item)?;
+        if tci.is_some() || !accepts.has(item.needs) {
+            return self.put_changed(to, at, tci, accepts);
         }
-        let bytes = form.bytes();
-        let moved = (bytes.len() as u32).wrapping_sub(self.batch.heads[at].emit().len() as u32);
-        let len = (HEADER as u32 + len).wrapping_add(moved);
+        let rest = if item.len as usize > COPIED {
+            self.view.source.rest(at)
+        } else {
+            Rest::Own(&[])
+        };
+        to.put(
+            self.view.batch.heads[at].emit(),
+            rest,
+            WIRE_HEADER + item.len,
+        )
+    }
+
+    /// Give one frame to a guest, with another tag, or checksums and segmentation done.
+    #[cold]
+    fn put_changed(
+        &mut self,
+        to: &mut Delivery<'_>,
+        at: usize,
+        tci: Option<Option<u16>>,
+        accepts: Offloads,
+    ) -> Result<(), Discard> {
+        let rest = self.view.source.rest(at);
+        let (head, header) = self.form(at, tci);
+        let bytes = head.emit();
+        if !accepts.has(header.needs()) {
+            return self.put_finished(to, bytes, header, rest, accepts);
+        }
+        let rest_len = (self.view.batch.items[at].len as usize).saturating_sub(COPIED);
+        let len = u32::try_from(bytes.len() + rest_len).unwrap_or(u32::MAX);
         to.put(bytes, rest, len)
     }
 
@@ -260,7 +397,7 @@ impl To<'_> {
 
     fn uplink(&mut self, tx: &mut dyn Uplink, mask: u64) {
         if tx.failed().is_some() {
-            return self.drop(Discard::PortDown, mask.count_ones());
+            return self.drop(Discard::PortDown, mask);
         }
         let accepts = tx.accepts();
         let mut bytes = 0;
@@ -271,12 +408,13 @@ impl To<'_> {
                     bytes += len;
                     sent += 1;
                 }
-                Err(why) => self.drop(why, 1),
+                Err(why) => self.drop(why, 1 << at),
             }
         }
         let lost = u32::try_from(tx.send()).unwrap_or(u32::MAX);
         if lost > 0 {
-            self.drop(Discard::ReceiverFull, lost);
+            self.count_lost(Discard::ReceiverFull, lost);
+            self.losses.add_last(mask, lost, Discard::ReceiverFull);
         }
         if let Some(shared) = self.port.shared.queues.first() {
             let mut counters = shared.counters.snapshot();
@@ -294,24 +432,10 @@ impl To<'_> {
         at: usize,
         accepts: Offloads,
     ) -> Result<u64, Discard> {
-        let rest = self.source.rest(at);
-        let form = self.form(at)?;
-        let header = match &form {
-            Form::AsIs(_) => self.batch.items[at].header,
-            Form::Changed(_, header) => *header,
-        };
-        let head = copied(&form);
-        linearise(self.linear, &head[HEADER..], rest);
-        // A tag comes on top, a segmented frame counts by its segments.
-        let tagged = self.linear.get(12..14) == Some(&TPID.to_be_bytes());
-        let longest = tx.max_frame() + if tagged { TAG } else { 0 };
-        let len = match usize::from(header.gso_size) {
-            0 => self.linear.len(),
-            size => usize::from(header.hdr_len) + size,
-        };
-        if len > longest {
-            return Err(Discard::TooBigForReceiver);
-        }
+        let rest = self.view.source.rest(at);
+        let tci = self.retag(&self.view.batch.items[at])?;
+        let (head, header) = self.form(at, tci);
+        linearise(self.linear, &head.emit()[HEADER..], rest);
         let mut total = 0;
         finish(self.linear, header, accepts, |header, headers, payload| {
             let len = headers.len() + payload.len();
@@ -327,31 +451,27 @@ impl To<'_> {
     }
 }
 
-/// A private copy, so that the frame's own bytes need not stay borrowed.
-fn copied(form: &Form<'_>) -> ArrayVec<u8, 160> {
-    let mut copy = ArrayVec::new();
-    let _ = copy.try_extend_from_slice(form.bytes());
-    copy
+/// Whether a frame, or what it is to be cut into, is longer than `max` bytes without its tag.
+#[inline(never)]
+fn exceeds(item: &Item, max: u32) -> bool {
+    let len = match item.header.gso_size {
+        0 => item.len,
+        size => u32::from(item.header.hdr_len) + u32::from(size),
+    };
+    let tag = u32::from(item.parsed.tag().is_some()) * 4;
+    len.saturating_sub(tag) > max
 }
 
 /// Push, pop or change the tag.
-#[cold]
-fn change(item: &Item, head: &Head, tagged: bool, tci: Option<u16>) -> Form<'static> {
-    let mut header = item.header;
-    let mut changed = match (tagged, tci) {
-        (false, Some(tci)) => {
-            header = header.shifted(4);
-            head.tagged(tci)
-        }
-        (true, Some(tci)) => head.retagged(tci),
-        (true, None) => {
-            header = header.shifted(-4);
-            head.untagged()
-        }
-        (false, None) => head.same(),
+fn change(item: &Item, head: &Head, tagged: bool, tci: Option<u16>) -> (Retagged, NetHeader) {
+    let (mut changed, header) = match (tagged, tci) {
+        (false, Some(tci)) => (head.tagged(tci), item.header.shifted(4)),
+        (true, Some(tci)) => (head.retagged(tci), item.header),
+        (true, None) => (head.untagged(), item.header.shifted(-4)),
+        (false, None) => (head.same(), item.header),
     };
     changed.set_header(header, 1);
-    Form::Changed(changed, header)
+    (changed, header)
 }
 
 /// A whole frame in private memory.

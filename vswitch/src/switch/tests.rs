@@ -21,11 +21,12 @@ use super::*;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Ageing, Capacity, HashKey};
 use crate::guard::{GuardConfig, Guards, Side};
+use crate::mirror::Mirrors;
 use crate::port::Uplink;
 use crate::port::guest::GuestRx;
 use crate::port::guest_tx::GuestTx;
 use crate::port::memory::{Memory, Wire};
-use crate::stats::PortShared;
+use crate::stats::{PortShared, VlanCounters};
 use crate::vlan::{Mode, Vid};
 
 /// Feature bits of a guest that takes and sends everything.
@@ -163,8 +164,9 @@ impl Bed {
             )),
             egress: Arc::new(egress),
             shared: Arc::new(PortShared::new(queues, 1)),
+            vlans: Arc::new(VlanCounters::new(&wanted.mode, 1)),
         });
-        let tables = Tables::new(self.ports.iter().cloned());
+        let tables = Tables::new(self.ports.iter().cloned(), Mirrors::default());
         drop(self.switch.set_tables(Arc::new(tables)));
         no
     }

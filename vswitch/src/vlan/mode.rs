@@ -19,6 +19,9 @@
 //! its tag leaves only tagged ([`Egress::tci`]), and a priority tag, which is always taken off, may
 //! not hide another tag. An access port's guest cannot send tags at all, not even in vain.
 
+use std::fmt;
+use std::num::{NonZeroU16, NonZeroU32};
+
 use serde::{Deserialize, Serialize};
 
 use super::{TPID, Tag, Vid, VlanSet, is_tpid};
@@ -42,15 +45,62 @@ pub enum Mode {
     },
 }
 
-/// What a received frame is, as far as VLANs go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Class {
+/// What a received frame is, as far as VLANs go: one word, since it is made and looked at for every
+/// frame, and a struct of small fields would be put together in memory each time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Class(NonZeroU32);
+
+impl Class {
+    /// A frame of `vid`; `pcp_dei` has its priority and drop eligibility in the upper four bits, as
+    /// in a TCI; `nested`: another tag follows the one that was read.
+    #[inline]
+    #[must_use]
+    pub fn new(vid: Vid, pcp_dei: u16, nested: bool) -> Class {
+        let word = u32::from(pcp_dei & 0xf000) | u32::from(nested) << 16;
+        Class(NonZeroU32::from(NonZeroU16::from(vid)) | word)
+    }
+
     /// Its VLAN.
-    pub vid: Vid,
+    #[inline]
+    #[must_use]
+    pub fn vid(self) -> Vid {
+        #[expect(clippy::cast_possible_truncation, reason = "12 bits")]
+        Vid::new(self.0.get() as u16 & 0x0fff).unwrap_or(Vid::DEFAULT)
+    }
+
     /// Priority and drop eligibility, in the upper four bits, as in a TCI.
-    pub pcp_dei: u16,
+    #[inline]
+    #[must_use]
+    pub fn pcp_dei(self) -> u16 {
+        self.tci() & 0xf000
+    }
+
+    /// The TCI of its tag, if it had one.
+    #[inline]
+    #[must_use]
+    pub fn tci(self) -> u16 {
+        #[expect(clippy::cast_possible_truncation, reason = "the low half")]
+        {
+            self.0.get() as u16
+        }
+    }
+
     /// Another tag follows the one that was read.
-    pub nested: bool,
+    #[inline]
+    #[must_use]
+    pub fn nested(self) -> bool {
+        self.0.get() >> 16 != 0
+    }
+}
+
+impl fmt::Debug for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Class")
+            .field("vid", &self.vid())
+            .field("pcp_dei", &self.pcp_dei())
+            .field("nested", &self.nested())
+            .finish()
+    }
 }
 
 /// How frames of a VLAN leave a port that is a member of it.
@@ -92,11 +142,7 @@ impl Mode {
                 if !allowed.contains(vid) && *native != Some(vid) {
                     return Err(Discard::VlanNotAllowed);
                 }
-                Ok(Class {
-                    vid,
-                    pcp_dei,
-                    nested,
-                })
+                Ok(Class::new(vid, pcp_dei, nested))
             }
             (None, _) if tag.vid_bits() == 0 => self.untagged(pcp_dei, nested),
             (None, _) => Err(Discard::BadTag),
@@ -111,11 +157,7 @@ impl Mode {
             Mode::Access { pvid } => *pvid,
             Mode::Trunk { native, .. } => native.ok_or(Discard::UntaggedOnTrunk)?,
         };
-        Ok(Class {
-            vid,
-            pcp_dei,
-            nested,
-        })
+        Ok(Class::new(vid, pcp_dei, nested))
     }
 
     /// How frames of `vid` leave; `None` if the port is not a member.
@@ -147,8 +189,8 @@ impl Egress {
     #[inline]
     pub fn tci(self, class: Class) -> Result<Option<u16>, Discard> {
         match self {
-            Egress::Tagged => Ok(Some(class.pcp_dei | class.vid.get())),
-            Egress::Untagged if class.nested => Err(Discard::NestedTag),
+            Egress::Tagged => Ok(Some(class.tci())),
+            Egress::Untagged if class.nested() => Err(Discard::NestedTag),
             Egress::Untagged => Ok(None),
         }
     }

@@ -75,7 +75,7 @@ fn frames_are_classified_as_the_standard_says() {
     ];
     for (mode, tag, expected) in table {
         let class = mode.classify(tag, IPV4);
-        let class = class.map(|c| (c.vid.get(), c.pcp_dei));
+        let class = class.map(|c| (c.vid().get(), c.pcp_dei()));
         assert_eq!(class, expected, "{mode:?} {tag:?}");
     }
 }
@@ -97,11 +97,11 @@ fn a_double_tag_cannot_hop_into_another_vlan() {
     assert_eq!(nested, Err(Discard::TaggedOnAccess));
 
     let class = native.classify(tag(10), TPID).unwrap();
-    let untagged = native.egress(class.vid).unwrap();
+    let untagged = native.egress(class.vid()).unwrap();
     assert_eq!(untagged.tci(class), Err(Discard::NestedTag));
-    let to_access = access(10).egress(class.vid).unwrap();
+    let to_access = access(10).egress(class.vid()).unwrap();
     assert_eq!(to_access.tci(class), Err(Discard::NestedTag));
-    let tagged = trunk("10", None).egress(class.vid).unwrap();
+    let tagged = trunk("10", None).egress(class.vid()).unwrap();
     assert_eq!(tagged.tci(class), Ok(Some(10)));
 }
 
@@ -228,19 +228,19 @@ proptest! {
         let Ok(class) = mode.classify(tag, ethertype) else {
             return Ok(());
         };
-        prop_assert!(mode.members().contains(class.vid));
-        let egress = mode.egress(class.vid).unwrap();
+        prop_assert!(mode.members().contains(class.vid()));
+        let egress = mode.egress(class.vid()).unwrap();
         match egress.tci(class) {
             Err(reason) => {
                 prop_assert_eq!(reason, Discard::NestedTag);
-                prop_assert!(class.nested && egress == Egress::Untagged);
+                prop_assert!(class.nested() && egress == Egress::Untagged);
             }
             Ok(None) => {
                 let again = mode.classify(None, ethertype).unwrap();
-                prop_assert_eq!(again.vid, class.vid);
+                prop_assert_eq!(again.vid(), class.vid());
             }
             Ok(Some(tci)) => {
-                prop_assert_eq!(tci & 0xfff, class.vid.get());
+                prop_assert_eq!(tci & 0xfff, class.vid().get());
                 let again = mode.classify(super::tests::tag(tci), ethertype).unwrap();
                 prop_assert_eq!(again, class);
             }
@@ -256,7 +256,7 @@ proptest! {
         let Ok(class) = from.classify(tag, ethertype) else {
             return Ok(());
         };
-        let Some(egress) = to.egress(class.vid) else {
+        let Some(egress) = to.egress(class.vid()) else {
             return Ok(());
         };
         let Ok(tci) = egress.tci(class) else {
@@ -264,7 +264,7 @@ proptest! {
         };
         prop_assert!(tci.is_some() || !is_tpid(ethertype));
         let other_end = to.classify(tci.and_then(super::tests::tag), ethertype).unwrap();
-        prop_assert_eq!(other_end.vid, class.vid);
+        prop_assert_eq!(other_end.vid(), class.vid());
     }
 
     #[test]

@@ -212,6 +212,32 @@ fn without_protocol_features_vrings_are_enabled_from_the_start() {
 }
 
 #[test]
+fn a_vring_may_be_enabled_before_features_are_set() {
+    let bed = Bed::new(1);
+    let mut guest = Guest::new(bed.front(everything()), &[(0, 1 << 20)]);
+    let all = guest.front.features().to_ne_bytes();
+    // As if none had been set yet.
+    let none = 0u64.to_ne_bytes();
+    guest.front.tell(Request::SET_FEATURES, &none, &[]).unwrap();
+    guest.front.enable(0, true).unwrap();
+    guest.front.tell(Request::SET_FEATURES, &all, &[]).unwrap();
+    guest.share();
+    guest.queue(8);
+    for what in [
+        Request::SET_VRING_NUM,
+        Request::SET_VRING_BASE,
+        Request::SET_VRING_ADDR,
+        Request::SET_VRING_CALL,
+        Request::SET_VRING_KICK,
+    ] {
+        guest.say(0, what).unwrap();
+    }
+    guest.echo(0, b"enabled long ago");
+    let refused = guest.front.enable(7, true);
+    assert!(refused.is_err(), "the device has no vring 7");
+}
+
+#[test]
 fn features_may_be_set_again_while_running() {
     let bed = Bed::new(1);
     let mut guest = bed.guest(1);

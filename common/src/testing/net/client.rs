@@ -180,6 +180,11 @@ impl NetClient {
         &mut self.frontend
     }
 
+    /// The session and the queue pairs, to stop and start rings.
+    pub fn parts(&mut self) -> (&mut Frontend, &mut [NetPair]) {
+        (&mut self.frontend, &mut self.pairs)
+    }
+
     /// The guest's memory.
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {

@@ -1,8 +1,13 @@
-//! `make demo`: a virtual machine on a disk that vblk serves, and what both sides say about it.
+//! `make demo`: a virtual machine on a disk that vblk serves, then two that talk through vswitch,
+//! and what both sides say about it.
 //!
 //! vblk gets one scratch image and no configuration file. A small guest formats the disk, writes
 //! files, syncs, and reads them back after dropping all it had cached. Everything ends with this
 //! program; only the image stays.
+//!
+//! vswitch gets three ports, two on VLAN 10 and one on VLAN 20, and a guest for each.
+
+mod network;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,18 +55,20 @@ umount /mnt
 "#;
 
 fn main() -> ExitCode {
-    match demo() {
+    match disk().and_then(|()| network::talk()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\ndemo: failed: {error:#}");
             eprintln!("\nThe lines above say what is missing or wrong. `make packages` installs");
-            eprintln!("what the demo needs; `make test` tells whether vblk works on this machine.");
+            eprintln!(
+                "what the demo needs; `make test` tells whether towpath works on this machine."
+            );
             ExitCode::FAILURE
         }
     }
 }
 
-fn demo() -> Result<()> {
+fn disk() -> Result<()> {
     let image = scratch_image()?;
     let dir = tempfile::Builder::new().prefix("towpath-demo-").tempdir()?;
     let disk = format!(

@@ -1,0 +1,148 @@
+//! What changes without taking a port down: guards, VLANs, shares, static addresses, mirrors.
+
+use std::sync::Arc;
+
+use towpath_common::config::Name;
+use towpath_common::sched::Share;
+
+use super::ports::{guards_of, share, uplink_guards};
+use super::{Host, Kind, Running, lock};
+use crate::config::{Config, Direction};
+use crate::fdb::{Ageing, Filter, PortNo};
+use crate::mac::Mac;
+use crate::mirror::{Mirrors, Rule};
+use crate::plane::Change;
+use crate::service::{Report, ServiceError};
+use crate::stats::VlanCounters;
+use crate::vlan::Vid;
+
+/// The configured mirrors, with the numbers that `number` gives to ports.
+///
+/// # Errors
+/// [`ServiceError::Mirror`], for the one that cannot be.
+pub(super) fn mirrors_of(
+    config: &Config,
+    number: impl Fn(&Name) -> Option<PortNo>,
+) -> Result<Mirrors, ServiceError> {
+    let rules = config.mirrors.iter().map(|mirror| Rule {
+        // One that is gone selects nothing.
+        from: mirror.from.iter().filter_map(&number).collect(),
+        vlans: mirror.vlans.clone(),
+        rx: mirror.direction != Direction::Tx,
+        tx: mirror.direction != Direction::Rx,
+        to: number(&mirror.to),
+        member: false,
+    });
+    let rules: Vec<Rule> = rules.collect();
+    Mirrors::new(&rules).map_err(|source| ServiceError::Mirrors {
+        source: source.into(),
+    })
+}
+
+impl Host {
+    /// Give the ports their order, and those that stayed their new settings.
+    pub(super) fn settle(&self, config: &Config) -> Result<(), ServiceError> {
+        let workers = self.workers.len();
+        let mut running = lock(&self.ports);
+        for port in running.iter_mut() {
+            let before = port.mode();
+            let no = port.no;
+            let reshare = |old: Share, new: Share| {
+                if old != new {
+                    for worker in &self.workers {
+                        let _ = worker.handle().post(Change::SetShare(no, new));
+                    }
+                }
+            };
+            match &mut port.kind {
+                Kind::Guest(have, _) => {
+                    let wanted = config.ports.iter().find(|p| p.name == have.name);
+                    if let Some(wanted) = wanted {
+                        let old = share(have.weight, have.cap, workers);
+                        reshare(old, share(wanted.weight, wanted.cap, workers));
+                        *have = wanted.clone();
+                        // Their accounts begin anew; that costs at most one burst too many.
+                        port.guards = Arc::new(guards_of(config, wanted));
+                    }
+                }
+                Kind::Uplink(have, _) => {
+                    let wanted = config.uplinks.iter().find(|u| u.name == have.name);
+                    if let Some(wanted) = wanted {
+                        let old = share(have.weight, have.cap, workers);
+                        reshare(old, share(wanted.weight, wanted.cap, workers));
+                        *have = wanted.clone();
+                        port.guards = Arc::new(uplink_guards(wanted));
+                    }
+                }
+            }
+            if port.mode() != before {
+                let vlans = Arc::new(VlanCounters::new(&port.mode(), workers));
+                let old = std::mem::replace(&mut port.vlans, vlans);
+                port.outdated.push(old);
+            }
+        }
+        let place = |r: &Running| {
+            let ports = config.ports.iter().map(|p| &p.name);
+            let mut names = ports.chain(config.uplinks.iter().map(|u| &u.name));
+            names.position(|name| name == r.name())
+        };
+        running.sort_by_key(place);
+        let number = |name: &Name| running.iter().find(|r| r.name() == name).map(|r| r.no);
+        *lock(&self.mirrors) = mirrors_of(config, number)?;
+        Ok(())
+    }
+
+    /// The workers have the new tables.
+    pub(super) fn settled(&self) {
+        let mirrors = lock(&self.mirrors).clone();
+        for port in lock(&self.ports).iter_mut() {
+            let moved = !port.outdated.is_empty();
+            port.fold();
+            if moved || mirrors.excludes(port.no) {
+                // Nothing is learned any more in a VLAN that the port has left, and what was must
+                // not lead there; nor is anything sent by address to a port that gets copies.
+                self.fdb.flush(&Filter {
+                    port: Some(port.no),
+                    ..Filter::default()
+                });
+            }
+        }
+    }
+
+    /// The static addresses there are.
+    pub(super) fn statics(&self) -> Vec<(Vid, Mac, PortNo)> {
+        let all = self.fdb.snapshot(self.now_s()).into_iter();
+        let statics = all.filter(|entry| entry.is_static);
+        statics.map(|e| (e.vid, e.mac, e.port)).collect()
+    }
+
+    /// Enter the static addresses, and forget those that are none any more.
+    pub(super) fn set_addresses(&self, config: &Config) -> Report {
+        let mut report = Report::default();
+        if let Ok(ageing) = Ageing::try_from(i64::from(config.switch.ageing.get())) {
+            self.fdb.set_ageing(ageing);
+        }
+        let running = lock(&self.ports);
+        let wanted: Vec<_> = config
+            .fdb
+            .iter()
+            .filter_map(|e| {
+                let port = running.iter().find(|r| *r.name() == e.port)?;
+                Some((e.vlan, e.mac, port.no))
+            })
+            .collect();
+        drop(running);
+        let wants = |vid, mac| wanted.iter().any(|(v, m, _)| (*v, *m) == (vid, mac));
+        for entry in self.fdb.snapshot(self.now_s()) {
+            if entry.is_static && !wants(entry.vid, entry.mac) {
+                self.fdb.forget(entry.vid, entry.mac);
+            }
+        }
+        for (vid, mac, no) in wanted {
+            if let Err(e) = self.fdb.set_static(vid, mac, no) {
+                report.warnings.push(e.to_string());
+            }
+        }
+        report
+    }
+}
