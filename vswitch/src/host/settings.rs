@@ -7,14 +7,17 @@ use towpath_common::sched::Share;
 
 use super::ports::{guards_of, share, uplink_guards};
 use super::{Host, Kind, Running, lock};
-use crate::config::{Config, Direction};
+use crate::config::{self, Config, Direction};
 use crate::fdb::{Ageing, Filter, PortNo};
 use crate::mac::Mac;
 use crate::mirror::{Mirrors, Rule};
 use crate::plane::Change;
 use crate::service::{Report, ServiceError};
 use crate::stats::VlanCounters;
-use crate::vlan::Vid;
+use crate::vlan::{Mode, Vid};
+
+/// A trunk of more VLANs than this has its addresses fixed in the native one alone.
+const MANY_VLANS: usize = 64;
 
 /// The configured mirrors, with the numbers that `number` gives to ports.
 ///
@@ -123,7 +126,7 @@ impl Host {
             self.fdb.set_ageing(ageing);
         }
         let running = lock(&self.ports);
-        let wanted: Vec<_> = config
+        let mut wanted: Vec<_> = config
             .fdb
             .iter()
             .filter_map(|e| {
@@ -131,6 +134,18 @@ impl Host {
                 Some((e.vlan, e.mac, port.no))
             })
             .collect();
+        // The address a port is configured with is at that port, whoever else claims it.
+        for port in running.iter() {
+            if let Kind::Guest(guest, _) = &port.kind
+                && config.guards(guest).source_guard
+            {
+                for (vid, mac) in own_addresses(guest) {
+                    if !wanted.iter().any(|(v, m, _)| (*v, *m) == (vid, mac)) {
+                        wanted.push((vid, mac, port.no));
+                    }
+                }
+            }
+        }
         drop(running);
         let wants = |vid, mac| wanted.iter().any(|(v, m, _)| (*v, *m) == (vid, mac));
         for entry in self.fdb.snapshot(self.now_s()) {
@@ -145,4 +160,20 @@ impl Host {
         }
         report
     }
+}
+
+/// The addresses a guest's port is configured with, in the VLANs it carries; in the native one
+/// alone if those are many.
+fn own_addresses(port: &config::Port) -> Vec<(Vid, Mac)> {
+    let vids: Vec<Vid> = match port.vlans() {
+        Mode::Access { pvid } => vec![pvid],
+        Mode::Trunk { allowed, native } if allowed.len() > MANY_VLANS => {
+            native.into_iter().collect()
+        }
+        mode => mode.members().iter().collect(),
+    };
+    let pairs = vids
+        .iter()
+        .flat_map(|vid| port.addresses().map(move |mac| (*vid, mac)));
+    pairs.collect()
 }
