@@ -136,9 +136,43 @@ impl Burst {
         })
     }
 
+    /// True if any chain has a segment that the device may write.
+    #[inline]
+    #[must_use]
+    pub fn has_writable(&self) -> bool {
+        self.entries.iter().fold(0, |any, e| any | e.writable) != 0
+    }
+
+    /// What the ring wants back for each chain, in its order.
+    #[inline]
+    pub fn ids(&self) -> impl Iterator<Item = u16> {
+        self.entries.iter().map(|e| e.id)
+    }
+
     /// All chains, in the order the ring gave them.
     pub fn iter(&self) -> impl Iterator<Item = Chain<'_>> {
         (0..self.entries.len()).filter_map(|i| self.get(i))
+    }
+
+    /// Add a chain of one segment; only a ring does, after it asked [`Burst::has_room`].
+    #[inline]
+    pub(crate) fn push_single(&mut self, id: u16, seg: Segment, writable: bool) {
+        let start = self.arena.len();
+        let len = u64::from(seg.len());
+        if self.arena.try_push(seg).is_err() {
+            return;
+        }
+        let one = u16::from(writable);
+        let entry = Entry {
+            id,
+            readable: 1 - one,
+            writable: one,
+            #[expect(clippy::cast_possible_truncation, reason = "at most ARENA")]
+            start: start as u16,
+            readable_len: if writable { 0 } else { len },
+            writable_len: if writable { len } else { 0 },
+        };
+        let _ = self.entries.try_push(entry);
     }
 
     /// Begin a chain; only a ring does.

@@ -10,6 +10,7 @@
 //! delays nobody else (no head-of-line blocking).
 
 mod deliver;
+mod shape;
 mod watch;
 
 use std::sync::Arc;

@@ -237,6 +237,12 @@ impl Ring {
         self.split_mut().put(id, written);
     }
 
+    /// Stage many used buffers at once: each chain's id, and how many bytes were written to it.
+    #[inline]
+    pub fn put_all(&mut self, used: impl Iterator<Item = (u16, u32)>) {
+        self.split_mut().put_all(used);
+    }
+
     /// Make staged buffers visible to the driver; true if it asked to be notified of them.
     #[inline]
     #[must_use]

@@ -247,6 +247,17 @@ impl Split {
             if !burst.has_room() {
                 break;
             }
+            let (d, seg) = first;
+            if d.flags & (NEXT | INDIRECT) == 0 && seg.len() == d.len && d.len > 0 {
+                // One buffer in one region: what network drivers send.
+                if !self.mark(head) {
+                    self.broken = Some(Violation::HeadInFlight(head));
+                    break;
+                }
+                burst.push_single(head, seg, d.has(WRITE));
+                done += 1;
+                continue;
+            }
             if let Err(violation) = self.walk(head, first, burst) {
                 // The earliest violation counts: one found later in pass two must not hide it.
                 self.broken = Some(violation);
@@ -257,18 +268,34 @@ impl Split {
         done
     }
 
-    /// Copy one chain, and mark its head as in flight.
+    /// Note that `head` was popped; false if it is in flight already.
     #[inline]
+    fn mark(&mut self, head: u16) -> bool {
+        let (word, bit) = (usize::from(head / 64), 1u64 << (head % 64));
+        let Some(busy) = self.busy.get_mut(word) else {
+            return false;
+        };
+        if *busy & bit != 0 {
+            return false;
+        }
+        *busy |= bit;
+        if let Some(r) = &mut self.reorder {
+            r.popped[usize::from(r.tail & self.mask)] = head;
+            r.tail = r.tail.wrapping_add(1);
+        }
+        if let Some(table) = &mut self.inflight {
+            table.popped(head);
+        }
+        true
+    }
+
+    /// Copy one chain, and mark its head as in flight.
     fn walk(
         &mut self,
         head: u16,
         (first, found): (Desc, Segment),
         burst: &mut Burst,
     ) -> Result<(), Violation> {
-        let (word, bit) = (usize::from(head / 64), 1u64 << (head % 64));
-        if self.busy[word] & bit != 0 {
-            return Err(Violation::HeadInFlight(head));
-        }
         let mut chain = burst.open();
         let mut d = first;
         // Descriptors without bytes count too: a long table of them must not make a long visit.
@@ -306,15 +333,10 @@ impl Split {
                 add(&self.mem, &mut self.hint, d, &mut chain)?;
             }
         }
+        if !self.mark(head) {
+            return Err(Violation::HeadInFlight(head));
+        }
         chain.close(head);
-        if let Some(r) = &mut self.reorder {
-            r.popped[usize::from(r.tail & self.mask)] = head;
-            r.tail = r.tail.wrapping_add(1);
-        }
-        self.busy[word] |= bit;
-        if let Some(table) = &mut self.inflight {
-            table.popped(head);
-        }
         Ok(())
     }
 
@@ -425,6 +447,23 @@ impl Split {
         r.done[usize::from(id)] = Some(written);
         while let Some((head, written)) = self.reorder.as_mut().and_then(|r| r.pull(self.mask)) {
             self.stage(head, written);
+        }
+    }
+
+    /// Stage chains in the order given: what was written to each.
+    #[inline]
+    pub(super) fn put_all(&mut self, used: impl Iterator<Item = (u16, u32)>) {
+        if self.reorder.is_some() || self.inflight.is_some() {
+            used.for_each(|(id, written)| self.put(id, written));
+            return;
+        }
+        for (id, written) in used {
+            let at = ELEMENTS + 8 * usize::from(self.next_used & self.mask);
+            self.used.write_pair(at, [u32::from(id), written]);
+            self.next_used = self.next_used.wrapping_add(1);
+            if let Some(busy) = self.busy.get_mut(usize::from(id / 64)) {
+                *busy &= !(1u64 << (id % 64));
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use towpath_common::bell::Bell;
 use towpath_common::chain::{BURST, Burst, Chain};
 use towpath_common::mem::{Mem, Segment};
@@ -141,6 +142,9 @@ impl GuestRx {
             mem,
             burst,
             at: 0,
+            used: ArrayVec::new(),
+            frames: 0,
+            bytes: 0,
         }
     }
 }
@@ -153,6 +157,11 @@ pub struct Delivery<'a> {
     burst: &'a mut Burst,
     /// Next buffer of the burst that is not used.
     at: usize,
+    /// Buffers used and not yet put: ids and lengths written.
+    used: ArrayVec<(u16, u32), BURST>,
+    /// Frames written, and their bytes with headers.
+    frames: u64,
+    bytes: u64,
 }
 
 impl Delivery<'_> {
@@ -182,18 +191,13 @@ impl Delivery<'_> {
                     } => self.copy(mem, segments, skip, skipped(first, head)),
                 };
             debug_assert!(whole, "a segment of another snapshot");
-            self.rx.ring.put(id, len);
+            self.used.push((id, len));
             self.at += 1;
-            self.count(len);
+            self.frames += 1;
+            self.bytes += u64::from(len);
             return Ok(());
         }
         self.put_slow(head, rest, len)
-    }
-
-    #[inline]
-    fn count(&mut self, len: u32) {
-        self.rx.counters.frames += 1;
-        self.rx.counters.bytes += u64::from(len).wrapping_sub(HEADER as u64);
     }
 
     fn write_own(&self, first: Segment, head: &[u8], bytes: &[u8]) -> bool {
@@ -224,6 +228,7 @@ impl Delivery<'_> {
             Ok(buffers) => buffers,
             Err(Discard::ReceiverFull) => {
                 // Those at hand go back; as many as a burst holds are taken instead.
+                self.flush();
                 self.rx.ring.unpop(self.burst, self.burst.len() - self.at);
                 self.rx.ring.pop(self.burst, BURST);
                 self.at = 0;
@@ -302,20 +307,31 @@ impl Delivery<'_> {
                 }
             }
             left -= here;
-            self.rx.ring.put(chain.id, here);
+            self.used.push((chain.id, here));
         }
         self.at += buffers;
-        self.count(len);
+        self.frames += 1;
+        self.bytes += u64::from(len);
+    }
+
+    /// Put what was used.
+    #[inline]
+    fn flush(&mut self) {
+        self.rx.ring.put_all(self.used.iter().copied());
+        self.used.clear();
     }
 
     /// Give back what was not used, publish, notify.
     #[inline]
-    pub fn end(self) {
+    pub fn end(mut self) {
+        self.flush();
         let unused = self.burst.len() - self.at;
         if unused > 0 {
             self.rx.ring.unpop(self.burst, unused);
         }
         let counters = &mut self.rx.counters;
+        counters.frames += self.frames;
+        counters.bytes += self.bytes - self.frames * HEADER as u64;
         counters.bursts += 1;
         if self.rx.ring.publish() {
             counters.notified += 1;

@@ -106,13 +106,11 @@ impl GuestTx {
             // vhost-user, "Ring states": a network device drains a ring that is not enabled.
             switch.discard_disabled(&ingress, frames);
         }
-        for chain in burst.iter() {
-            if !chain.writable.is_empty() {
-                let why = "writable buffer in a transmit queue";
-                self.ring.latch(Violation::Request(why));
-            }
-            self.ring.put(chain.id, 0);
+        if burst.has_writable() {
+            let why = "writable buffer in a transmit queue";
+            self.ring.latch(Violation::Request(why));
         }
+        self.ring.put_all(burst.ids().map(|id| (id, 0)));
         self.publish();
         frames
     }

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use towpath_common::chain::Burst;
 
+use super::shape::{change, exceeds, finish, linearise};
 use super::watch::{Losses, View, Watch};
 use crate::batch::{Batch, Item, LONGEST, Verdict, bits};
 use crate::discard::Discard;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::PortNo;
 use crate::flow;
-use crate::head::{COPIED, Head, Retagged, TAG};
+use crate::head::{COPIED, Retagged, TAG};
 use crate::mirror::{Copies, MIRRORS, PortSet};
 use crate::net::{HEADER, NetHeader, Offloads};
-use crate::offload::{self, MAX_HEADERS, Segments};
+use crate::offload::MAX_HEADERS;
 use crate::port::Uplink;
 use crate::port::guest::{Delivery, GuestRx, Rest};
 use crate::stats::{Event, Events};
@@ -193,13 +194,12 @@ impl Outbox {
             view,
             copies,
             losses: &mut self.losses,
-            burst: &mut self.burst,
             linear: &mut self.linear,
             worker: self.worker,
             events: &self.events,
         };
         match &*port.egress {
-            Egress::Guest(queues) => to.guest(queues, mask),
+            Egress::Guest(queues) => to.guest(&mut self.burst, queues, mask),
             Egress::Uplink(queues) => {
                 if let Some(lease) = queues.get(self.worker % queues.len().max(1)) {
                     to.uplink(&mut **lease.hold(), mask);
@@ -228,7 +228,6 @@ struct To<'a> {
     /// Frames go out as they came in.
     copies: bool,
     losses: &'a mut Losses,
-    burst: &'a mut Burst,
     linear: &'a mut Vec<u8>,
     worker: usize,
     events: &'a Events,
@@ -249,10 +248,10 @@ impl To<'_> {
     }
 
     #[inline]
-    fn guest(&mut self, queues: &GuestEgress, mask: u64) {
+    fn guest(&mut self, burst: &mut Burst, queues: &GuestEgress, mask: u64) {
         match queues.active() {
             0 => self.drop(Discard::PortDown, mask),
-            1 => self.queue(queues, 0, mask),
+            1 => self.queue(burst, queues, 0, mask),
             active => {
                 // Frames of a flow stay in one queue, so they stay in order.
                 for pair in 0..active {
@@ -260,7 +259,7 @@ impl To<'_> {
                         |at: &usize| flow::queue(&self.view.batch.heads[*at], active) == pair;
                     let part = bits(mask).filter(mine).fold(0, |m, at| m | 1 << at);
                     if part != 0 {
-                        self.queue(queues, pair, part);
+                        self.queue(burst, queues, pair, part);
                     }
                 }
             }
@@ -268,23 +267,20 @@ impl To<'_> {
     }
 
     #[inline]
-    fn queue(&mut self, queues: &GuestEgress, pair: u16, mask: u64) {
+    fn queue(&mut self, burst: &mut Burst, queues: &GuestEgress, pair: u16, mask: u64) {
         let held = queues.hold(pair);
         let Some(mut held) = held else { return };
         let Some(rx) = held.as_mut().filter(|rx| rx.is_open()) else {
             return self.drop(Discard::PortDown, mask);
         };
         let accepts = rx.accepts();
-        // The room leaves this struct for as long as the delivery has it.
-        let mut burst = std::mem::take(self.burst);
-        let mut delivery = rx.begin(&mut burst, mask.count_ones() as usize);
+        let mut delivery = rx.begin(burst, mask.count_ones() as usize);
         for at in bits(mask) {
             if let Err(why) = self.put(&mut delivery, at, accepts) {
                 self.drop(why, 1 << at);
             }
         }
         delivery.end();
-        *self.burst = burst;
         self.tell(rx);
     }
 
@@ -313,6 +309,7 @@ impl To<'_> {
             return Err(Discard::TooBigForReceiver);
         }
         if self.copies {
+            // A mirror shows what came, as it came.
             return Ok(None);
         }
         let Some(egress) = self.port.mode.egress(item.class.vid()) else {
@@ -447,116 +444,5 @@ impl To<'_> {
             Ok(())
         })?;
         Ok(total)
-    }
-}
-
-/// Whether a frame, or what it is to be cut into, is longer than `max` bytes without its tag.
-#[inline(never)]
-fn exceeds(item: &Item, max: u32) -> bool {
-    let len = match item.header.gso_size {
-        0 => item.len,
-        size => u32::from(item.header.hdr_len) + u32::from(size),
-    };
-    let tag = u32::from(item.parsed.tag().is_some()) * 4;
-    len.saturating_sub(tag) > max
-}
-
-/// Push, pop or change the tag.
-fn change(item: &Item, head: &Head, tagged: bool, tci: Option<u16>) -> (Retagged, NetHeader) {
-    let (mut changed, header) = match (tagged, tci) {
-        (false, Some(tci)) => (head.tagged(tci), item.header.shifted(4)),
-        (true, Some(tci)) => (head.retagged(tci), item.header),
-        (true, None) => (head.untagged(), item.header.shifted(-4)),
-        (false, None) => (head.same(), item.header),
-    };
-    changed.set_header(header, 1);
-    (changed, header)
-}
-
-/// A whole frame in private memory.
-fn linearise(linear: &mut Vec<u8>, head: &[u8], rest: Rest<'_>) {
-    linear.clear();
-    linear.extend_from_slice(head);
-    match rest {
-        Rest::Own(bytes) => linear.extend_from_slice(bytes),
-        Rest::Guest {
-            mem,
-            segments,
-            mut skip,
-        } => {
-            for seg in segments {
-                if skip >= seg.len() {
-                    skip -= seg.len();
-                    continue;
-                }
-                let part = seg.skip(skip);
-                skip = 0;
-                let from = linear.len();
-                linear.resize(from + part.len() as usize, 0);
-                let _ = mem.read(part, &mut linear[from..]);
-            }
-        }
-    }
-}
-
-/// Do what the receiver does not: checksum, segments. Each frame goes to `emit` in two parts.
-fn finish(
-    frame: &mut [u8],
-    header: NetHeader,
-    accepts: Offloads,
-    mut emit: impl FnMut(NetHeader, &[u8], &[u8]) -> Result<(), Discard>,
-) -> Result<(), Discard> {
-    if accepts.has(header.needs()) {
-        return emit(header, &[], frame);
-    }
-    if header.gso_size == 0 {
-        offload::complete_checksum(header, frame)?;
-        return emit(NetHeader::default(), &[], frame);
-    }
-    for segment in Segments::new(header, frame, accepts)? {
-        emit(segment.header, &segment.headers, segment.payload)?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::{GSO_TCPV4, NEEDS_CSUM};
-
-    fn item(len: u32, tagged: bool) -> Item {
-        let mut head = Head::default();
-        let tag: &[u8] = if tagged { &[0x81, 0, 0, 10] } else { &[] };
-        let frame = [&[2; 12], tag, &[8, 0, 0, 0]].concat();
-        head.fill(frame.len())[HEADER..].copy_from_slice(&frame);
-        Item {
-            len,
-            parsed: head.parse().unwrap(),
-            ..Item::default()
-        }
-    }
-
-    #[test]
-    fn a_tag_comes_on_top_of_the_longest_frame() {
-        let exceeds = |len, tagged| exceeds(&item(len, tagged), 1514);
-        assert!(!exceeds(1514, false) && exceeds(1515, false));
-        assert!(!exceeds(1518, true) && exceeds(1519, true));
-    }
-
-    #[test]
-    fn a_segmented_frame_is_as_long_as_its_segments() {
-        let exceeds = |hdr_len, gso_size, tagged| {
-            let header = NetHeader {
-                flags: NEEDS_CSUM,
-                gso_type: GSO_TCPV4,
-                hdr_len,
-                gso_size,
-                ..NetHeader::default()
-            };
-            let item = item(60_000, tagged);
-            exceeds(&Item { header, ..item }, 1514)
-        };
-        assert!(!exceeds(54, 1460, false) && exceeds(54, 1461, false));
-        assert!(!exceeds(58, 1460, true) && exceeds(58, 1461, true));
     }
 }
