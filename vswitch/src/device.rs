@@ -125,6 +125,11 @@ impl Device for NetDevice {
         P_RARP | P_NET_MTU
     }
 
+    fn keeps_in_flight(&self) -> bool {
+        // A burst is forwarded to the end before its worker does anything else.
+        false
+    }
+
     fn max_queues(&self) -> u16 {
         self.card.pairs * 2 + 1
     }

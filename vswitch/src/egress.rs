@@ -28,8 +28,8 @@ pub enum Egress {
 #[derive(Debug)]
 pub struct GuestEgress {
     queues: Box<[Lease<Option<GuestRx>>]>,
-    /// Queues in use, from the first on without a gap.
-    active: AtomicU16,
+    /// Queues that are enabled, from the first on without a gap.
+    open: AtomicU16,
     /// Most that the driver wants in use, if it said so through its control queue.
     limit: AtomicU16,
 }
@@ -40,7 +40,7 @@ impl GuestEgress {
     pub fn new(pairs: u16) -> GuestEgress {
         GuestEgress {
             queues: (0..pairs).map(|_| Lease::new(None)).collect(),
-            active: AtomicU16::new(0),
+            open: AtomicU16::new(0),
             limit: AtomicU16::new(u16::MAX),
         }
     }
@@ -49,7 +49,7 @@ impl GuestEgress {
     #[inline]
     #[must_use]
     pub fn active(&self) -> u16 {
-        self.active.load(Relaxed)
+        self.open.load(Relaxed).min(self.limit.load(Relaxed))
     }
 
     /// Hold a queue for a burst; only for workers.
@@ -102,7 +102,6 @@ impl GuestEgress {
     /// Use no more than the first `pairs` queues.
     pub fn set_limit(&self, pairs: u16) {
         self.limit.store(pairs, Relaxed);
-        self.recount();
     }
 
     /// The driver takes other offloads from now on.
@@ -114,11 +113,11 @@ impl GuestEgress {
         }
     }
 
+    /// Only a port's session does this, so that no two counts overtake each other.
     fn recount(&self) {
         let open = |q: &&Lease<Option<GuestRx>>| q.lock().as_ref().is_some_and(GuestRx::is_enabled);
-        let active = self.queues.iter().take_while(open).count();
-        let active = u16::try_from(active).unwrap_or(u16::MAX);
-        let active = active.min(self.limit.load(Relaxed));
-        self.active.store(active, Relaxed);
+        let open = self.queues.iter().take_while(open).count();
+        self.open
+            .store(u16::try_from(open).unwrap_or(u16::MAX), Relaxed);
     }
 }

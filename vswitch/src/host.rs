@@ -282,3 +282,6 @@ impl Drop for Host {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -369,3 +369,6 @@ fn decide(
 fn flood(storm: Result<(), Discard>) -> Verdict {
     storm.map_or_else(Verdict::Drop, |()| Verdict::Flood)
 }
+
+#[cfg(test)]
+mod tests;

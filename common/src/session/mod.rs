@@ -98,6 +98,13 @@ pub trait Device: Send + Sync + 'static {
         0
     }
 
+    /// Whether rings keep a table of what is in flight although the front-end gave none, so that a
+    /// successor of this process finishes it. A device that leaves nothing in flight when it is
+    /// done with a burst needs none: the used index alone says where to go on.
+    fn keeps_in_flight(&self) -> bool {
+        true
+    }
+
     /// Largest number of virtqueues, those that the driver may leave unused (a control queue)
     /// among them. It answers GET_QUEUE_NUM.
     fn max_queues(&self) -> u16;

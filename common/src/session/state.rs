@@ -157,12 +157,13 @@ impl<D: Device> Session<D> {
         let (features, mem) = (self.features, Arc::clone(&self.mem));
         let alarm = Arc::clone(&self.alarm);
         let table = self.inflight.clone();
+        let own = self.device.keeps_in_flight();
         let vring = self.vring(index)?;
         if vring.attached || !vring.is_complete() {
             return Ok(());
         }
         let setup = vring
-            .setup(index, features, log.as_ref(), table.as_ref())
+            .setup(index, features, log.as_ref(), table.as_ref(), own)
             .map_err(bad)?;
         let Some(setup) = setup else { return Ok(()) };
         let ring = Ring::new(setup, mem).map_err(bad)?;

@@ -45,7 +45,8 @@ impl Vring {
         self.started && self.size.is_some() && self.addresses.is_some()
     }
 
-    /// What [`crate::ring::Ring::new`] wants, for vring `index`.
+    /// What [`crate::ring::Ring::new`] wants, for vring `index`; `own`: with a table of our own if the
+    /// front-end gave none.
     ///
     /// # Errors
     /// [`RingError::BadPart`] if no in-flight table can be made.
@@ -55,13 +56,15 @@ impl Vring {
         features: u64,
         log: Option<&DirtyLog>,
         inflight: Option<&InflightTable>,
+        own: bool,
     ) -> Result<Option<Setup>, RingError> {
         let (Some(size), Some(at), true) = (self.size, self.addresses, self.started) else {
             return Ok(None);
         };
         let table = match inflight.and_then(|t| t.queue(index)) {
-            Some(queue) => queue,
-            None => self.own_table(size)?,
+            Some(queue) => Some(queue),
+            None if own => Some(self.own_table(size)?),
+            None => None,
         };
         Ok(Some(Setup {
             size,
@@ -72,7 +75,7 @@ impl Vring {
             features,
             log: log.cloned(),
             log_addr: at.log,
-            inflight: Some(table),
+            inflight: table,
         }))
     }
 

@@ -123,6 +123,8 @@ fn same_session(a: &config::Port, b: &config::Port) -> bool {
             p.queues,
             p.mtu,
             p.offloads,
+            // The card shows it.
+            p.mac,
         )
     };
     session(a) == session(b)
@@ -200,6 +202,7 @@ impl Host {
         };
         // First no frame goes there any more, then it is taken down.
         self.publish();
+        let statics = self.statics();
         let mut replaced = Vec::new();
         for mut old in gone {
             self.stop_port(&mut old);
@@ -208,6 +211,10 @@ impl Host {
         if let Err(failure) = self.start_all(prepared, &replaced) {
             // Nothing is expected to fail after `prepare`; if it does, what was is put back.
             self.put_back(replaced);
+            for (vid, mac, no) in statics {
+                // What could be entered once can be again.
+                let _ = self.fdb.set_static(vid, mac, no);
+            }
             return Err(failure);
         }
         self.settle(config)?;
@@ -271,6 +278,7 @@ impl Host {
             match running {
                 Ok(port) => started.push(port),
                 Err(e) => {
+                    self.forget_port(no);
                     for mut port in started {
                         self.stop_port(&mut port);
                     }
@@ -421,12 +429,7 @@ impl Host {
             running.connections += server.status().sessions;
             server.stop();
         }
-        for worker in &self.workers {
-            // A dead worker has nothing to remove.
-            let handle = worker.handle();
-            while let Ok(Some(_)) = handle.call(|reply| Change::RemoveUplink(running.no, reply)) {}
-            let _ = handle.call(|reply| Change::RemovePort(running.no, reply));
-        }
+        self.forget_port(running.no);
         running.outdated.push(Arc::clone(&running.vlans));
         running.fold();
         self.fdb.flush(&Filter {
@@ -434,6 +437,16 @@ impl Host {
             statics: true,
             ..Filter::default()
         });
+    }
+
+    /// Let all workers forget a port, even if only some of them ever knew it.
+    fn forget_port(&self, no: PortNo) {
+        for worker in &self.workers {
+            // A dead worker has nothing to remove.
+            let handle = worker.handle();
+            while let Ok(Some(_)) = handle.call(|reply| Change::RemoveUplink(no, reply)) {}
+            let _ = handle.call(|reply| Change::RemovePort(no, reply));
+        }
     }
 
     /// Serve again what was stopped for a configuration that could not be applied.
@@ -446,8 +459,14 @@ impl Host {
                 Kind::Uplink(config, _) => self.start_uplink(old.no, config, Vec::new(), before),
             };
             match back {
-                Ok(port) => lock(&self.ports).push(port),
-                Err(error) => error!(port = %name, %error, "port lost by a failed reload"),
+                Ok(mut port) => {
+                    port.guards = old.guards;
+                    lock(&self.ports).push(port);
+                }
+                Err(error) => {
+                    self.forget_port(old.no);
+                    error!(port = %name, %error, "port lost by a failed reload");
+                }
             }
         }
         self.publish();

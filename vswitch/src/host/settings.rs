@@ -9,10 +9,12 @@ use super::ports::{guards_of, share, uplink_guards};
 use super::{Host, Kind, Running, lock};
 use crate::config::{Config, Direction};
 use crate::fdb::{Ageing, Filter, PortNo};
+use crate::mac::Mac;
 use crate::mirror::{Mirrors, Rule};
 use crate::plane::Change;
 use crate::service::{Report, ServiceError};
 use crate::stats::VlanCounters;
+use crate::vlan::Vid;
 
 /// The configured mirrors, with the numbers that `number` gives to ports.
 ///
@@ -77,11 +79,6 @@ impl Host {
                 let vlans = Arc::new(VlanCounters::new(&port.mode(), workers));
                 let old = std::mem::replace(&mut port.vlans, vlans);
                 port.outdated.push(old);
-                // What was learned in a VLAN that the port has left must not lead there.
-                self.fdb.flush(&Filter {
-                    port: Some(no),
-                    ..Filter::default()
-                });
             }
         }
         let place = |r: &Running| {
@@ -99,15 +96,24 @@ impl Host {
     pub(super) fn settled(&self) {
         let mirrors = lock(&self.mirrors).clone();
         for port in lock(&self.ports).iter_mut() {
+            let moved = !port.outdated.is_empty();
             port.fold();
-            if mirrors.excludes(port.no) {
-                // Nothing is sent to it by address any more.
+            if moved || mirrors.excludes(port.no) {
+                // Nothing is learned any more in a VLAN that the port has left, and what was must
+                // not lead there; nor is anything sent by address to a port that gets copies.
                 self.fdb.flush(&Filter {
                     port: Some(port.no),
                     ..Filter::default()
                 });
             }
         }
+    }
+
+    /// The static addresses there are.
+    pub(super) fn statics(&self) -> Vec<(Vid, Mac, PortNo)> {
+        let all = self.fdb.snapshot(self.now_s()).into_iter();
+        let statics = all.filter(|entry| entry.is_static);
+        statics.map(|e| (e.vid, e.mac, e.port)).collect()
     }
 
     /// Enter the static addresses, and forget those that are none any more.
