@@ -34,6 +34,7 @@ const OUTBOUND: u32 = 2;
 
 struct Interface {
     id: u32,
+    name: String,
     frames: u64,
 }
 
@@ -42,6 +43,8 @@ pub struct Pcapng {
     writer: PcapNgWriter<Vec<u8>>,
     snaplen: u32,
     interfaces: BTreeMap<PortNo, Interface>,
+    /// Those of ports whose number another port has now.
+    former: Vec<Interface>,
 }
 
 impl Pcapng {
@@ -62,6 +65,7 @@ impl Pcapng {
             writer: PcapNgWriter::with_section_header(Vec::new(), section)?,
             snaplen,
             interfaces: BTreeMap::new(),
+            former: Vec::new(),
         })
     }
 
@@ -103,17 +107,35 @@ impl Pcapng {
         Ok(())
     }
 
+    /// Ports may have been exchanged: `name` tells what a port is called now, if it is there.
+    pub fn rename(&mut self, name: impl Fn(PortNo) -> Option<String>) {
+        let other =
+            |port: &PortNo, known: &mut Interface| name(*port).is_some_and(|now| now != known.name);
+        let gone = self.interfaces.extract_if(.., other);
+        self.former.extend(gone.map(|(_, interface)| interface));
+    }
+
+    /// Interfaces described so far.
+    fn described(&self) -> usize {
+        self.interfaces.len() + self.former.len()
+    }
+
     fn describe(&mut self, port: PortNo, name: String) -> Result<(), PcapNgWriteError> {
         self.writer.write_pcapng_block(InterfaceDescriptionBlock {
             linktype: DataLink::ETHERNET,
             snaplen: self.snaplen,
             options: vec![
-                InterfaceDescriptionOption::IfName(Cow::Owned(name)),
+                InterfaceDescriptionOption::IfName(Cow::Owned(name.clone())),
                 InterfaceDescriptionOption::IfTsResol(InterfaceTsResolution::NANO),
             ],
         })?;
-        let id = u32::try_from(self.interfaces.len()).unwrap_or(u32::MAX);
-        self.interfaces.insert(port, Interface { id, frames: 0 });
+        let id = u32::try_from(self.described()).unwrap_or(u32::MAX);
+        let interface = Interface {
+            id,
+            name,
+            frames: 0,
+        };
+        self.interfaces.insert(port, interface);
         Ok(())
     }
 
@@ -123,7 +145,7 @@ impl Pcapng {
     /// That of the encoder.
     pub fn end(&mut self, time: Duration, missed: u64) -> Result<(), PcapNgWriteError> {
         let captured = self.captured();
-        for interface in self.interfaces.values() {
+        for interface in self.interfaces.values().chain(&self.former) {
             let mut options = vec![InterfaceStatisticsOption::IsbUsrDeliv(interface.frames)];
             if interface.id == 0 {
                 let text = format!("{captured} frames captured, {missed} missed (all ports)");
@@ -144,7 +166,8 @@ impl Pcapng {
     /// Frames added so far.
     #[must_use]
     pub fn captured(&self) -> u64 {
-        self.interfaces.values().map(|i| i.frames).sum()
+        let all = self.interfaces.values().chain(&self.former);
+        all.map(|i| i.frames).sum()
     }
 
     /// What was written since the last call.
@@ -156,7 +179,7 @@ impl Pcapng {
 impl std::fmt::Debug for Pcapng {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pcapng")
-            .field("interfaces", &self.interfaces.len())
+            .field("interfaces", &self.described())
             .field("captured", &self.captured())
             .finish_non_exhaustive()
     }

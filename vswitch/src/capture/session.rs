@@ -381,6 +381,7 @@ impl Stream<'_> {
         bytes: usize,
     ) -> Result<(), pcap_file::pcapng::PcapNgWriteError> {
         let anchor = Anchor::new(&all.clock);
+        self.file.rename(|port| all.plane.port_name(port));
         let (file, left) = (&mut self.file, &mut self.left);
         let name = |port: PortNo| {
             let name = all.plane.port_name(port);

@@ -1,4 +1,4 @@
-//! What is done to a frame for one receiver: another tag, checksums, segments.
+//! A frame as its receiver takes it: how long, with which tag, whole or in segments.
 
 use crate::batch::Item;
 use crate::discard::Discard;
@@ -84,8 +84,7 @@ pub(super) fn finish(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::HEADER;
-    use crate::net::{GSO_TCPV4, NEEDS_CSUM};
+    use crate::net::{GSO_TCPV4, HEADER, NEEDS_CSUM};
 
     fn item(len: u32, tagged: bool) -> Item {
         let mut head = Head::default();

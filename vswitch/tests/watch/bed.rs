@@ -76,7 +76,7 @@ impl Bed {
 
     pub(crate) fn get<T: DeserializeOwned>(&self, target: &str) -> T {
         let answer: Answer<T> = self.client.get(target).unwrap();
-        answer.data.expect("no data")
+        answer.data.unwrap()
     }
 
     pub(crate) fn port(&self, name: &str) -> PortStatus {

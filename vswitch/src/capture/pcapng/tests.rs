@@ -105,6 +105,33 @@ fn the_library_reads_back_what_it_wrote() {
 }
 
 /// What a program prints about the file; none, and a reason, where it is not installed.
+#[test]
+fn a_number_that_another_port_got_is_another_interface() {
+    let arp = arp();
+    let mut file = Pcapng::new(2048).unwrap();
+    let mut add = |name: &str| {
+        let known = |_| Some(name.to_owned());
+        file.rename(known);
+        let frame = frame(&arp, 7, Direction::Rx);
+        file.frame(&frame, TIME, |_| name.to_owned()).unwrap();
+    };
+    ["old", "old", "new"].into_iter().for_each(&mut add);
+    file.rename(|_| None);
+    file.end(TIME, 0).unwrap();
+    assert_eq!(file.captured(), 3);
+    let bytes = file.take();
+    let mut reader = PcapNgReader::new(&bytes[..]).unwrap();
+    let (mut frames, mut ends) = (Vec::new(), 0);
+    while let Some(block) = reader.next_block() {
+        match block.unwrap().0 {
+            Block::EnhancedPacket(b) => frames.push(b.interface_id),
+            Block::InterfaceStatistics(_) => ends += 1,
+            _ => {}
+        }
+    }
+    assert_eq!((frames, ends), (vec![0, 0, 1], 2));
+}
+
 fn ask(program: &str, before: &[&str], after: &[&str]) -> Option<String> {
     let mut path = tempfile::NamedTempFile::new().unwrap();
     path.write_all(&file()).unwrap();

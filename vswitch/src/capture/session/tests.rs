@@ -26,6 +26,8 @@ struct Plane {
     /// Frames shown by each worker so far.
     shown: AtomicU64,
     ended: AtomicBool,
+    /// Panic when asked for a name.
+    faulty: AtomicBool,
     clock: Clock,
 }
 
@@ -37,6 +39,7 @@ impl Plane {
             taps: vec![Mutex::default(), Mutex::default()],
             shown: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            faulty: AtomicBool::new(false),
             clock: Clock::new(),
         })
     }
@@ -82,6 +85,7 @@ impl Tapping for Plane {
     }
 
     fn port_name(&self, port: PortNo) -> Option<String> {
+        assert!(!self.faulty.load(Ordering::Relaxed), "a fault, as told");
         Some(format!("p{}", port.0))
     }
 
@@ -412,4 +416,23 @@ fn time_of_frames_is_that_of_the_calendar() {
         }
     }
     assert!(daemon.plane.clock.now() > Cycles::ZERO);
+}
+
+#[test]
+fn a_capture_that_breaks_gives_its_place_back() {
+    let daemon = Daemon::start();
+    daemon.plane.faulty.store(true, Ordering::Relaxed);
+    for _ in 0..=CAPTURES {
+        let mut out = Vec::new();
+        let running = || daemon.captures.list().iter().any(|c| c.end.is_none());
+        // Its stream may end before its end is known.
+        let _ = client::capture(&daemon.path, &Order::default(), &mut out, pending());
+        while running() {
+            thread::yield_now();
+        }
+        assert!(!daemon.plane.is_tapped());
+    }
+    let list = daemon.captures.list();
+    assert_eq!(list.len(), CAPTURES + 1);
+    assert!(list.iter().all(|c| c.end == Some(End::Broken)));
 }
