@@ -252,7 +252,7 @@ mod tests {
             assert!(device.read_config(10, &mut mtu));
             u16::from_le_bytes(mtu)
         };
-        assert_eq!((device.max_queues(), shown()), (4, 9000));
+        assert_eq!((device.max_queues(), shown()), (5, 9000));
         assert!(device.set_mtu(1500) && !device.set_mtu(9001) && !device.set_mtu(67));
         assert_eq!(shown(), 1500);
         device.disconnected();

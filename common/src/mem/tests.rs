@@ -178,3 +178,73 @@ fn the_dirty_log_sets_the_bits_of_the_pages_written() {
         Err(MemError::FileTooSmall { .. })
     ));
 }
+
+#[test]
+fn copies_of_every_short_length_move_just_these_bytes_wherever_they_lie() {
+    let size = 0x1000u32;
+    let from = Mem::new(vec![region(0, size.into())]).unwrap();
+    let to = Mem::new(vec![region(0, size.into())]).unwrap();
+    let seg = |mem: &Mem, at: u32, len: u32| mem.lookup(at.into(), len, &mut 0).unwrap();
+    let source: Vec<u8> = (0..size)
+        .map(|i| u8::try_from(i * 7 % 255).unwrap())
+        .collect();
+    assert!(from.write(seg(&from, 0, size), &source));
+    let clean = vec![0xaa; 512];
+    for len in 0..=300u32 {
+        for (a, b) in [
+            (0, 0),
+            (1, 0),
+            (0, 1),
+            (3, 5),
+            (15, 16),
+            (63, 33),
+            (64, 127),
+        ] {
+            let into = seg(&to, 0, 512);
+            assert!(to.write(into, &clean));
+            // An empty segment is nowhere, so there is one more byte to look up.
+            let part = seg(&from, a, len + 1).take(len);
+            assert!(from.copy_to(part, &to, seg(&to, b, len + 1)));
+            let mut got = vec![0; 512];
+            assert!(to.read(into, &mut got));
+            let (a, b, n) = (a as usize, b as usize, len as usize);
+            assert_eq!(got[b..b + n], source[a..a + n], "{len} from {a} to {b}");
+            assert!(got[..b].iter().chain(&got[b + n..]).all(|x| *x == 0xaa));
+            // The same by way of private memory.
+            let mut own = vec![0x55; n + 2];
+            assert!(from.read(part, &mut own[1..=n]));
+            assert_eq!(
+                (own[0], &own[1..=n], own[n + 1]),
+                (0x55, &source[a..a + n], 0x55)
+            );
+            assert!(to.write(into, &clean));
+            assert!(to.write(seg(&to, u32::try_from(b).unwrap(), len + 1), &own[1..=n]));
+            assert!(to.read(into, &mut got));
+            assert_eq!(got[b..b + n], source[a..a + n]);
+            assert!(got[..b].iter().chain(&got[b + n..]).all(|x| *x == 0xaa));
+        }
+    }
+    let (long, short) = (seg(&from, 0, 9), seg(&to, 0, 8));
+    assert!(!from.copy_to(long, &to, short), "no room");
+    let far = to.lookup(u64::from(size) - 8, 8, &mut 0).unwrap();
+    assert!(from.copy_to(seg(&from, 1, 8), &to, far), "the last bytes");
+}
+
+#[test]
+fn a_copy_within_one_memory_may_overlap() {
+    let mem = Mem::new(vec![region(0, 0x1000)]).unwrap();
+    let seg = |at: u64, len: u32| mem.lookup(at, len, &mut 0).unwrap();
+    for len in [1u32, 7, 8, 31, 64, 200, 300] {
+        for (a, b) in [(0u64, 1u64), (1, 0), (0, 40), (40, 0), (5, 5)] {
+            let bytes: Vec<u8> = (0..400u32)
+                .map(|i| u8::try_from(i % 251).unwrap())
+                .collect();
+            assert!(mem.write(seg(0, 400), &bytes));
+            assert!(mem.copy_to(seg(a, len), &mem, seg(b, len)));
+            let mut got = vec![0; len as usize];
+            assert!(mem.read(seg(b, len), &mut got));
+            let a = usize::try_from(a).unwrap();
+            assert_eq!(got, bytes[a..a + len as usize], "{len} from {a} to {b}");
+        }
+    }
+}

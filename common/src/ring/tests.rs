@@ -432,3 +432,130 @@ fn sizes_and_addresses_are_checked_at_start() {
     let r = Ring::new(d.setup(F_RING_PACKED), Arc::clone(&d.mem));
     assert!(matches!(r, Err(RingError::Packed)));
 }
+
+/// A queue as a driver and a table see it, after any sequence of visits that give chains back.
+#[test]
+fn chains_given_back_are_popped_again_in_order_as_if_nothing_had_been() {
+    for features in [0, F_IN_ORDER, F_EVENT_IDX, F_IN_ORDER | F_EVENT_IDX] {
+        let mut d = Driver::new();
+        for i in 0..SIZE {
+            d.desc(i, DATA, 16, 0, 0);
+        }
+        let table = InflightTable::create(1, SIZE).unwrap();
+        let setup = Setup {
+            inflight: table.queue(0),
+            ..d.setup(features)
+        };
+        let mut ring = Ring::new(setup, Arc::clone(&d.mem)).unwrap();
+        let mut burst = Burst::new();
+        // What is on offer, oldest first; what the device holds; what it used.
+        let (mut offered, mut held) = (std::collections::VecDeque::new(), Vec::new());
+        let mut free: Vec<u16> = (0..SIZE).collect();
+        let (mut used, mut seed) = (0u16, 12345u32);
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            usize::try_from(seed >> 16).unwrap() % below
+        };
+        for round in 0..20_000 {
+            while !free.is_empty() && random(3) > 0 {
+                let head = free.swap_remove(random(free.len()));
+                d.offer(head);
+                offered.push_back(head);
+            }
+            let max = 1 + random(usize::from(SIZE));
+            let count = ring.pop(&mut burst, max);
+            assert_eq!(count, max.min(offered.len()), "round {round}");
+            let ids: Vec<u16> = burst.iter().map(|chain| chain.id).collect();
+            let expected: Vec<u16> = offered.iter().copied().take(count).collect();
+            assert_eq!(ids, expected);
+            let back = random(count + 1);
+            ring.unpop(&burst, back);
+            held.extend(offered.drain(..count - back));
+            assert_eq!(usize::from(ring.in_flight()), held.len());
+            while !held.is_empty() && random(4) > 0 {
+                // In any order; the ring sees to it if there must be one.
+                let at = random(held.len());
+                let at = if features & F_IN_ORDER != 0 { 0 } else { at };
+                let head = held.remove(at);
+                ring.put(head, 7);
+                let slot = USED + 4 + 8 * u64::from(used % SIZE);
+                assert_eq!(d.peek16(slot), head);
+                used = used.wrapping_add(1);
+                free.push(head);
+            }
+            let _ = ring.publish();
+            assert_eq!(d.peek16(USED + 2), used);
+            let next = d.avail.wrapping_sub(u16::try_from(offered.len()).unwrap());
+            assert_eq!(ring.next_avail(), next);
+        }
+        // A successor gets what is held, in the order it was popped, and then what is on offer.
+        drop(ring);
+        let setup = Setup {
+            inflight: table.queue(0),
+            ..d.setup(features)
+        };
+        let mut ring = Ring::new(setup, Arc::clone(&d.mem)).unwrap();
+        for expected in [held, offered.into()] {
+            let mut got = Vec::new();
+            while got.len() < expected.len() {
+                assert!(ring.pop(&mut burst, 3) > 0);
+                got.extend(burst.iter().map(|chain| chain.id));
+            }
+            assert_eq!(got, expected);
+        }
+    }
+}
+
+#[test]
+fn heads_of_a_predecessor_can_be_given_back_too() {
+    for features in [0, F_IN_ORDER] {
+        let mut d = Driver::new();
+        let table = InflightTable::create(1, SIZE).unwrap();
+        for i in 0..6 {
+            d.desc(i, DATA, 1, 0, 0);
+            d.offer(i);
+        }
+        let setup = |d: &Driver| Setup {
+            inflight: table.queue(0),
+            ..d.setup(features)
+        };
+        let mut burst = Burst::new();
+        let mut first = Ring::new(setup(&d), Arc::clone(&d.mem)).unwrap();
+        assert_eq!(first.pop(&mut burst, 4), 4);
+        drop(first);
+        let mut second = Ring::new(setup(&d), Arc::clone(&d.mem)).unwrap();
+        assert_eq!(second.pop(&mut burst, 3), 3);
+        second.unpop(&burst, 2);
+        second.put(0, 0);
+        assert!(second.publish());
+        drop(second);
+        // Two given back, one never touched: all three are still in flight for a third.
+        let mut third = Ring::new(setup(&d), Arc::clone(&d.mem)).unwrap();
+        assert_eq!(third.pop(&mut burst, 64), 3);
+        let ids = |burst: &Burst| burst.iter().map(|c| c.id).collect::<Vec<_>>();
+        assert_eq!(ids(&burst), [1, 2, 3]);
+        third.unpop(&burst, 3);
+        assert_eq!(third.pop(&mut burst, 64), 3);
+        assert_eq!(ids(&burst), [1, 2, 3], "as often as one likes");
+        assert_eq!(third.pop(&mut burst, 64), 2);
+        assert_eq!(ids(&burst), [4, 5]);
+        third.unpop(&burst, 2);
+        assert_eq!(third.next_avail(), 4);
+    }
+}
+
+#[test]
+fn what_is_given_back_after_a_violation_stays_given_back() {
+    let mut d = Driver::new();
+    d.desc(0, DATA, 1, 0, 0);
+    d.offer(0);
+    d.offer(SIZE);
+    let mut ring = d.ring(0);
+    let mut burst = Burst::new();
+    assert_eq!(ring.pop(&mut burst, 64), 1);
+    assert_eq!(ring.broken(), Some(Violation::BadHead(SIZE)));
+    ring.unpop(&burst, 1);
+    assert_eq!((ring.in_flight(), ring.next_avail()), (0, 0));
+    assert_eq!(ring.pop(&mut burst, 64), 0);
+    assert!(!ring.publish());
+}

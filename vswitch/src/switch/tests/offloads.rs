@@ -123,7 +123,8 @@ fn a_receiver_that_takes_it_gets_a_segmented_frame_whole_over_many_buffers() {
         (trunk("10", None), access(10), -4),
     ];
     for (from, to, shift) in modes {
-        for (rx_buffer, rx_piece) in [(1526, u32::MAX), (1526, 700), (4096, 200), (68 << 10, 999)] {
+        for (rx_buffer, rx_piece) in [(1526, u32::MAX), (1526, 700), (4096, 1024), (68 << 10, 999)]
+        {
             let tag = matches!(from, Mode::Trunk { .. }).then_some(10);
             let mut bed = Bed::new();
             let a = bed.guest(&Wanted {
