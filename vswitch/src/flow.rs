@@ -10,7 +10,7 @@ const IP: usize = 14;
 pub(crate) fn queue(head: &Head, queues: u16) -> u16 {
     let hash = hash(head.frame());
     // The upper bits, scaled: no division.
-    let scaled = (hash >> 32) * u64::from(queues) >> 32;
+    let scaled = ((hash >> 32) * u64::from(queues)) >> 32;
     u16::try_from(scaled).unwrap_or(0)
 }
 

@@ -161,10 +161,7 @@ impl Head {
             ethertype: outer,
         };
         if is_tpid(outer) && self.len() >= ETHERNET + TAG {
-            #[expect(clippy::cast_possible_truncation, reason = "32 bits")]
-            {
-                parsed.tag = (c >> 32) as u32;
-            }
+            parsed.tag = (c >> 32) as u32;
             parsed.ethertype = inner;
         }
         Some(parsed)

@@ -222,6 +222,11 @@ fn values_are_refused_with_their_place() {
             "{line}: {refused}"
         );
     }
+}
+
+#[test]
+fn tables_are_refused_with_their_place() {
+    let scratch = Scratch::new();
     assert_eq!(
         scratch.refuse("[[port]]\nname = \"a\"\n"),
         "@/vswitch.toml:1:1: missing field `socket`"

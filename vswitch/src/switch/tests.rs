@@ -244,7 +244,7 @@ impl Bed {
     }
 
     /// A burst received by an uplink.
-    fn from_uplink(&mut self, port: PortNo, frames: &[(crate::net::NetHeader, Vec<u8>)]) {
+    fn arrive_at_uplink(&mut self, port: PortNo, frames: &[(crate::net::NetHeader, Vec<u8>)]) {
         let (mut source, wire) = Memory::new(Offloads::ALL, 1518, 64).unwrap();
         for (header, frame) in frames {
             assert!(wire.push(*header, frame));

@@ -238,7 +238,7 @@ fn a_checksum_that_the_host_verified_says_nothing_else_whatever_happens_to_tags(
         flags: crate::net::DATA_VALID,
         ..Default::default()
     };
-    bed.from_uplink(up, &[(valid, tcp(10, None))]);
+    bed.arrive_at_uplink(up, &[(valid, tcp(10, None))]);
     let got = bed.received(tagged, 0);
     let expected = Header {
         flags: crate::net::DATA_VALID,
