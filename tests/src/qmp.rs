@@ -104,7 +104,7 @@ mod tests {
         let machine = thread::spawn(move || {
             let mut stream = BufReader::new(listener.accept().unwrap().0);
             let mut line = String::new();
-            let mut say = |stream: &mut BufReader<UnixStream>, text: &str| {
+            let say = |stream: &mut BufReader<UnixStream>, text: &str| {
                 writeln!(stream.get_mut(), "{text}").unwrap();
             };
             say(&mut stream, r#"{"QMP": {}}"#);

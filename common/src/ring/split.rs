@@ -285,7 +285,8 @@ impl Split {
             r.popped[usize::from(r.tail & self.mask)] = head;
             r.tail = r.tail.wrapping_add(1);
         }
-        if let Some(table) = &mut self.inflight {
+        // What a predecessor popped is in the table already, and keeps its place there.
+        if let Some(table) = self.inflight.as_mut().filter(|_| !self.resubmitted) {
             table.popped(head);
         }
         true

@@ -285,6 +285,7 @@ fn l3_bridge_protocols_and_what_looks_like_them() -> Result<()> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one scene, told in its order")]
 fn l4_tags_do_not_hop_between_vlans() -> Result<()> {
     let scene = Scene::new()?;
     let mut v = scene.victim()?;

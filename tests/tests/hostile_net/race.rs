@@ -67,6 +67,7 @@ fn inspect(port: &str, client: &mut NetClient, tag: Option<u16>) -> Result<usize
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one scene, told in its order")]
 fn h11_no_frame_gets_through_with_a_source_or_a_vlan_that_was_not_checked() -> Result<()> {
     let scene = Scene::new()?;
     let good = Frame::new(BROADCAST, station(GUARDED))

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread;
 
 use axum::body::{Body as ResponseBody, Bytes};
@@ -31,7 +31,10 @@ async fn take_order(Body(order): Body<Order>) -> Answer<u32> {
 
 /// A body that ends after a quarter of a second, and does not say how long it is.
 #[derive(Default)]
-struct Late(Option<Pin<Box<Sleep>>>);
+struct Late {
+    sleep: Option<Pin<Box<Sleep>>>,
+    done: bool,
+}
 
 impl HttpBody for Late {
     type Data = Bytes;
@@ -41,15 +44,14 @@ impl HttpBody for Late {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let sleep = self.0.get_or_insert_with(|| {
-            let quarter = Duration::from_millis(250);
-            Box::pin(sleep(quarter))
-        });
-        if sleep.is_elapsed() {
+        if self.done {
             return Poll::Ready(None);
         }
-        let late = || Some(Ok(Frame::data(Bytes::from_static(b"at last"))));
-        sleep.as_mut().poll(context).map(|()| late())
+        let quarter = Duration::from_millis(250);
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(quarter)));
+        ready!(sleep.as_mut().poll(context));
+        self.done = true;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"at last")))))
     }
 }
 

@@ -74,7 +74,7 @@ impl Card {
             control.ring.pop(&mut burst, 1);
             for chain in burst.iter() {
                 let ack = chain.last_writable_byte().unwrap();
-                control.ring.mem().write(ack, &[0]);
+                assert!(control.ring.mem().write(ack, &[0]));
                 control.ring.put(chain.id, 1);
             }
             finish(control);
