@@ -98,7 +98,9 @@ mod tests {
             return;
         }
         let netns = Netns::create("unit").unwrap();
-        netns.run("ip link add a type veth peer name b").unwrap();
+        netns
+            .run("ip link add name v0 type veth peer name v1")
+            .unwrap();
         let links = netns.run("ip -brief link").unwrap();
         assert_eq!(links.lines().count(), 3, "{links}");
         let name = netns.name().to_owned();

@@ -236,7 +236,8 @@ fn run(page: &Path) -> Result<(), String> {
     let output = Command::new("timeout")
         .arg(SECONDS.to_string())
         .args(["unshare", "--mount", "--map-root-user", "bash", "-c"])
-        .arg("mount -t tmpfs none /run && exec bash -eux -o pipefail page.sh")
+        // The trace has a descriptor of its own: it must not mix with what a step prints.
+        .arg("mount -t tmpfs none /run && BASH_XTRACEFD=9 exec bash -eux -o pipefail page.sh 9>&2")
         .current_dir(dir.path())
         .env(
             "PATH",

@@ -36,21 +36,3 @@ fn guests_talk_through_another_back_end() -> Result<()> {
     ensure!(back == ["udp ok sent=20 lost=0 doubled=0"], "{back:?}");
     Ok(())
 }
-
-#[test]
-fn front_ends_of_dpdk_talk_through_another_back_end() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let sockets = ["a", "b"].map(|name| dir.path().join(name));
-    let ports = [0, 1].map(|index| Vdev::vhost(index, &sockets[index]));
-    let mut switch = Testpmd::start("switch", &ports, "")?;
-    switch.go("io", 0)?;
-    let ports = [0, 1].map(|index| {
-        Vdev::virtio_user(index, &sockets[index], &format!("52:54:00:00:00:0{index}"))
-    });
-    let mut testpmd = Testpmd::start("front", &ports, "")?;
-    testpmd.go("rxonly", 4)?;
-    println!("{:?}", testpmd.counts()?);
-    testpmd.stop()?;
-    println!("{:?}", testpmd.counts()?);
-    testpmd.quit()
-}

@@ -47,7 +47,7 @@ fn a_guest_killed_under_a_flood_hurts_nobody() -> Result<()> {
 
     // Its address stays known to the flooder's kernel: the flood does not end with its target.
     flooder.run(
-        "ip neigh replace 10.0.0.2 lladdr 52:54:00:00:00:02 dev eth0 nud permanent; \
+        "arp -s 10.0.0.2 52:54:00:00:00:02; \
          (talk flood 10.0.0.2 9 1000 >/dev/null 2>&1 &)",
     )?;
     until("a flood at the victim", || {

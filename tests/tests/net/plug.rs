@@ -62,8 +62,11 @@ fn a_port_is_plugged_in_and_out_and_a_guest_reboots() -> Result<()> {
     ensure!(!socket.exists(), "the socket of p2 is still there");
     b.run("ip link set eth0 up; ip addr add 10.0.0.2/24 dev eth0")?;
     a.run("ping -q -c 1 10.0.0.2; talk tcp 10.0.0.2 7 100000 100000")?;
+    // The notifier of a transmit queue that is gone is kept for the next one (bell.rs).
+    const SPARE: usize = 1;
     until("as many open files as before", || {
-        Ok((vswitch.daemon().process().open_fds()? <= fds).then_some(()))
+        let now = vswitch.daemon().process().open_fds()?;
+        Ok((now <= fds + SPARE).then_some(()))
     })?;
     monitor.execute("query-status", json!({}))?;
     Ok(())

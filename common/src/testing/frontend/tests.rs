@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vhost::vhost_user::message::BackendReq;
 
+use std::time::Instant;
+
 use super::*;
 use crate::chain::Burst;
 use crate::mem::Mem;
@@ -201,7 +203,12 @@ fn every_message_is_understood() {
     let more = GuestRegion::new(1 << 32, 1 << 20, 5, Sealing::Allowed).unwrap();
     assert!(front.max_mem_slots().unwrap() > 1);
     front.add_region(&more).unwrap();
-    assert_eq!(scene.server.status().regions, 2);
+    // What is shown follows the answer by a moment.
+    let deadline = Instant::now() + SOON;
+    while scene.server.status().regions != 2 {
+        assert!(Instant::now() < deadline, "{:?}", scene.server.status());
+        std::thread::yield_now();
+    }
     front.remove_region(&more).unwrap();
     front.set_config(4, &[1, 2, 3]).unwrap();
     assert_eq!(front.config(3, 5).unwrap(), [0, 1, 2, 3, 0]);
