@@ -15,9 +15,9 @@
 //!
 //! All of a page's blocks run in page order in one `bash -eu`, in one scratch directory, with the
 //! programs of this workspace in `PATH` and an empty `/run` of their own, so that the default
-//! sockets are free. Background jobs end with the page; after `vblk serve … &` or `vswitch serve …
-//! &` the page goes on when the daemon answers. `toml` blocks are written to `example-N.toml`, N counting from 1, just before
-//! they are checked.
+//! sockets are free. Background jobs end with the page; after `vblk serve … &` or
+//! `vswitch serve … &` the page goes on when the daemon answers. `toml` blocks are written to
+//! `example-N.toml`, N counting from 1, just before they are checked.
 
 #![allow(
     clippy::unwrap_used,

@@ -217,6 +217,7 @@ fn is_target(path: &Path) -> bool {
         [_, "src", "lib.rs" | "main.rs"]
             | [_, "build.rs"]
             | [_, "src", "bin", _]
+            | [_, "src", "bin", _, "main.rs"]
             | [_, "tests" | "benches" | "examples", _]
             | [_, "tests" | "benches" | "examples", _, "main.rs"]
             | [.., "fuzz_targets", _]

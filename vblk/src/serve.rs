@@ -8,8 +8,7 @@
 //! ```
 //!
 //! Nothing is touched before everything is validated, and the control socket is claimed first, so
-//! that a second daemon by mistake ends there. What comes after READY is
-//! [`life`](towpath_common::control::life).
+//! that a second daemon by mistake ends there. What comes after READY is [`life`].
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, TryLockError};

@@ -3,7 +3,7 @@
 //!
 //! A guest that migrates must find on the other host what it negotiated, so what is offered depends
 //! on the port's configuration only and never on this host or this version: a bit may be added, but
-//! none goes ([`tests`] hold the number).
+//! none goes (the tests below hold the number).
 //!
 //! Not offered, each for a reason:
 //! - UFO (GUEST, HOST): obsolete, and Linux no longer sends it.

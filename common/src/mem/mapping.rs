@@ -200,8 +200,8 @@ impl Mapping {
         true
     }
 
-    /// Copy `len` bytes at `off` to `to_off` of `to`, which may be the same memory; false if they do
-    /// not lie inside on both sides.
+    /// Copy `len` bytes at `off` to `to_off` of `to`, which may be the same memory; false if they
+    /// do not lie inside on both sides.
     #[inline]
     #[must_use]
     pub fn copy_to(&self, off: u64, to: &Mapping, to_off: u64, len: u32) -> bool {

@@ -45,8 +45,8 @@ impl Vring {
         self.started && self.size.is_some() && self.addresses.is_some()
     }
 
-    /// What [`crate::ring::Ring::new`] wants, for vring `index`; `own`: with a table of our own if the
-    /// front-end gave none.
+    /// What [`crate::ring::Ring::new`] wants, for vring `index`; `own`: with a table of our own if
+    /// the front-end gave none.
     ///
     /// # Errors
     /// [`RingError::BadPart`] if no in-flight table can be made.

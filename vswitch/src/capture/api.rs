@@ -2,7 +2,7 @@
 //!
 //! | | | |
 //! |---|---|---|
-//! | POST | `/v1/captures` | [`Order`] in; pcapng out, for as long as it is read; header `capture-id` |
+//! | POST | `/v1/captures` | [`Order`] in; pcapng out while it is read; header `capture-id` |
 //! | GET | `/v1/captures` | those that run and the last that ended, a list of [`CaptureStatus`] |
 //! | GET | `/v1/captures/{id}` | one of them |
 //! | DELETE | `/v1/captures/{id}` | end it: its stream ends in order |

@@ -28,7 +28,7 @@ pub struct Order {
     /// Only what is dropped.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub discards: bool,
-    /// Bytes to keep of a frame [2048].
+    /// Bytes to keep of a frame; 2048 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snaplen: Option<u32>,
     /// End after so many frames.

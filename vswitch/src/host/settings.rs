@@ -22,7 +22,7 @@ const MANY_VLANS: usize = 64;
 /// The configured mirrors, with the numbers that `number` gives to ports.
 ///
 /// # Errors
-/// [`ServiceError::Mirror`], for the one that cannot be.
+/// [`ServiceError::Mirrors`], for the one that cannot be.
 pub(super) fn mirrors_of(
     config: &Config,
     number: impl Fn(&Name) -> Option<PortNo>,
