@@ -40,7 +40,7 @@ pub enum Discard {
     RateLimit,
     /// The destination is on the port the frame came from.
     Hairpin,
-    /// Both ports are isolated.
+    /// One of the two ports is isolated, and the other no uplink.
     Isolated,
     /// No port to send to: the VLAN has no other member.
     NoMember,

@@ -252,13 +252,12 @@ pub struct Guards {
     storms: [Option<Limiter>; 3],
     packets: Option<Limiter>,
     bytes: Option<Limiter>,
-    isolated: bool,
 }
 
 impl Guards {
     /// The guards of a port with these addresses; those beyond [`MAX_SOURCES`] are left out.
     #[must_use]
-    pub fn new(config: &GuardConfig, addresses: &[Mac], isolated: bool) -> Guards {
+    pub fn new(config: &GuardConfig, addresses: &[Mac]) -> Guards {
         let guarded = addresses.iter().filter(|_| config.source_guard);
         let storms = [
             config.broadcast_limit,
@@ -280,7 +279,6 @@ impl Guards {
             bytes: config
                 .byte_rate
                 .limiter(|rate| burst(config.byte_burst, rate, LEAST_BURST.1)),
-            isolated,
         }
     }
 
@@ -327,16 +325,6 @@ impl Guards {
     pub fn rate(&self, bytes: usize, now_ns: u64) -> Result<(), Discard> {
         let may = passes(&self.packets, 1, now_ns) && passes(&self.bytes, bytes as u64, now_ns);
         may.then_some(()).ok_or(Discard::RateLimit)
-    }
-
-    /// Whether frames from here may go to a port with the guards `to`.
-    ///
-    /// # Errors
-    /// [`Discard::Isolated`]: both are isolated, and reach others only.
-    #[inline]
-    pub fn isolation(&self, to: &Guards) -> Result<(), Discard> {
-        let both = self.isolated && to.isolated;
-        (!both).then_some(()).ok_or(Discard::Isolated)
     }
 
     /// How many addresses the port may have in the FDB.

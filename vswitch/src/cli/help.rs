@@ -32,7 +32,7 @@ value):
   trunk=VLANS       many VLANs, tagged, such as 10:20:30-40
   native=VLAN       the VLAN of a trunk's untagged frames [none: they are dropped]
   mac=ADDRESS       drop frames from other addresses [learn them]
-  isolated          no frames to and from all but uplinks
+  isolated          reaches uplinks only, and no other guest
   queues=N          most pairs of queues a guest may use, 1 to 64 [16]
   mtu=N             largest payload of a frame, 68 to 9216 [1500]
   no-offloads       do not offer checksum and segmentation offloads

@@ -33,7 +33,7 @@ pub struct Port {
     /// More addresses the machine may send from.
     #[serde(default)]
     pub macs: Vec<Mac>,
-    /// Frames to and from all but uplinks are dropped.
+    /// It reaches uplinks only: frames between it and any other guest are dropped.
     #[serde(default)]
     pub isolated: bool,
     /// Most pairs of queues a guest may use.

@@ -83,7 +83,7 @@ fn workers_share_a_limit() {
 
 fn guards(text: &str, side: Side, addresses: &[Mac]) -> Guards {
     let table: GuardTable = toml::from_str(text).unwrap();
-    Guards::new(&table.complete(side), addresses, false)
+    Guards::new(&table.complete(side), addresses)
 }
 
 const MINE: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
@@ -176,16 +176,6 @@ fn rates_hold_for_frames_and_for_bytes() {
 }
 
 #[test]
-fn isolated_ports_reach_others_only() {
-    let config = GuardConfig::default();
-    let [open, isolated] = [false, true].map(|flag| Guards::new(&config, &[], flag));
-    assert_eq!(isolated.isolation(&isolated), Err(Discard::Isolated));
-    assert_eq!(isolated.isolation(&open), Ok(()));
-    assert_eq!(open.isolation(&isolated), Ok(()));
-    assert_eq!(open.isolation(&open), Ok(()));
-}
-
-#[test]
 fn what_is_written_is_checked_and_the_rest_is_as_usual() {
     let table: GuardTable = toml::from_str("mac_limit = 3").unwrap();
     let config = table.complete(Side::Guest);
@@ -195,7 +185,7 @@ fn what_is_written_is_checked_and_the_rest_is_as_usual() {
         GuardTable::default().complete(Side::Guest),
         GuardConfig::default()
     );
-    assert_eq!(Guards::new(&config, &[], false).mac_limit(), 3);
+    assert_eq!(Guards::new(&config, &[]).mac_limit(), 3);
     assert_eq!(
         guards("mac_limit = 'off'", Side::Guest, &[]).mac_limit(),
         u32::MAX

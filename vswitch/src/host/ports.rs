@@ -150,12 +150,12 @@ pub(super) fn share(weight: common::Weight, cap: Option<common::Cap>, workers: u
 /// The guards of a port as configured, at work.
 pub(super) fn guards_of(config: &Config, port: &config::Port) -> Guards {
     let addresses: Vec<Mac> = port.addresses().collect();
-    Guards::new(&config.guards(port), &addresses, port.isolated)
+    Guards::new(&config.guards(port), &addresses)
 }
 
 /// The same for an uplink, which is trusted unless it says otherwise.
 pub(super) fn uplink_guards(config: &config::Uplink) -> Guards {
-    Guards::new(&config.guards.complete(Side::Uplink), &[], false)
+    Guards::new(&config.guards.complete(Side::Uplink), &[])
 }
 
 fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
@@ -362,7 +362,7 @@ impl Host {
         Ok(Running {
             no,
             // Set before the first frame, when all ports get their settings.
-            guards: Arc::new(Guards::new(&GuardConfig::default(), &[], false)),
+            guards: Arc::new(Guards::new(&GuardConfig::default(), &[])),
             vlans: Arc::new(VlanCounters::new(&config.vlans(), self.workers.len())),
             outdated: Vec::new(),
             kind: Kind::Guest(config, Some(server)),

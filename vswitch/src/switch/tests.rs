@@ -157,11 +157,7 @@ impl Bed {
             isolated: wanted.isolated,
             mode: wanted.mode.clone(),
             max_frame: wanted.mtu + 14,
-            guards: Arc::new(Guards::new(
-                &wanted.guards,
-                &wanted.addresses,
-                wanted.isolated,
-            )),
+            guards: Arc::new(Guards::new(&wanted.guards, &wanted.addresses)),
             egress: Arc::new(egress),
             shared: Arc::new(PortShared::new(queues, 1)),
             vlans: Arc::new(VlanCounters::new(&wanted.mode, 1)),
