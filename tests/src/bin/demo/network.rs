@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use towpath_tests::cargo;
 use towpath_tests::daemon::Vswitch;
 use towpath_tests::guest::Guest;
 use towpath_tests::vm::{Nic, Turn, Vm};
@@ -24,6 +25,7 @@ pub(crate) fn talk() -> Result<()> {
     let turn = Turn::take()?;
     let dir = tempfile::Builder::new().prefix("towpath-demo-").tempdir()?;
     let ports = GUESTS.map(|(name, vlan, _)| format!("{name},socket={{dir}}/{name},access={vlan}"));
+    cargo::program("vswitch", "vswitch")?;
     let started = Instant::now();
     let mut vswitch = Vswitch::serve(dir, &ports.each_ref().map(String::as_str), &[])?;
     say(&format!(
