@@ -4,14 +4,17 @@
 //! figures. A ping-pong is there and back: two passes through the switch.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use hdrhistogram::Histogram;
+use rustix::event::{EventfdFlags, eventfd};
 use towpath_common::clock::{Clock, Cycles};
 
 use super::port::Port;
 use super::traffic::Generator;
+use crate::cpu;
 
 /// A frame that takes so long is lost.
 const LOST: Duration = Duration::from_secs(2);
@@ -141,4 +144,42 @@ pub fn first_frame(generator: &mut Generator) -> Result<()> {
         ensure!(begin.elapsed() < LOST, "no frame arrives");
     }
     Ok(())
+}
+
+/// The machine's own part of [`wake_up`]: how long a thread that sleeps on an eventfd takes to say
+/// that it is awake, on processor `on`.
+pub fn bare_wake_up(on: usize) -> Result<Latency> {
+    let bell = eventfd(0, EventfdFlags::CLOEXEC).context("cannot make an eventfd")?;
+    let awake = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let sleeper = scope.spawn(|| {
+            cpu::on_cpu(on, || -> Result<()> {
+                let mut count = [0; 8];
+                for wake in 1..=WAKES {
+                    rustix::io::read(&bell, &mut count)?;
+                    awake.store(wake, Ordering::Release);
+                }
+                Ok(())
+            })?
+        });
+        let clock = Clock::new();
+        let mut histogram = Histogram::new(3)?;
+        for wake in 1..=WAKES {
+            std::thread::sleep(GAP);
+            let start = clock.now();
+            rustix::io::write(&bell, &1u64.to_ne_bytes())?;
+            while awake.load(Ordering::Acquire) < wake {
+                ensure!(
+                    !sleeper.is_finished() || awake.load(Ordering::Acquire) >= wake,
+                    "no wake-up"
+                );
+                std::hint::spin_loop();
+            }
+            histogram.record(clock.rate().ns(clock.now().since(start)))?;
+        }
+        sleeper
+            .join()
+            .map_err(|_| anyhow!("the sleeper panicked"))??;
+        Ok(Latency::of(&histogram))
+    })
 }

@@ -142,6 +142,9 @@ impl Runner {
         ];
         // The peers poll without end, and want memory for each port.
         if who == Contender::Vswitch {
+            let back = self.launcher.cpu;
+            let bare = cpu::on_cpu(self.front, || latency::bare_wake_up(back))??;
+            asides.push(aside("a bare thread's wake-up p50", bare.p50, "us", None));
             let (memory, cpu) = self.idle_many(who)?;
             asides.push(aside("resident, 64 ports", memory, "MiB", most(30.0)));
             asides.push(aside("idle CPU, 64 ports", cpu, "%", most(0.5)));

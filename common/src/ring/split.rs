@@ -228,6 +228,47 @@ impl Split {
     /// not fit or breaks the rules.
     #[inline]
     fn take(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
+        let done = self.take_singles(heads, burst);
+        let heads = heads.get(done..).unwrap_or_default();
+        if heads.is_empty() {
+            return done;
+        }
+        done + self.take_chains(heads, burst)
+    }
+
+    /// Those of one descriptor in one region, which is what network drivers send, up to the first
+    /// that is something else.
+    #[inline]
+    fn take_singles(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
+        for (done, &head) in heads.iter().enumerate() {
+            if head >= self.size || !burst.has_room() {
+                return done;
+            }
+            let d = self.descriptor(head);
+            let seg = self.mem.lookup(d.addr, d.len, &mut self.hint);
+            let seg = seg.unwrap_or_default();
+            if d.flags & (NEXT | INDIRECT) != 0 || seg.len() != d.len || d.len == 0 {
+                return done;
+            }
+            if d.has(WRITE) {
+                self.mem.prefetch_write(seg);
+            } else {
+                self.mem.prefetch(seg);
+            }
+            if !self.mark(head) {
+                self.broken = Some(Violation::HeadInFlight(head));
+                return done;
+            }
+            burst.push_single(head, seg, d.has(WRITE));
+        }
+        heads.len()
+    }
+
+    /// Any chains.
+    fn take_chains(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
+        if self.broken.is_some() {
+            return 0;
+        }
         let mut firsts = ArrayVec::<(Desc, Segment), BURST>::new();
         for &head in heads {
             if head >= self.size {
