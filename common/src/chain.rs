@@ -5,8 +5,6 @@
 //! or it never gets here (virtio 1.3, 2.7.4 and 2.7.5): every segment lies in guest memory, the
 //! readable ones come before the writable ones, and the total fits in 64 bits.
 
-use arrayvec::ArrayVec;
-
 use crate::mem::{Mem, Segment};
 
 /// Most chains popped in one visit to a ring. A constant, so that no guest chooses how long its
@@ -21,7 +19,7 @@ pub const MAX_SEGMENTS: usize = 256;
 pub const ARENA: usize = BURST * 4 + MAX_SEGMENTS;
 
 /// Where a chain's segments stand in the arena.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     id: u16,
     readable: u16,
@@ -32,10 +30,29 @@ struct Entry {
 }
 
 /// The chains of one visit to a ring. Allocated once and reused.
-#[derive(Debug, Default)]
 pub struct Burst {
-    entries: ArrayVec<Entry, BURST>,
-    arena: Box<ArrayVec<Segment, ARENA>>,
+    /// Those below `len` are chains; the same for `arena` and `used`.
+    entries: [Entry; BURST],
+    len: usize,
+    arena: Box<[Segment; ARENA]>,
+    used: usize,
+}
+
+impl Default for Burst {
+    fn default() -> Burst {
+        Burst {
+            entries: [Entry::default(); BURST],
+            len: 0,
+            arena: Box::new([Segment::default(); ARENA]),
+            used: 0,
+        }
+    }
+}
+
+impl std::fmt::Debug for Burst {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// One descriptor chain of a [`Burst`].
@@ -97,34 +114,38 @@ impl Burst {
     /// Forget all chains.
     #[inline]
     pub fn clear(&mut self) {
-        self.entries.clear();
-        self.arena.clear();
+        (self.len, self.used) = (0, 0);
     }
 
     /// Chains held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.len
     }
 
     /// True if no chain is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len == 0
+    }
+
+    #[inline]
+    fn entries(&self) -> &[Entry] {
+        self.entries.get(..self.len).unwrap_or_default()
     }
 
     /// True if one more chain of any length would fit.
     #[inline]
     #[must_use]
     pub fn has_room(&self) -> bool {
-        !self.entries.is_full() && self.arena.remaining_capacity() >= MAX_SEGMENTS
+        self.len < BURST && self.used <= ARENA - MAX_SEGMENTS
     }
 
     /// The chain at `index`, in the order the ring gave them.
     #[inline]
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Chain<'_>> {
-        let e = self.entries.get(index)?;
+        let e = self.entries().get(index)?;
         let start = usize::from(e.start);
         let mid = start + usize::from(e.readable);
         Some(Chain {
@@ -140,45 +161,38 @@ impl Burst {
     #[inline]
     #[must_use]
     pub fn has_writable(&self) -> bool {
-        self.entries.iter().fold(0, |any, e| any | e.writable) != 0
+        self.entries().iter().fold(0, |any, e| any | e.writable) != 0
     }
 
     /// What the ring wants back for each chain, in its order.
     #[inline]
     pub fn ids(&self) -> impl Iterator<Item = u16> {
-        self.entries.iter().map(|e| e.id)
+        self.entries().iter().map(|e| e.id)
     }
 
     /// All chains, in the order the ring gave them.
     pub fn iter(&self) -> impl Iterator<Item = Chain<'_>> {
-        (0..self.entries.len()).filter_map(|i| self.get(i))
+        (0..self.len).filter_map(|i| self.get(i))
     }
 
-    /// Add a chain of one segment; only a ring does, after it asked [`Burst::has_room`].
+    /// Add chains of one segment each, as many as [`Burst::has_room`] would let; only a ring does.
     #[inline]
-    pub(crate) fn push_single(&mut self, id: u16, seg: Segment, writable: bool) {
-        let start = self.arena.len();
-        let len = u64::from(seg.len());
-        if self.arena.try_push(seg).is_err() {
-            return;
+    pub(crate) fn singles(&mut self) -> Singles<'_> {
+        let room = self.used..ARENA - MAX_SEGMENTS;
+        Singles {
+            entries: self.entries.get_mut(self.len..).unwrap_or_default(),
+            arena: self.arena.get_mut(room).unwrap_or_default(),
+            start: self.used,
+            added: 0,
+            len: &mut self.len,
+            used: &mut self.used,
         }
-        let one = u16::from(writable);
-        let entry = Entry {
-            id,
-            readable: 1 - one,
-            writable: one,
-            #[expect(clippy::cast_possible_truncation, reason = "at most ARENA")]
-            start: start as u16,
-            readable_len: if writable { 0 } else { len },
-            writable_len: if writable { len } else { 0 },
-        };
-        let _ = self.entries.try_push(entry);
     }
 
     /// Begin a chain; only a ring does.
     #[inline]
     pub(crate) fn open(&mut self) -> Builder<'_> {
-        let start = self.arena.len();
+        let start = self.used;
         Builder {
             burst: self,
             start,
@@ -198,6 +212,57 @@ pub(crate) enum Unfit {
     ReadableAfterWritable,
 }
 
+/// Chains of one segment being copied out of a ring. They are counted when this is dropped, so
+/// that the count stays in a register.
+pub(crate) struct Singles<'a> {
+    entries: &'a mut [Entry],
+    arena: &'a mut [Segment],
+    start: usize,
+    added: usize,
+    len: &'a mut usize,
+    used: &'a mut usize,
+}
+
+impl Singles<'_> {
+    /// How many more fit.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.entries.len().min(self.arena.len()) - self.added
+    }
+
+    /// Add a chain; nothing happens if there is no room.
+    #[inline]
+    pub(crate) fn push(&mut self, id: u16, seg: Segment, writable: bool) {
+        let places = (
+            self.entries.get_mut(self.added),
+            self.arena.get_mut(self.added),
+        );
+        let (Some(entry), Some(place)) = places else {
+            return;
+        };
+        let (one, len) = (u16::from(writable), u64::from(seg.len()));
+        *place = seg;
+        *entry = Entry {
+            id,
+            readable: 1 - one,
+            writable: one,
+            #[expect(clippy::cast_possible_truncation, reason = "at most ARENA")]
+            start: (self.start + self.added) as u16,
+            readable_len: if writable { 0 } else { len },
+            writable_len: if writable { len } else { 0 },
+        };
+        self.added += 1;
+    }
+}
+
+impl Drop for Singles<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.len += self.added;
+        *self.used += self.added;
+    }
+}
+
 /// A chain being copied out of a ring; dropped without [`Builder::close`], it leaves no trace.
 #[derive(Debug)]
 pub(crate) struct Builder<'a> {
@@ -212,13 +277,16 @@ impl Builder<'_> {
     /// Add a segment.
     #[inline]
     pub(crate) fn push(&mut self, seg: Segment, writable: bool) -> Result<(), Unfit> {
-        let n = self.burst.arena.len() - self.start;
+        let n = self.burst.used - self.start;
         if !writable && n != self.readable {
             return Err(Unfit::ReadableAfterWritable);
         }
         if n == MAX_SEGMENTS {
             return Err(Unfit::TooLong);
         }
+        let place = self.burst.arena.get_mut(self.burst.used);
+        *place.ok_or(Unfit::TooLong)? = seg;
+        self.burst.used += 1;
         // Each length is below 2^32 and there are at most 256: no sum can wrap.
         if writable {
             self.writable_len += u64::from(seg.len());
@@ -226,13 +294,15 @@ impl Builder<'_> {
             self.readable += 1;
             self.readable_len += u64::from(seg.len());
         }
-        self.burst.arena.try_push(seg).map_err(|_| Unfit::TooLong)
+        Ok(())
     }
 
     /// Ask the processor to fetch the chain's first bytes: the device reads a header there.
     #[inline]
     pub(crate) fn prefetch(&self, mem: &Mem) {
-        if let Some(first) = self.burst.arena.get(self.start) {
+        if let Some(first) = self.burst.arena.get(self.start..self.burst.used)
+            && let Some(first) = first.first()
+        {
             mem.prefetch(*first);
         }
     }
@@ -240,22 +310,25 @@ impl Builder<'_> {
     /// Finish the chain. The caller asked [`Burst::has_room`] before it opened it.
     #[inline]
     pub(crate) fn close(self, id: u16) {
-        let n = self.burst.arena.len() - self.start;
+        let n = self.burst.used - self.start;
         let small = |v: usize| u16::try_from(v).unwrap_or(0); // all are at most ARENA
-        self.burst.entries.push(Entry {
-            id,
-            readable: small(self.readable),
-            writable: small(n - self.readable),
-            start: small(self.start),
-            readable_len: self.readable_len,
-            writable_len: self.writable_len,
-        });
+        if let Some(entry) = self.burst.entries.get_mut(self.burst.len) {
+            *entry = Entry {
+                id,
+                readable: small(self.readable),
+                writable: small(n - self.readable),
+                start: small(self.start),
+                readable_len: self.readable_len,
+                writable_len: self.writable_len,
+            };
+            self.burst.len += 1;
+        }
         std::mem::forget(self);
     }
 }
 
 impl Drop for Builder<'_> {
     fn drop(&mut self) {
-        self.burst.arena.truncate(self.start);
+        self.burst.used = self.start;
     }
 }

@@ -229,6 +229,10 @@ impl Mapping {
 
     /// The same for a line that will be written: it comes as our own, without a second round trip
     /// between processors when the write comes.
+    #[expect(
+        clippy::pointers_in_nomem_asm_block,
+        reason = "a hint: it reads and writes nothing"
+    )]
     #[inline]
     pub fn prefetch_write(&self, off: u64) {
         #[cfg(target_arch = "x86_64")]
@@ -238,7 +242,7 @@ impl Mapping {
             std::arch::asm!(
                 "prefetchw [{0}]",
                 in(reg) self.at(off),
-                options(nostack, preserves_flags, readonly)
+                options(nostack, preserves_flags, nomem)
             );
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -47,8 +47,9 @@ pub(super) struct Split {
     published: u16,
     /// Region hit last.
     hint: u32,
-    /// One bit a head: popped and not yet put.
-    busy: Box<[u64]>,
+    /// By head: popped and not yet put. A byte each and not a bit: neighbours are set one after the
+    /// other, and would wait for each other's word.
+    busy: Box<[bool]>,
     /// Heads to hand out again after a crash, last first.
     resubmit: Vec<u16>,
     /// The last burst came from there.
@@ -119,7 +120,7 @@ impl Split {
             next_used: used_idx,
             published: used_idx,
             hint: 0,
-            busy: vec![0; slots.div_ceil(64)].into(),
+            busy: vec![false; slots].into(),
             resubmit,
             resubmitted: false,
             inflight,
@@ -159,7 +160,7 @@ impl Split {
     }
 
     pub(super) fn in_flight(&self) -> u16 {
-        let popped: u32 = self.busy.iter().map(|w| w.count_ones()).sum();
+        let popped = self.busy.iter().filter(|busy| **busy).count();
         u16::try_from(popped).unwrap_or(u16::MAX)
     }
 
@@ -229,25 +230,40 @@ impl Split {
     #[inline]
     fn take(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
         let done = self.take_singles(heads, burst);
-        let heads = heads.get(done..).unwrap_or_default();
-        if heads.is_empty() {
-            return done;
+        match heads.get(done..) {
+            Some(rest) if !rest.is_empty() && self.broken.is_none() => {
+                done + self.take_chains(rest, burst)
+            }
+            _ => done,
         }
-        done + self.take_chains(heads, burst)
     }
 
-    /// Those of one descriptor in one region, which is what network drivers send, up to the first
-    /// that is something else.
+    /// Those at the front that have one buffer in one region, which is what network drivers send;
+    /// the descriptor of the first that has not is read anew for [`Self::take_chains`], and
+    /// nothing of what was read here is kept.
     #[inline]
     fn take_singles(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
+        if self.reorder.is_some() || self.inflight.is_some() {
+            return 0;
+        }
+        let mut singles = burst.singles();
+        let heads = heads.get(..singles.room()).unwrap_or(heads);
+        let mut hint = self.hint;
         for (done, &head) in heads.iter().enumerate() {
-            if head >= self.size || !burst.has_room() {
+            let Some(busy) = self.busy.get_mut(usize::from(head)) else {
+                return done;
+            };
+            let [addr, rest] = self.desc.load_pair(usize::from(head) * DESC);
+            let d = Desc::from_words(addr, rest);
+            let found = self.mem.lookup(d.addr, d.len, &mut hint);
+            let Some(seg) = found.filter(|seg| seg.len() == d.len) else {
+                return done;
+            };
+            if d.flags & (NEXT | INDIRECT) != 0 || d.len == 0 {
                 return done;
             }
-            let d = self.descriptor(head);
-            let seg = self.mem.lookup(d.addr, d.len, &mut self.hint);
-            let seg = seg.unwrap_or_default();
-            if d.flags & (NEXT | INDIRECT) != 0 || seg.len() != d.len || d.len == 0 {
+            if std::mem::replace(busy, true) {
+                self.broken = Some(Violation::HeadInFlight(head));
                 return done;
             }
             if d.has(WRITE) {
@@ -255,20 +271,14 @@ impl Split {
             } else {
                 self.mem.prefetch(seg);
             }
-            if !self.mark(head) {
-                self.broken = Some(Violation::HeadInFlight(head));
-                return done;
-            }
-            burst.push_single(head, seg, d.has(WRITE));
+            singles.push(head, seg, d.has(WRITE));
         }
+        self.hint = hint;
         heads.len()
     }
 
     /// Any chains.
     fn take_chains(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
-        if self.broken.is_some() {
-            return 0;
-        }
         let mut firsts = ArrayVec::<(Desc, Segment), BURST>::new();
         for &head in heads {
             if head >= self.size {
@@ -290,17 +300,6 @@ impl Split {
             if !burst.has_room() {
                 break;
             }
-            let (d, seg) = first;
-            if d.flags & (NEXT | INDIRECT) == 0 && seg.len() == d.len && d.len > 0 {
-                // One buffer in one region: what network drivers send.
-                if !self.mark(head) {
-                    self.broken = Some(Violation::HeadInFlight(head));
-                    break;
-                }
-                burst.push_single(head, seg, d.has(WRITE));
-                done += 1;
-                continue;
-            }
             if let Err(violation) = self.walk(head, first, burst) {
                 // The earliest violation counts: one found later in pass two must not hide it.
                 self.broken = Some(violation);
@@ -314,14 +313,10 @@ impl Split {
     /// Note that `head` was popped; false if it is in flight already.
     #[inline]
     fn mark(&mut self, head: u16) -> bool {
-        let (word, bit) = (usize::from(head / 64), 1u64 << (head % 64));
-        let Some(busy) = self.busy.get_mut(word) else {
-            return false;
-        };
-        if *busy & bit != 0 {
-            return false;
+        match self.busy.get_mut(usize::from(head)) {
+            Some(busy) if !*busy => *busy = true,
+            _ => return false,
         }
-        *busy |= bit;
         if let Some(r) = &mut self.reorder {
             r.popped[usize::from(r.tail & self.mask)] = head;
             r.tail = r.tail.wrapping_add(1);
@@ -338,7 +333,7 @@ impl Split {
             let Some(Chain { id, .. }) = burst.get(at) else {
                 continue;
             };
-            self.busy[usize::from(id / 64)] &= !(1u64 << (id % 64));
+            self.busy[usize::from(id)] = false;
             if let Some(r) = &mut self.reorder {
                 r.tail = r.tail.wrapping_sub(1);
             }
@@ -375,8 +370,8 @@ impl Split {
             let at = ELEMENTS + 8 * usize::from(self.next_used & self.mask);
             self.used.write_pair(at, [u32::from(id), written]);
             self.next_used = self.next_used.wrapping_add(1);
-            if let Some(busy) = self.busy.get_mut(usize::from(id / 64)) {
-                *busy &= !(1u64 << (id % 64));
+            if let Some(busy) = self.busy.get_mut(usize::from(id)) {
+                *busy = false;
             }
         }
     }
@@ -387,12 +382,9 @@ impl Split {
         let at = ELEMENTS + 8 * usize::from(self.next_used & self.mask);
         self.used.write_pair(at, [u32::from(id), written]);
         self.next_used = self.next_used.wrapping_add(1);
-        let (word, bit) = (usize::from(id / 64), 1u64 << (id % 64));
-        debug_assert!(
-            self.busy[word] & bit != 0,
-            "put of a head that is not in flight"
-        );
-        self.busy[word] &= !bit;
+        let busy = &mut self.busy[usize::from(id)];
+        debug_assert!(*busy, "put of a head that is not in flight");
+        *busy = false;
         if let Some(table) = &mut self.inflight {
             table.used(id);
         }
