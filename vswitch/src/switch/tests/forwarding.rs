@@ -148,3 +148,18 @@ fn a_full_receiver_delays_nobody() {
     bed.send(a, &frame(500, 1, 20).bytes());
     assert_eq!(bed.frames(full).len(), 1);
 }
+
+#[test]
+fn what_a_frame_teaches_counts_for_the_next_of_its_burst() {
+    let mut bed = Bed::new();
+    let (a, b) = (bed.guest(&Wanted::default()), bed.guest(&Wanted::default()));
+    let pair = &mut bed.guests.get_mut(&a.0).unwrap().pairs[0];
+    let (unknown, own) = (frame(2, 1, 1).bytes(), frame(2, 2, 2).bytes());
+    for bytes in [&unknown, &own] {
+        assert!(pair.queue(Header::default(), bytes).unwrap());
+    }
+    pair.publish().unwrap();
+    bed.step(a);
+    assert_eq!(bed.frames(b), [unknown]);
+    assert_eq!(bed.dropped(), [(a.0, "hairpin", 1)]);
+}
