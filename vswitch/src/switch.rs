@@ -336,7 +336,12 @@ fn decide(
         match fdb.learn(item.src, port.no, now.seconds, guards.mac_limit()) {
             Learned::LimitReached => return Verdict::Drop(Discard::MacLimit),
             Learned::Static => return Verdict::Drop(Discard::SourceGuard),
-            _ => last.src = Some(item.src),
+            Learned::Known => last.src = Some(item.src),
+            _ => {
+                last.src = Some(item.src);
+                // What was looked up may have been this very address.
+                last.dst = None;
+            }
         }
     }
     if dst.is_multicast() {

@@ -4,6 +4,7 @@
 mod discards;
 mod forwarding;
 mod offloads;
+mod property;
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -162,9 +163,14 @@ impl Bed {
             shared: Arc::new(PortShared::new(queues, 1)),
             vlans: Arc::new(VlanCounters::new(&wanted.mode, 1)),
         });
+        self.refresh();
+        no
+    }
+
+    /// Let the switch see the ports as they are now.
+    fn refresh(&mut self) {
         let tables = Tables::new(self.ports.iter().cloned(), Mirrors::default());
         drop(self.switch.set_tables(Arc::new(tables)));
-        no
     }
 
     fn guest(&mut self, wanted: &Wanted) -> PortNo {
