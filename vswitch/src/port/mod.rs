@@ -17,23 +17,6 @@ use crate::net::{NetHeader, Offloads};
 /// packet of 64 KiB, the Ethernet header and two tags, rounded up.
 pub const LARGEST: usize = 65_600;
 
-/// What an uplink could not send.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lost {
-    /// Frames, or segments, that were queued.
-    pub frames: u32,
-    /// Their bytes, from the destination address on.
-    pub bytes: u64,
-}
-
-impl Lost {
-    /// One more, of so many bytes.
-    pub fn add(&mut self, bytes: usize) {
-        self.frames = self.frames.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(bytes as u64);
-    }
-}
-
 /// One queue pair of a burst-oriented port with its own buffers: TAP now; `AF_XDP` and DPDK fit.
 ///
 /// A worker owns the receiving side of the queue; the sending side is used by one worker at a time,
@@ -61,8 +44,9 @@ pub trait Uplink: Send + std::fmt::Debug {
     /// Queue what was written to the reserved room.
     fn commit(&mut self, header: NetHeader);
 
-    /// Send what was queued; gives what was lost because the other side is full or down.
-    fn send(&mut self) -> Lost;
+    /// Send what was queued; gives how many frames were lost because the other side is full or
+    /// down.
+    fn send(&mut self) -> usize;
 
     /// What may be queued without doing checksums and segmentation first.
     fn accepts(&self) -> Offloads;

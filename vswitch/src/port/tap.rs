@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use towpath_common::chain::BURST;
 
 use super::tap_sys as sys;
-use super::{LARGEST, Lost, Uplink};
+use super::{LARGEST, Uplink};
 use crate::net::{HEADER, NetHeader, Offloads};
 
 /// Bytes a frame can take, with its header; one more, to know one that was cut off.
@@ -171,7 +171,7 @@ pub struct Tap {
     output: Box<[u8]>,
     /// Length of the frame there is room for.
     reserved: usize,
-    lost: Lost,
+    lost: usize,
     failed: Option<io::Error>,
 }
 
@@ -215,7 +215,7 @@ impl Tap {
             frames: ArrayVec::new(),
             output: vec![0; HEADER + LARGEST].into_boxed_slice(),
             reserved: 0,
-            lost: Lost::default(),
+            lost: 0,
             failed: None,
         }
     }
@@ -376,14 +376,14 @@ impl Uplink for Tap {
         head.copy_from_slice(&header.to_bytes(0));
         let length = HEADER + std::mem::take(&mut self.reserved);
         if self.failed.is_some() {
-            self.lost.add(length - HEADER);
+            self.lost += 1;
             return;
         }
         let bytes = self.output.get(..length).unwrap_or_default();
         match rustix::io::write(&self.fd, bytes) {
             Ok(_) => {}
             Err(e) => {
-                self.lost.add(length - HEADER);
+                self.lost += 1;
                 // Down, full, or a header that the kernel does not like: only this frame is lost.
                 if matches!(e, Errno::BADFD | Errno::BADF | Errno::NODEV | Errno::NXIO) {
                     self.failed = Some(e.into());
@@ -392,7 +392,7 @@ impl Uplink for Tap {
         }
     }
 
-    fn send(&mut self) -> Lost {
+    fn send(&mut self) -> usize {
         std::mem::take(&mut self.lost)
     }
 

@@ -396,39 +396,43 @@ impl To<'_> {
             return self.drop(Discard::PortDown, mask);
         }
         let accepts = tx.accepts();
-        let mut queued = (0, 0);
+        let mut bytes = 0;
+        let mut sent = 0u64;
         for at in bits(mask) {
-            if let Err(why) = self.uplink_one(tx, at, accepts, &mut queued) {
-                self.drop(why, 1 << at);
+            match self.uplink_one(tx, at, accepts) {
+                Ok(len) => {
+                    bytes += len;
+                    sent += 1;
+                }
+                Err(why) => self.drop(why, 1 << at),
             }
         }
-        let lost = tx.send();
-        if lost.frames > 0 {
-            self.count_lost(Discard::ReceiverFull, lost.frames);
-            self.losses
-                .add_last(mask, lost.frames, Discard::ReceiverFull);
+        let lost = u32::try_from(tx.send()).unwrap_or(u32::MAX);
+        if lost > 0 {
+            self.count_lost(Discard::ReceiverFull, lost);
+            self.losses.add_last(mask, lost, Discard::ReceiverFull);
         }
         if let Some(shared) = self.port.shared.queues.first() {
             let mut counters = shared.counters.snapshot();
-            counters.frames += u64::saturating_sub(queued.0, lost.frames.into());
-            counters.bytes += u64::saturating_sub(queued.1, lost.bytes);
+            counters.frames += sent.saturating_sub(lost.into());
+            counters.bytes += bytes;
             counters.bursts += 1;
             shared.counters.publish(&counters);
         }
     }
 
-    /// Give one frame to an uplink, in segments if need be; their number and bytes are added up.
+    /// Give one frame to an uplink; gives its length.
     fn uplink_one(
         &mut self,
         tx: &mut dyn Uplink,
         at: usize,
         accepts: Offloads,
-        queued: &mut (u64, u64),
-    ) -> Result<(), Discard> {
+    ) -> Result<u64, Discard> {
         let rest = self.view.source.rest(at);
         let tci = self.retag(&self.view.batch.items[at])?;
         let (head, header) = self.form(at, tci);
         linearise(self.linear, &head.emit()[HEADER..], rest);
+        let mut total = 0;
         finish(self.linear, header, accepts, |header, headers, payload| {
             let len = headers.len() + payload.len();
             let room = tx.reserve(len).ok_or(Discard::ReceiverFull)?;
@@ -436,8 +440,9 @@ impl To<'_> {
             start.copy_from_slice(headers);
             end.copy_from_slice(payload);
             tx.commit(header);
-            *queued = (queued.0 + 1, queued.1 + len as u64);
+            total += len as u64;
             Ok(())
-        })
+        })?;
+        Ok(total)
     }
 }

@@ -150,24 +150,6 @@ fn a_full_receiver_delays_nobody() {
 }
 
 #[test]
-fn an_uplink_counts_what_it_took() {
-    let mut bed = Bed::new();
-    let a = bed.guest(&Wanted::default());
-    let up = bed.uplink(&Wanted::default(), Offloads::NONE, 2);
-    let pair = &mut bed.guests.get_mut(&a.0).unwrap().pairs[0];
-    for (number, len) in [(1, 46), (2, 86), (3, 186)] {
-        let frame = Frame::new(BROADCAST, station(1)).numbered(number, len);
-        assert!(pair.queue(Header::default(), &frame.bytes()).unwrap());
-    }
-    pair.publish().unwrap();
-    bed.step(a);
-    assert_eq!(bed.wire(up).len(), 2);
-    assert_eq!(bed.dropped(), [(up.0, "receiver_full", 1)]);
-    let counters = bed.ports[up.index()].shared.queues[0].counters.snapshot();
-    assert_eq!((counters.frames, counters.bytes), (2, 60 + 100));
-}
-
-#[test]
 fn what_a_frame_teaches_counts_for_the_next_of_its_burst() {
     let mut bed = Bed::new();
     let (a, b) = (bed.guest(&Wanted::default()), bed.guest(&Wanted::default()));

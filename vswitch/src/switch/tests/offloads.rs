@@ -212,10 +212,6 @@ fn an_uplink_gets_what_it_takes_and_no_longer_frame() {
         } else {
             assert_eq!(frames.len(), 14);
         }
-        let counters = bed.ports[up.index()].shared.queues[0].counters.snapshot();
-        let bytes: usize = frames.iter().map(|frame| frame.bytes.len()).sum();
-        assert_eq!(counters.frames, frames.len() as u64);
-        assert_eq!(counters.bytes, bytes as u64);
         if accepts == Offloads::NONE {
             let bytes = reassembled(frames.iter().map(|f| &f.bytes[..]));
             assert_eq!(bytes, sent[54..]);
