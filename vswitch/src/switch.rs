@@ -10,6 +10,7 @@
 //! delays nobody else (no head-of-line blocking).
 
 mod deliver;
+mod posted;
 mod shape;
 mod watch;
 

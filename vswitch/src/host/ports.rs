@@ -384,9 +384,10 @@ impl Host {
         } else {
             taps
         };
+        let queues = taps.len() * 2;
         let (shared, connections) = match before {
-            Some((shared, n)) if shared.queues.len() == 2 => (shared, n),
-            _ => (Arc::new(PortShared::new(2, self.workers.len())), 0),
+            Some((shared, n)) if shared.queues.len() == queues => (shared, n),
+            _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
         };
         let mtu = taps.first().map_or(0, |tap| tap.max_frame() - ETHERNET);
         let mtu = u32::try_from(mtu).unwrap_or(0);
@@ -398,13 +399,14 @@ impl Host {
         let egress = Arc::new(Egress::Uplink(leases.collect()));
         let share = share(config.weight, config.cap, self.workers.len());
         self.add_to_workers(no, &config.name, share, &shared)?;
-        for (at, tap) in taps.into_iter().enumerate() {
-            let Some(worker) = self.workers.get(at % self.workers.len().max(1)) else {
+        for (queue, tap) in (0u16..).zip(taps) {
+            let at = usize::from(queue) % self.workers.len().max(1);
+            let Some(worker) = self.workers.get(at) else {
                 continue;
             };
             let added = worker
                 .handle()
-                .call(|reply| Change::AddUplink(no, Box::new(tap), reply));
+                .call(|reply| Change::AddUplink(no, queue, Box::new(tap), reply));
             if !added.map_err(|e| failed(&config.name, e))? {
                 return Err(failed(&config.name, "the interface cannot be polled"));
             }

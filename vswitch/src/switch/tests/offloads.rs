@@ -8,7 +8,7 @@ use super::*;
 use crate::net::{GSO_TCPV4, HEADER, NEEDS_CSUM};
 
 /// Ethernet, IPv4 and TCP with a partial checksum, `payload` bytes behind them.
-fn tcp(payload: usize, tag: Option<u16>) -> Vec<u8> {
+pub(super) fn tcp(payload: usize, tag: Option<u16>) -> Vec<u8> {
     let mut frame = [station(2), station(1)].concat();
     if let Some(tci) = tag {
         frame.extend([0x81, 0]);
@@ -33,7 +33,7 @@ fn tcp(payload: usize, tag: Option<u16>) -> Vec<u8> {
 
 use crate::offload::Sum;
 
-fn header(gso: u16, tag: bool) -> Header {
+pub(super) fn header(gso: u16, tag: bool) -> Header {
     let shift = if tag { 4 } else { 0 };
     Header {
         flags: NEEDS_CSUM,
