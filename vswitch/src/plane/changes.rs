@@ -112,6 +112,12 @@ impl NetPlane {
         for place in &mut self.ports {
             if let Some(port) = place.take_if(|p| p.no == no) {
                 self.sched.remove(port.entity);
+                // What the caller did not ask back: others may keep the same files open, and they
+                // would go on waking this worker.
+                let kicks = port.queues.iter().filter_map(GuestTx::kick);
+                let kicks = kicks.chain(port.control.iter().filter_map(GuestCtrl::kick));
+                let uplinks = port.uplinks.iter().map(|here| here.uplink.fd());
+                kicks.chain(uplinks).for_each(|fd| self.poller.remove(fd));
             }
         }
     }
@@ -162,6 +168,7 @@ impl NetPlane {
             .kick()
             .is_some_and(|kick| self.poller.add(kick).is_err())
         {
+            self.bells.extend(queue.into_parts().1);
             return false;
         }
         port.queues.push(queue);
@@ -191,6 +198,7 @@ impl NetPlane {
             .kick()
             .is_some_and(|kick| self.poller.add(kick).is_err())
         {
+            self.bells.extend(queue.into_parts().1);
             return false;
         }
         if let Some(shared) = port.shared.queues.get(usize::from(index)) {

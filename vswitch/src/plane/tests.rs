@@ -88,3 +88,18 @@ fn each_queue_of_an_uplink_counts_what_came_from_it() {
     let counted = || [1, 3, 5].map(|at: usize| shared.queues[at].counters.snapshot().frames);
     eventually("all counted", || counted() == [1, 2, 3]);
 }
+
+#[test]
+fn what_is_refused_or_removed_wakes_no_worker() {
+    let (worker, poller) = worker(0);
+    let (wire, added) = add_uplink(&worker, 0);
+    assert!(!added, "there is no such port");
+    poller.add(wire.as_fd()).expect("not polled");
+    poller.remove(wire.as_fd());
+    add_port(&worker, &Arc::new(PortShared::new(2, 1)));
+    let (wire, added) = add_uplink(&worker, 0);
+    assert!(added && poller.add(wire.as_fd()).is_err(), "polled");
+    let remove = |reply| Change::RemovePort(PORT, reply);
+    assert_eq!(worker.handle().call(remove), Ok(()));
+    poller.add(wire.as_fd()).expect("not polled any more");
+}
