@@ -118,6 +118,10 @@ pub trait Device: Send + Sync + 'static {
     /// The driver accepted these features.
     fn negotiated(&self, features: u64);
 
+    /// The driver begins anew: what it said through its queues, of which none is attached, is to be
+    /// forgotten. New features say the same.
+    fn reset(&self) {}
+
     /// The guest's memory map is now `mem`.
     fn memory(&self, mem: &Arc<Mem>);
 

@@ -110,6 +110,7 @@ pub struct Diary {
     negotiated: AtomicU64,
     regions: AtomicU64,
     disconnects: AtomicU64,
+    resets: AtomicU64,
     /// MTUs and addresses the front-end sent, in order.
     mtus: Mutex<Vec<u16>>,
     announced: Mutex<Vec<[u8; 6]>>,
@@ -211,6 +212,12 @@ impl Echo {
         lock(&self.diary.announced).clone()
     }
 
+    /// Times the driver began anew.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.diary.resets.load(SeqCst)
+    }
+
     /// Sessions that ended.
     #[must_use]
     pub fn disconnects(&self) -> u64 {
@@ -264,6 +271,10 @@ impl Device for Echo {
 
     fn negotiated(&self, features: u64) {
         self.diary.negotiated.store(features, SeqCst);
+    }
+
+    fn reset(&self) {
+        self.diary.resets.fetch_add(1, SeqCst);
     }
 
     fn memory(&self, mem: &Arc<Mem>) {
