@@ -322,6 +322,7 @@ impl Plane for NetPlane {
                 continue;
             }
             let mut poisoned = port.queues.iter().any(GuestTx::check_poison);
+            poisoned |= port.control.iter().any(GuestCtrl::check_poison);
             if let Some(Egress::Guest(queues)) = tables.port(port.no).map(|p| &*p.egress) {
                 poisoned |= queues.check_poison();
             }

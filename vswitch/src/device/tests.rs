@@ -1,6 +1,8 @@
 //! A network card as its session uses it: settings, and the queues that a worker gets.
 
+use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use towpath_common::mem::{Region, RegionSpec};
 use towpath_common::ring::{F_INDIRECT_DESC, F_VERSION_1, Setup};
@@ -41,6 +43,8 @@ struct Bed {
     mem: Arc<Mem>,
     receive: [SplitDriver; 2],
     commands: Commands,
+    /// Ends when the session is hung up.
+    hung_up: UnixStream,
     alarm: Arc<Alarm>,
     _worker: Worker<Change>,
 }
@@ -79,13 +83,14 @@ impl Bed {
         let file = region.file().try_clone_to_owned().unwrap();
         let mem = Mem::new(vec![Region::map(spec, file).unwrap()]).unwrap();
         let ring = || SplitDriver::new(&memory, 64, FEATURES).unwrap();
-        let (ours, _) = UnixStream::pair().unwrap();
+        let (ours, hung_up) = UnixStream::pair().unwrap();
         Bed {
             device,
             mem: Arc::new(mem),
             receive: [ring(), ring()],
             commands: Commands::new(ring(), &memory).unwrap(),
             memory,
+            hung_up,
             alarm: Arc::new(Alarm::new(ours)),
             _worker: worker,
         }
@@ -174,6 +179,18 @@ fn what_a_driver_chose_lasts_until_it_begins_anew() {
         bed.rebuild(begin);
         assert_eq!(bed.chosen(), (1, all));
     }
+}
+
+#[test]
+fn memory_truncated_under_a_control_queue_ends_the_session() {
+    let mut bed = Bed::new();
+    bed.attach(CONTROL, 0);
+    assert_eq!(bed.commands.use_pairs(2).unwrap(), 0);
+    rustix::fs::ftruncate(bed.memory.regions()[0].file(), 0).unwrap();
+    bed.commands.driver().events().kick().unwrap();
+    let patience = Some(Duration::from_secs(10));
+    bed.hung_up.set_read_timeout(patience).unwrap();
+    assert_eq!(bed.hung_up.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]

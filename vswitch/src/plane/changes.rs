@@ -205,6 +205,7 @@ impl NetPlane {
             shared.set_broken(None);
         }
         port.control = Some(queue);
+        port.poisoned = false;
         true
     }
 

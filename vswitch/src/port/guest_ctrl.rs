@@ -145,6 +145,12 @@ impl GuestCtrl {
         self.ring.disarm();
     }
 
+    /// True if the guest's memory was truncated; the session is hung up then.
+    #[must_use]
+    pub fn check_poison(&self) -> bool {
+        self.line.check_poison(&self.ring)
+    }
+
     /// Why the ring broke, the first time this is asked after it did; the front-end is told too.
     pub fn newly_broken(&mut self) -> Option<Violation> {
         self.line.newly_broken(&self.ring)
