@@ -232,7 +232,12 @@ impl Delivery<'_> {
                 self.rx.ring.unpop(self.burst, self.burst.len() - self.at);
                 self.rx.ring.pop(self.burst, BURST);
                 self.at = 0;
-                self.buffers(len)?
+                let buffers = self.buffers(len);
+                if buffers.is_err() && self.rx.ring.broken().is_some() {
+                    // It has no buffers that could be trusted.
+                    return Err(Discard::PortDown);
+                }
+                buffers?
             }
             Err(why) => return Err(why),
         };

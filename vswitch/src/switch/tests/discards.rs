@@ -301,3 +301,17 @@ fn a_receive_buffer_without_room_for_a_header_breaks_the_queue_once() {
     let shared = &bed.ports[b.index()].shared.queues[0];
     assert_eq!(shared.broken_now(), Some("request"));
 }
+
+#[test]
+fn a_ring_found_broken_when_a_frame_comes_is_down_and_not_full() {
+    let mut bed = Bed::new();
+    let (a, b) = two(&mut bed, &Wanted::default());
+    let pair = &mut bed.guests.get_mut(&b.0).unwrap().pairs[0];
+    // More than the queue has.
+    pair.rx().poke_avail_idx(0x7000);
+    bed.send(a, &plain().bytes());
+    bed.send(a, &plain().bytes());
+    assert_eq!(bed.dropped(), [(b.0, "port_down", 2)]);
+    let shared = &bed.ports[b.index()].shared.queues[0];
+    assert!(shared.broken_now().is_some());
+}
