@@ -200,6 +200,12 @@ impl Delivery<'_> {
         self.put_slow(head, rest, len)
     }
 
+    /// Most frames that can be written in one burst: each takes an entry of the ring.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.rx.ring.size().into()
+    }
+
     fn write_own(&self, first: Segment, head: &[u8], bytes: &[u8]) -> bool {
         self.mem.write(skipped(first, head), bytes)
     }

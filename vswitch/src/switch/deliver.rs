@@ -379,14 +379,21 @@ impl To<'_> {
         accepts: Offloads,
     ) -> Result<(), Discard> {
         linearise(self.linear, &head[HEADER..], rest);
-        finish(self.linear, header, accepts, |header, headers, payload| {
-            let mut head = ArrayVec::<u8, { HEADER + MAX_HEADERS }>::new();
-            head.extend(header.to_bytes(1));
-            let whole = head.try_extend_from_slice(headers);
-            whole.map_err(|_| Discard::TooBigForReceiver)?;
-            let len = u32::try_from(head.len() + payload.len()).unwrap_or(u32::MAX);
-            to.put(&head, Rest::Own(payload), len)
-        })
+        let most = to.most();
+        finish(
+            self.linear,
+            header,
+            accepts,
+            most,
+            |header, headers, payload| {
+                let mut head = ArrayVec::<u8, { HEADER + MAX_HEADERS }>::new();
+                head.extend(header.to_bytes(1));
+                let whole = head.try_extend_from_slice(headers);
+                whole.map_err(|_| Discard::TooBigForReceiver)?;
+                let len = u32::try_from(head.len() + payload.len()).unwrap_or(u32::MAX);
+                to.put(&head, Rest::Own(payload), len)
+            },
+        )
     }
 
     /// Its counters are those of the queue, written by whoever holds it.
@@ -428,16 +435,22 @@ impl To<'_> {
         let (head, header) = self.form(at, tci);
         linearise(self.linear, &head.emit()[HEADER..], rest);
         let post = posted.begin(at);
-        finish(self.linear, header, accepts, |header, headers, payload| {
-            let len = headers.len() + payload.len();
-            let room = tx.reserve(len).ok_or(Discard::ReceiverFull)?;
-            let (start, end) = room.split_at_mut(headers.len());
-            start.copy_from_slice(headers);
-            end.copy_from_slice(payload);
-            tx.commit(header);
-            post.segment(len);
-            Ok(())
-        })?;
+        finish(
+            self.linear,
+            header,
+            accepts,
+            usize::MAX,
+            |header, headers, payload| {
+                let len = headers.len() + payload.len();
+                let room = tx.reserve(len).ok_or(Discard::ReceiverFull)?;
+                let (start, end) = room.split_at_mut(headers.len());
+                start.copy_from_slice(headers);
+                end.copy_from_slice(payload);
+                tx.commit(header);
+                post.segment(len);
+                Ok(())
+            },
+        )?;
         post.whole();
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use towpath_common::testing::net::frame::{BROADCAST, Frame, station};
 
+use super::offloads::{header, tcp};
 use super::*;
 
 /// What a case drops: at which port.
@@ -225,6 +226,19 @@ const CASES: &[Case] = &[
         assert_eq!(bed.wire(up).len(), 1, "the longest that fits");
         bed.send(a, &plain().numbered(1, 1501).bytes());
         up
+    }),
+    ("too_many_segments", |bed| {
+        let a = bed.guest(&Wanted::default());
+        let b = bed.guest(&Wanted {
+            features: PLAIN,
+            ..Wanted::default()
+        });
+        // The queue has 256 entries; 128 buffers are there.
+        bed.send_with(a, 0, header(100, false), &tcp(12_800, None));
+        assert_eq!((bed.dropped(), bed.frames(b).len()), (vec![], 128));
+        bed.send_with(a, 0, header(100, false), &tcp(25_601, None));
+        assert!(bed.frames(b).is_empty(), "nothing of it");
+        b
     }),
     ("ring_disabled", |bed| {
         let (a, _) = two(bed, &Wanted::default());
