@@ -143,15 +143,25 @@ pub enum Side {
     reason = "each is the field of GuardConfig of the same name"
 )]
 pub struct GuardTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bpdu_guard: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub source_guard: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mac_limit: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub broadcast_limit: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub multicast_limit: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub unknown_limit: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub packet_rate: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub packet_burst: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub byte_rate: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub byte_burst: Option<Bound>,
 }
 
