@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_common::bell::Bell;
+use towpath_common::keep::Settings;
 use towpath_common::mem::Mem;
 use towpath_common::ring::Ring;
 use towpath_common::session::{Attach, Device, DeviceGone, F_LOG_ALL, P_NET_MTU, P_RARP, Update};
@@ -233,6 +234,33 @@ impl Device for NetDevice {
         frame[32..38].copy_from_slice(&mac);
         if let Some(worker) = self.workers.first() {
             let _ = worker.post(Change::Inject(self.no, Box::from(frame)));
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let mtu = self.config().card().mtu;
+        let mut settings = Settings {
+            mtu: (mtu != self.card.mtu).then_some(mtu),
+            ..Settings::default()
+        };
+        if let Egress::Guest(queues) = &*self.egress {
+            (settings.pairs, settings.offloads) = (queues.pairs(), queues.offloads());
+        }
+        settings
+    }
+
+    fn restore(&self, settings: &Settings) {
+        if let Some(mtu) = settings.mtu {
+            // If the port's is smaller now, the guest has read that other one long ago.
+            let _ = self.set_mtu(mtu);
+        }
+        if let Egress::Guest(queues) = &*self.egress {
+            if let Some(pairs) = settings.pairs.filter(|n| (1..=self.card.pairs).contains(n)) {
+                queues.set_limit(pairs);
+            }
+            if let Some(offloads) = settings.offloads {
+                queues.set_offloads(offloads & self.accepted.load(Relaxed));
+            }
         }
     }
 

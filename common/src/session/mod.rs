@@ -30,6 +30,7 @@ pub use serve::{Endpoint, Listening, Mode, Server};
 pub use state::{Session, Status};
 pub use vring::Addresses;
 
+use crate::keep::Settings;
 use crate::mem::Mem;
 use crate::ring::Ring;
 
@@ -149,6 +150,17 @@ pub trait Device: Send + Sync + 'static {
     fn set_mtu(&self, mtu: u16) -> bool {
         let _ = mtu;
         true
+    }
+
+    /// What was said to it that a successor of this process must know.
+    fn settings(&self) -> Settings {
+        Settings::default()
+    }
+
+    /// It was said to a predecessor, by the same front-end and driver. Features are negotiated, no
+    /// queue is attached.
+    fn restore(&self, settings: &Settings) {
+        let _ = settings;
     }
 
     /// The front-end is gone and all rings are detached.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::room::Room;
+use crate::keep::Settings;
 use crate::mailbox::ReplyTo;
 use crate::mem::Mem;
 use crate::ring::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_VERSION_1, Ring, Violation};
@@ -306,6 +307,18 @@ impl Device for Echo {
     fn set_mtu(&self, mtu: u16) -> bool {
         lock(&self.diary.mtus).push(mtu);
         mtu <= MAX_MTU
+    }
+
+    fn settings(&self) -> Settings {
+        let taken = self.mtus().into_iter().rfind(|mtu| *mtu <= MAX_MTU);
+        Settings {
+            mtu: taken,
+            ..Settings::default()
+        }
+    }
+
+    fn restore(&self, settings: &Settings) {
+        lock(&self.diary.mtus).extend(settings.mtu);
     }
 
     fn disconnected(&self) {

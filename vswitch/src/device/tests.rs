@@ -213,3 +213,43 @@ fn a_guest_is_told_no_larger_mtu_than_its_port_has() {
         "the next front-end finds the port as configured"
     );
 }
+
+#[test]
+fn a_successor_knows_what_was_said_to_the_one_before() {
+    let mut bed = Bed::new();
+    for queue in [0, 2, CONTROL] {
+        bed.attach(queue, 0);
+    }
+    assert_eq!(bed.device.settings().mtu, None, "as configured");
+    assert!(bed.device.set_mtu(1400));
+    assert_eq!(bed.commands.use_pairs(2).unwrap(), 0);
+    assert_eq!(bed.commands.command(5, 0, &[0; 8]).unwrap(), 0);
+    let said = bed.device.settings();
+    let expected = Settings {
+        mtu: Some(1400),
+        pairs: Some(2),
+        offloads: Some(0),
+    };
+    assert_eq!(said, expected);
+    let mut next = Bed::new();
+    next.device.restore(&said);
+    for queue in [0, 2, CONTROL] {
+        next.attach(queue, 0);
+    }
+    assert_eq!(next.chosen(), (2, Offloads::NONE));
+    assert_eq!(next.device.settings(), said);
+    // What does not fit the card as it is now does not count.
+    let unfit = Settings {
+        mtu: Some(9001),
+        pairs: Some(3),
+        offloads: Some(u64::MAX - 1),
+    };
+    let mut next = Bed::new();
+    next.device.restore(&unfit);
+    for queue in [0, 2, CONTROL] {
+        next.attach(queue, 0);
+    }
+    let all = Offloads::CSUM.with(Offloads::TSO4);
+    assert_eq!(next.chosen(), (1, all));
+    assert_eq!(next.device.settings().mtu, None);
+}
