@@ -16,7 +16,10 @@ use crate::mem::RegionSpec;
 use crate::session::Addresses;
 
 /// Version of the record this build writes, and the newest it reads.
-pub const VERSION: u32 = 1;
+///
+/// - 1: the first.
+/// - 2: with [`Settings`].
+pub const VERSION: u32 = 2;
 
 /// Largest record accepted: 256 vrings and 509 regions take some 100 KiB.
 const MAX_RECORD: u64 = 4 << 20;
@@ -62,8 +65,24 @@ pub struct Record {
     pub inflight: Option<Table>,
     /// Vrings in order.
     pub vrings: Vec<VringRecord>,
+    /// What was said to the device; none of it in version 1.
+    #[serde(default)]
+    pub settings: Settings,
     /// Names of the fds that belong to it: one that got lost must not pass for one never given.
     pub fds: Vec<String>,
+}
+
+/// What front-end and driver said to a device besides its rings, where that outlasts them: network
+/// devices have such.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The MTU that the guest was told, in bytes (NET_SET_MTU).
+    pub mtu: Option<u16>,
+    /// Queue pairs in use (VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET).
+    pub pairs: Option<u16>,
+    /// Offloads in use, by feature bits (VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET).
+    pub offloads: Option<u64>,
 }
 
 /// Where an in-flight table lies in its fd.

@@ -16,9 +16,9 @@
 //! thread that was preempted; a session thread sleeps between tries. Whoever comes next is decided
 //! by chance, not by order: under load each release is a new draw.
 //!
-//! **Panics.** A holder that panics leaves the value as it is at that moment. It is handed on, and
-//! every later [`Held`] says so ([`Held::is_poisoned`]), since only its owner knows whether it is
-//! still good for anything.
+//! **Panics.** A holder that panics leaves the value as it is at that moment, and it is handed on: a
+//! ring checks each access anew, and may at worst lose the buffers of one burst. That is not
+//! for long: a daemon ends once a worker is dead.
 //!
 //! # What is proven
 //!
@@ -64,12 +64,12 @@ impl<T> Lease<T> {
     #[inline]
     #[must_use]
     pub fn try_hold(&self) -> Option<Held<'_, T>> {
-        let (guard, poisoned) = match self.value.try_lock() {
-            Ok(guard) => (guard, false),
-            Err(TryLockError::Poisoned(error)) => (error.into_inner(), true),
+        let guard = match self.value.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        Some(Held { guard, poisoned })
+        Some(Held { guard })
     }
 
     /// The value, for a worker that has a burst for it: as soon as whoever has it gives it back.
@@ -118,16 +118,6 @@ impl<T> fmt::Debug for Lease<T> {
 #[must_use]
 pub struct Held<'a, T> {
     guard: MutexGuard<'a, T>,
-    poisoned: bool,
-}
-
-impl<T> Held<'_, T> {
-    /// Whether some earlier holder panicked and may have left the value half changed.
-    #[inline]
-    #[must_use]
-    pub fn is_poisoned(&self) -> bool {
-        self.poisoned
-    }
 }
 
 impl<T> Deref for Held<'_, T> {

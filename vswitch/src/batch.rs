@@ -158,6 +158,21 @@ pub struct Item {
     pub verdict: Verdict,
 }
 
+impl Item {
+    /// Frames that it makes on a wire: one, or as many as it is to be cut into.
+    #[inline]
+    #[must_use]
+    pub fn wire_frames(&self) -> u32 {
+        match self.header.gso_size {
+            0 => 1,
+            size => {
+                let payload = self.len.saturating_sub(self.header.hdr_len.into());
+                payload.div_ceil(size.into()).max(1)
+            }
+        }
+    }
+}
+
 impl Default for Item {
     fn default() -> Item {
         Item {

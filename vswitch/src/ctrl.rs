@@ -228,6 +228,18 @@ impl Control {
         }
     }
 
+    /// The same, after what the driver said before its rings were set up again. What it cannot have
+    /// said does not count.
+    #[must_use]
+    pub fn resumed(self, pairs: Option<u16>, offloads: Option<u64>) -> Control {
+        let pairs = pairs.filter(|pairs| (1..=self.max).contains(pairs));
+        Control {
+            pairs: pairs.unwrap_or(self.pairs),
+            offloads: offloads.map_or(self.offloads, |bits| bits & self.offloads),
+            ..self
+        }
+    }
+
     /// Carry out the command in `bytes`: what changed, to be answered by [`OK`].
     ///
     /// # Errors

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_common::bell::Bell;
+use towpath_common::keep::Settings;
 use towpath_common::mem::Mem;
 use towpath_common::ring::Ring;
-use towpath_common::session::{Attach, Device, DeviceGone, P_NET_MTU, P_RARP, Update};
+use towpath_common::session::{Attach, Device, DeviceGone, F_LOG_ALL, P_NET_MTU, P_RARP, Update};
 use towpath_common::worker::Handle;
 use tracing::error;
 
@@ -143,10 +144,17 @@ impl Device for NetDevice {
     }
 
     fn negotiated(&self, features: u64) {
-        if let Egress::Guest(queues) = &*self.egress {
-            queues.set_limit(u16::MAX);
+        let before = self.accepted.swap(features, Relaxed);
+        // To log writes, for a migration, is the front-end's affair and not the driver's.
+        if (before ^ features) & !F_LOG_ALL != 0 {
+            self.reset();
         }
-        self.accepted.store(features, Relaxed);
+    }
+
+    fn reset(&self) {
+        if let Egress::Guest(queues) = &*self.egress {
+            queues.reset();
+        }
     }
 
     fn memory(&self, _: &Arc<Mem>) {}
@@ -159,8 +167,12 @@ impl Device for NetDevice {
         let features = self.accepted.load(Relaxed);
         let attach = Box::new(attach);
         let answer = if self.is_control(queue) {
-            let control = Control::new(features, self.card.pairs);
             let egress = Arc::clone(&self.egress);
+            let said = match &*egress {
+                Egress::Guest(queues) => (queues.pairs(), queues.offloads()),
+                Egress::Uplink(_) => (None, None),
+            };
+            let control = Control::new(features, self.card.pairs).resumed(said.0, said.1);
             worker
                 .call(|reply| Change::AttachControl(self.no, queue, attach, control, egress, reply))
         } else {
@@ -225,41 +237,39 @@ impl Device for NetDevice {
         }
     }
 
+    fn settings(&self) -> Settings {
+        let mtu = self.config().card().mtu;
+        let mut settings = Settings {
+            mtu: (mtu != self.card.mtu).then_some(mtu),
+            ..Settings::default()
+        };
+        if let Egress::Guest(queues) = &*self.egress {
+            (settings.pairs, settings.offloads) = (queues.pairs(), queues.offloads());
+        }
+        settings
+    }
+
+    fn restore(&self, settings: &Settings) {
+        if let Some(mtu) = settings.mtu {
+            // If the port's is smaller now, the guest has read that other one long ago.
+            let _ = self.set_mtu(mtu);
+        }
+        if let Egress::Guest(queues) = &*self.egress {
+            if let Some(pairs) = settings.pairs.filter(|n| (1..=self.card.pairs).contains(n)) {
+                queues.set_limit(pairs);
+            }
+            if let Some(offloads) = settings.offloads {
+                queues.set_offloads(offloads & self.accepted.load(Relaxed));
+            }
+        }
+    }
+
     fn disconnected(&self) {
         *self.config() = NetConfig::new(self.card);
         self.accepted.store(0, Relaxed);
+        self.reset();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::egress::GuestEgress;
-
-    #[test]
-    fn a_guest_is_told_no_larger_mtu_than_its_port_has() {
-        let card = Card {
-            pairs: 2,
-            mac: None,
-            mtu: 9000,
-            offloads: true,
-        };
-        let egress = Arc::new(Egress::Guest(GuestEgress::new(2)));
-        let shared = Arc::new(PortShared::new(4, 1));
-        let device = NetDevice::new("p0".into(), PortNo(0), card, egress, shared, Vec::new());
-        let shown = || {
-            let mut mtu = [0; 2];
-            assert!(device.read_config(10, &mut mtu));
-            u16::from_le_bytes(mtu)
-        };
-        assert_eq!((device.max_queues(), shown()), (5, 9000));
-        assert!(device.set_mtu(1500) && !device.set_mtu(9001) && !device.set_mtu(67));
-        assert_eq!(shown(), 1500);
-        device.disconnected();
-        assert_eq!(
-            shown(),
-            9000,
-            "the next front-end finds the port as configured"
-        );
-    }
-}
+mod tests;

@@ -52,6 +52,8 @@ pub enum Discard {
     ReceiverSmall,
     /// The frame is larger than the receiver takes and cannot be segmented.
     TooBigForReceiver,
+    /// The frame is to be cut into more segments than the receiver's ring has entries.
+    TooManySegments,
     /// The sending ring is disabled (vhost-user: its frames are consumed and dropped).
     RingDisabled,
 }
@@ -61,7 +63,7 @@ impl Discard {
     pub const COUNT: usize = Discard::NAMES.len();
 
     /// Short names for metrics, by [`Discard::index`].
-    pub const NAMES: [&'static str; 25] = [
+    pub const NAMES: [&'static str; 26] = [
         "runt",
         "giant",
         "bad_header",
@@ -86,6 +88,7 @@ impl Discard {
         "receiver_full",
         "receiver_small",
         "too_big_for_receiver",
+        "too_many_segments",
         "ring_disabled",
     ];
 

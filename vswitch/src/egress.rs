@@ -4,13 +4,13 @@
 //! frame is copied once, from the sender's buffers to the receiver's, even when two workers serve
 //! the two; and a session takes a ring back by taking the lease, without asking any worker.
 
-use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use towpath_common::lease::{Held, Lease};
 use towpath_common::ring::Ring;
 use towpath_common::session::Update;
 
-use crate::net::Offloads;
+use crate::features;
 use crate::port::Uplink;
 use crate::port::guest::GuestRx;
 use towpath_common::bell::Bell;
@@ -24,6 +24,9 @@ pub enum Egress {
     Uplink(Box<[Lease<Box<dyn Uplink>>]>),
 }
 
+/// What the driver has said nothing about.
+const UNSAID: u64 = u64::MAX;
+
 /// A guest's receive queues, by pair.
 #[derive(Debug)]
 pub struct GuestEgress {
@@ -32,6 +35,8 @@ pub struct GuestEgress {
     open: AtomicU16,
     /// Most that the driver wants in use, if it said so through its control queue.
     limit: AtomicU16,
+    /// Bits of the offloads it takes, or [`UNSAID`].
+    offloads: AtomicU64,
 }
 
 impl GuestEgress {
@@ -42,6 +47,7 @@ impl GuestEgress {
             queues: (0..pairs).map(|_| Lease::new(None)).collect(),
             open: AtomicU16::new(0),
             limit: AtomicU16::new(u16::MAX),
+            offloads: AtomicU64::new(UNSAID),
         }
     }
 
@@ -62,11 +68,16 @@ impl GuestEgress {
     ///
     /// # Errors
     /// The queue, if `pair` is not one.
-    pub fn install(&self, pair: u16, queue: GuestRx) -> Result<(), Box<GuestRx>> {
+    pub fn install(&self, pair: u16, mut queue: GuestRx) -> Result<(), Box<GuestRx>> {
         let Some(lease) = self.queues.get(usize::from(pair)) else {
             return Err(Box::new(queue));
         };
-        *lease.lock() = Some(queue);
+        let mut held = lease.lock();
+        if let Some(offloads) = self.offloads() {
+            queue.set_accepts(features::accepts(offloads));
+        }
+        *held = Some(queue);
+        drop(held);
         self.recount();
         Ok(())
     }
@@ -104,13 +115,32 @@ impl GuestEgress {
         self.limit.store(pairs, Relaxed);
     }
 
-    /// The driver takes other offloads from now on.
-    pub fn set_accepts(&self, accepts: Offloads) {
+    /// How many pairs the driver wants in use, if it said so.
+    #[must_use]
+    pub fn pairs(&self) -> Option<u16> {
+        Some(self.limit.load(Relaxed)).filter(|limit| *limit != u16::MAX)
+    }
+
+    /// Which of the offloads it negotiated the driver wants, by feature bits, if it said so.
+    #[must_use]
+    pub fn offloads(&self) -> Option<u64> {
+        Some(self.offloads.load(Relaxed)).filter(|bits| *bits != UNSAID)
+    }
+
+    /// The driver takes these offloads from now on; so do queues that are yet to be put in place.
+    pub fn set_offloads(&self, bits: u64) {
+        self.offloads.store(bits, Relaxed);
         for lease in &self.queues {
             if let Some(queue) = lease.lock().as_mut() {
-                queue.set_accepts(accepts);
+                queue.set_accepts(features::accepts(bits));
             }
         }
+    }
+
+    /// Forget what the driver said; no queue is in place.
+    pub fn reset(&self) {
+        self.limit.store(u16::MAX, Relaxed);
+        self.offloads.store(UNSAID, Relaxed);
     }
 
     /// Only a port's session does this, so that no two counts overtake each other.

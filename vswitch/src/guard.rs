@@ -15,6 +15,9 @@
 //! | `packet_rate`, `packet_burst` | off | off | frames a second, and at once |
 //! | `byte_rate`, `byte_burst` | off | off | bytes a second, and at once |
 //!
+//! A frame that is to be cut into segments counts as so many frames, whether or not anybody gets it
+//! in pieces.
+//!
 //! The limits are for floods, not for busy guests: a /22 full of ARP stays far below 1000
 //! broadcasts a second, a 100 Mbit/s multicast stream is 10 000 frames, and a unicast flow is
 //! unknown only until its receiver answers. 64 addresses are room for nested guests and
@@ -140,15 +143,25 @@ pub enum Side {
     reason = "each is the field of GuardConfig of the same name"
 )]
 pub struct GuardTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bpdu_guard: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub source_guard: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mac_limit: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub broadcast_limit: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub multicast_limit: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub unknown_limit: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub packet_rate: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub packet_burst: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub byte_rate: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub byte_burst: Option<Bound>,
 }
 
@@ -302,28 +315,32 @@ impl Guards {
         (!drop).then_some(()).ok_or(Discard::BpduGuard)
     }
 
-    /// Whether a frame that goes to many may pass at `now_ns`. It is counted if it may.
+    /// Whether a frame that goes to many may pass at `now_ns`. It is counted if it may, as the
+    /// `frames` that it makes on a wire.
     ///
     /// # Errors
     /// [`Discard::BroadcastStorm`], [`Discard::MulticastStorm`], [`Discard::UnknownStorm`].
     #[inline]
-    pub fn storm(&self, storm: Storm, now_ns: u64) -> Result<(), Discard> {
+    pub fn storm(&self, storm: Storm, frames: u32, now_ns: u64) -> Result<(), Discard> {
         let (limiter, reason) = match storm {
             Storm::Broadcast => (&self.storms[0], Discard::BroadcastStorm),
             Storm::Multicast => (&self.storms[1], Discard::MulticastStorm),
             Storm::Unknown => (&self.storms[2], Discard::UnknownStorm),
         };
-        passes(limiter, 1, now_ns).then_some(()).ok_or(reason)
+        passes(limiter, frames.into(), now_ns)
+            .then_some(())
+            .ok_or(reason)
     }
 
-    /// Whether a frame of `bytes` may pass at `now_ns`. One that has too many bytes still counts
-    /// as a frame.
+    /// Whether a frame of `bytes`, which makes `frames` on a wire, may pass at `now_ns`. One that has
+    /// too many bytes still counts as so many frames.
     ///
     /// # Errors
     /// [`Discard::RateLimit`].
     #[inline]
-    pub fn rate(&self, bytes: usize, now_ns: u64) -> Result<(), Discard> {
-        let may = passes(&self.packets, 1, now_ns) && passes(&self.bytes, bytes as u64, now_ns);
+    pub fn rate(&self, frames: u32, bytes: usize, now_ns: u64) -> Result<(), Discard> {
+        let may = passes(&self.packets, frames.into(), now_ns)
+            && passes(&self.bytes, bytes as u64, now_ns);
         may.then_some(()).ok_or(Discard::RateLimit)
     }
 

@@ -45,9 +45,9 @@ pub enum Change {
     RemovePort(PortNo, ReplyTo<()>),
     /// Another weight or cap.
     SetShare(PortNo, Share),
-    /// Poll an uplink.
-    AddUplink(PortNo, Box<dyn Uplink>, ReplyTo<bool>),
-    /// Give an uplink back.
+    /// Poll a queue of an uplink, by its number.
+    AddUplink(PortNo, u16, Box<dyn Uplink>, ReplyTo<bool>),
+    /// Give a queue of an uplink back.
     RemoveUplink(PortNo, ReplyTo<Option<Box<dyn Uplink>>>),
     /// Poll a transmit queue, of a driver that negotiated these features.
     Attach(PortNo, u16, Box<Attach>, u64, ReplyTo<bool>),
@@ -96,8 +96,6 @@ struct PortHere {
     queues: Vec<GuestTx>,
     control: Option<GuestCtrl>,
     uplinks: Vec<UplinkHere>,
-    /// What came from the uplinks.
-    rx: QueueCounters,
     shared: Arc<PortShared>,
     poisoned: bool,
 }
@@ -105,6 +103,10 @@ struct PortHere {
 #[derive(Debug)]
 struct UplinkHere {
     uplink: Box<dyn Uplink>,
+    /// Number of its queue; nobody else counts what comes from there.
+    queue: u16,
+    /// What came from it.
+    rx: QueueCounters,
     /// When it is looked at next, in ns.
     next: u64,
     told: bool,
@@ -178,7 +180,7 @@ impl PortHere {
             frames += control.visit(burst);
         }
         for uplink in &mut self.uplinks {
-            frames += uplink.serve(self.no, &mut self.rx, switch, now);
+            frames += uplink.serve(self.no, switch, now);
         }
         frames
     }
@@ -208,12 +210,8 @@ impl PortHere {
                 shared.counters.publish(queue.report());
             }
         }
-        if !self.uplinks.is_empty()
-            && let Some(shared) = self.shared.queues.get(1)
-        {
-            shared.counters.publish(&self.rx);
-        }
         for uplink in &mut self.uplinks {
+            uplink.publish(&self.shared);
             if let Some(error) = uplink.uplink.failed()
                 && !std::mem::replace(&mut uplink.told, true)
             {
@@ -227,13 +225,13 @@ impl PortHere {
 }
 
 impl UplinkHere {
-    fn serve(
-        &mut self,
-        port: PortNo,
-        counters: &mut QueueCounters,
-        switch: &mut Switch,
-        now: Moment,
-    ) -> usize {
+    fn publish(&self, shared: &PortShared) {
+        if let Some(shared) = shared.queues.get(usize::from(self.queue) * 2 + 1) {
+            shared.counters.publish(&self.rx);
+        }
+    }
+
+    fn serve(&mut self, port: PortNo, switch: &mut Switch, now: Moment) -> usize {
         if now.ns < self.next {
             return 0;
         }
@@ -246,7 +244,7 @@ impl UplinkHere {
             port,
             may_send: Offloads::ALL,
             trusted: true,
-            counters,
+            counters: &mut self.rx,
         };
         switch.forward(Source::Uplink(&*self.uplink, frames), ingress, now);
         frames
@@ -324,6 +322,7 @@ impl Plane for NetPlane {
                 continue;
             }
             let mut poisoned = port.queues.iter().any(GuestTx::check_poison);
+            poisoned |= port.control.iter().any(GuestCtrl::check_poison);
             if let Some(Egress::Guest(queues)) = tables.port(port.no).map(|p| &*p.egress) {
                 poisoned |= queues.check_poison();
             }
@@ -340,3 +339,6 @@ impl Plane for NetPlane {
         self.sched.next_release(now)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,7 +118,8 @@ impl Discards {
 /// A port's published state; it lives as long as the port's name is configured.
 #[derive(Debug)]
 pub struct PortShared {
-    /// By queue index: even ones are the guest's receive queues (tx), odd ones its transmit queues.
+    /// By queue index: even ones are the guest's receive queues (tx), odd ones its transmit queues;
+    /// for each queue of an uplink, what was sent and what was received. Each has one writer.
     pub queues: Box<[QueueShared]>,
     /// By worker.
     pub discards: Box<[Discards]>,

@@ -10,6 +10,7 @@
 //! delays nobody else (no head-of-line blocking).
 
 mod deliver;
+mod posted;
 mod shape;
 mod watch;
 
@@ -328,7 +329,7 @@ fn decide(
         return Verdict::Drop(Discard::LinkLocal);
     }
     if guards.is_rated()
-        && let Err(why) = guards.rate(item.len as usize, now.ns)
+        && let Err(why) = guards.rate(item.wire_frames(), item.len as usize, now.ns)
     {
         return Verdict::Drop(why);
     }
@@ -350,14 +351,14 @@ fn decide(
         } else {
             Storm::Multicast
         };
-        return flood(guards.storm(storm, now.ns));
+        return flood(guards.storm(storm, item.wire_frames(), now.ns));
     }
     if last.dst != Some(item.dst) {
         last.dst = Some(item.dst);
         last.to = fdb.lookup(item.dst);
     }
     let Some(to) = last.to else {
-        return flood(guards.storm(Storm::Unknown, now.ns));
+        return flood(guards.storm(Storm::Unknown, item.wire_frames(), now.ns));
     };
     if to == port.no {
         return Verdict::Drop(Discard::Hairpin);

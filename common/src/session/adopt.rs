@@ -64,6 +64,7 @@ impl<D: Device> Session<D> {
             log: self.log.as_ref().map(|l| (l.offset, l.len)),
             inflight: self.inflight.as_ref().map(table_record),
             vrings: self.vrings.iter().map(vring_record).collect(),
+            settings: self.device.settings(),
             fds: Vec::new(),
         });
         for (i, region) in regions.iter().enumerate() {
@@ -140,6 +141,7 @@ impl<D: Device> Session<D> {
         for (i, (vring, r)) in session.vrings.iter_mut().zip(record.vrings).enumerate() {
             *vring = restore_vring(i, r, &mut kept)?;
         }
+        session.device.restore(&record.settings);
         session.device.memory(&session.mem);
         if let Err(e) = session.resume() {
             session.end();

@@ -30,6 +30,7 @@ pub use serve::{Endpoint, Listening, Mode, Server};
 pub use state::{Session, Status};
 pub use vring::Addresses;
 
+use crate::keep::Settings;
 use crate::mem::Mem;
 use crate::ring::Ring;
 
@@ -118,6 +119,10 @@ pub trait Device: Send + Sync + 'static {
     /// The driver accepted these features.
     fn negotiated(&self, features: u64);
 
+    /// The driver begins anew: what it said through its queues, of which none is attached, is to be
+    /// forgotten. New features say the same.
+    fn reset(&self) {}
+
     /// The guest's memory map is now `mem`.
     fn memory(&self, mem: &Arc<Mem>);
 
@@ -145,6 +150,17 @@ pub trait Device: Send + Sync + 'static {
     fn set_mtu(&self, mtu: u16) -> bool {
         let _ = mtu;
         true
+    }
+
+    /// What was said to it that a successor of this process must know.
+    fn settings(&self) -> Settings {
+        Settings::default()
+    }
+
+    /// It was said to a predecessor, by the same front-end and driver. Features are negotiated, no
+    /// queue is attached.
+    fn restore(&self, settings: &Settings) {
+        let _ = settings;
     }
 
     /// The front-end is gone and all rings are detached.

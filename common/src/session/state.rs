@@ -236,6 +236,12 @@ impl<D: Device> Session<D> {
             return Err(SessionError::NotOffered(unknown));
         }
         if features == self.features {
+            // A driver that begins anew may accept what the one before it did; where the front-end
+            // sends no status, this is all that is seen of it.
+            let runs = self.vrings.iter().any(|vring| vring.started);
+            if !runs && !self.speaks(Protocol::STATUS) {
+                self.device.reset();
+            }
             return Ok(());
         }
         self.rebuild(|s| {
@@ -393,6 +399,7 @@ impl<D: Device> Session<D> {
             vring.kick = None;
         }
         self.device_status = 0;
+        self.device.reset();
         Ok(())
     }
 

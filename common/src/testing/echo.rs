@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::room::Room;
+use crate::keep::Settings;
 use crate::mailbox::ReplyTo;
 use crate::mem::Mem;
 use crate::ring::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_VERSION_1, Ring, Violation};
@@ -110,6 +111,7 @@ pub struct Diary {
     negotiated: AtomicU64,
     regions: AtomicU64,
     disconnects: AtomicU64,
+    resets: AtomicU64,
     /// MTUs and addresses the front-end sent, in order.
     mtus: Mutex<Vec<u16>>,
     announced: Mutex<Vec<[u8; 6]>>,
@@ -211,6 +213,12 @@ impl Echo {
         lock(&self.diary.announced).clone()
     }
 
+    /// Times the driver began anew.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.diary.resets.load(SeqCst)
+    }
+
     /// Sessions that ended.
     #[must_use]
     pub fn disconnects(&self) -> u64 {
@@ -266,6 +274,10 @@ impl Device for Echo {
         self.diary.negotiated.store(features, SeqCst);
     }
 
+    fn reset(&self) {
+        self.diary.resets.fetch_add(1, SeqCst);
+    }
+
     fn memory(&self, mem: &Arc<Mem>) {
         self.diary.regions.store(mem.regions().len() as u64, SeqCst);
     }
@@ -295,6 +307,18 @@ impl Device for Echo {
     fn set_mtu(&self, mtu: u16) -> bool {
         lock(&self.diary.mtus).push(mtu);
         mtu <= MAX_MTU
+    }
+
+    fn settings(&self) -> Settings {
+        let taken = self.mtus().into_iter().rfind(|mtu| *mtu <= MAX_MTU);
+        Settings {
+            mtu: taken,
+            ..Settings::default()
+        }
+    }
+
+    fn restore(&self, settings: &Settings) {
+        lock(&self.diary.mtus).extend(settings.mtu);
     }
 
     fn disconnected(&self) {

@@ -1,6 +1,8 @@
 //! Writes a [`Change`] into the text of a configuration file; comments, order and everything else
 //! stay as they are.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value};
 use towpath_common::config::Name;
 
@@ -44,7 +46,7 @@ pub fn edit(text: &str, change: &Change) -> Result<String, EditError> {
                 return Err(EditError::NotThere(format!("port {name}")));
             }
         }
-        Change::FdbAdd(entry) => append(root, "fdb", &toml::Table::try_from(entry)?)?,
+        Change::FdbAdd(entry) => append(root, "fdb", &plain(entry)?)?,
         Change::FdbDel(key) => {
             let is_it = |table: &Table| {
                 let mac = table.get("mac").and_then(Item::as_str);
@@ -59,7 +61,7 @@ pub fn edit(text: &str, change: &Change) -> Result<String, EditError> {
                 )));
             }
         }
-        Change::MirrorAdd(mirror) => append(root, "mirror", &toml::Table::try_from(mirror)?)?,
+        Change::MirrorAdd(mirror) => append(root, "mirror", &plain(mirror)?)?,
         Change::MirrorDel(name) => {
             if !remove(root, "mirror", |table| named(table, "name", name))? {
                 return Err(EditError::NotThere(format!("mirror {name}")));
@@ -67,6 +69,22 @@ pub fn edit(text: &str, change: &Change) -> Result<String, EditError> {
         }
     }
     Ok(document.to_string())
+}
+
+/// The keys of `value` without those that mean the same if they are left out.
+fn plain<T>(value: &T) -> Result<toml::Table, EditError>
+where
+    T: Serialize + DeserializeOwned + PartialEq,
+{
+    let all = toml::Table::try_from(value)?;
+    let mut kept = all.clone();
+    for (key, written) in all {
+        kept.remove(&key);
+        if kept.clone().try_into::<T>().ok().as_ref() != Some(value) {
+            kept.insert(key, written);
+        }
+    }
+    Ok(kept)
 }
 
 /// The tables `[[key]]`, if there are any.

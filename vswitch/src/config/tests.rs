@@ -489,6 +489,49 @@ tap = \"tap0\"
     }
 
     #[test]
+    fn what_is_as_usual_is_not_written() {
+        let mac = "52:54:00:00:00:01".parse().unwrap();
+        let entry = |vlan| StaticEntry {
+            mac,
+            vlan: Vid::new(vlan).unwrap(),
+            port: name("b"),
+        };
+        let mirror = |direction| Mirror {
+            name: name("m"),
+            from: vec![],
+            vlans: Some("10".parse().unwrap()),
+            to: name("b"),
+            direction,
+            member: false,
+        };
+        let said = "\n[[fdb]]\nmac = \"52:54:00:00:00:01\"\nport = \"b\"\n";
+        let tagged = format!("{said}vlan = 7\n");
+        let plain = "\n[[mirror]]\nname = \"m\"\nto = \"b\"\nvlans = \"10\"\n";
+        let one_way = plain.replace("to =", "direction = \"rx\"\nto =");
+        for (change, added) in [
+            (Change::FdbAdd(entry(1)), said),
+            (Change::FdbAdd(entry(7)), &tagged),
+            (Change::MirrorAdd(mirror(Direction::Both)), plain),
+            (Change::MirrorAdd(mirror(Direction::Rx)), &one_way),
+        ] {
+            let text = edit(FILE, &change).unwrap();
+            assert_eq!(text, [FILE, added].concat());
+        }
+    }
+
+    #[test]
+    fn guards_show_what_is_written_of_them() {
+        let guards = |text: &str| file(&FILE.replace("mtu = 9000 ", text));
+        let one = guards("guards = { mac_limit = 3 } ");
+        let written = toml::Table::try_from(&one.ports[0]).unwrap();
+        assert_eq!(written["guards"].to_string(), "{ mac_limit = 3 }");
+        assert_eq!(
+            guards("").diff(&one).to_string(),
+            "port a (guards: {} -> {\"mac_limit\":3})"
+        );
+    }
+
+    #[test]
     fn what_does_not_hold_together_is_refused() {
         let config = file(FILE);
         let refuse = |change: &Change| config.changed(change).unwrap_err().to_string();

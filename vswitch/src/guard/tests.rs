@@ -125,29 +125,29 @@ fn storms_are_cut_each_for_itself() {
     let guest = guards(text, Side::Guest, &[]);
     let count = |storm, now| {
         (0..2000)
-            .filter(|_| guest.storm(storm, now).is_ok())
+            .filter(|_| guest.storm(storm, 1, now).is_ok())
             .count()
     };
     assert_eq!(count(Storm::Broadcast, 0), 3);
     assert_eq!(count(Storm::Multicast, 0), 1024);
     assert_eq!(count(Storm::Unknown, 0), 2000);
     assert_eq!(
-        guest.storm(Storm::Broadcast, 0),
+        guest.storm(Storm::Broadcast, 1, 0),
         Err(Discard::BroadcastStorm)
     );
     assert_eq!(
-        guest.storm(Storm::Multicast, 0),
+        guest.storm(Storm::Multicast, 1, 0),
         Err(Discard::MulticastStorm)
     );
     assert_eq!(count(Storm::Broadcast, SECOND), 3);
     let usual = guards("", Side::Guest, &[]);
     for _ in 0..10_000 {
-        assert_eq!(usual.storm(Storm::Unknown, 0), Ok(()));
+        assert_eq!(usual.storm(Storm::Unknown, 1, 0), Ok(()));
     }
-    let unknown = usual.storm(Storm::Unknown, 0);
+    let unknown = usual.storm(Storm::Unknown, 1, 0);
     assert_eq!(unknown, Err(Discard::UnknownStorm));
     let uplink = guards("", Side::Uplink, &[]);
-    assert!((0..100_000).all(|_| uplink.storm(Storm::Broadcast, 0).is_ok()));
+    assert!((0..100_000).all(|_| uplink.storm(Storm::Broadcast, 1, 0).is_ok()));
 }
 
 #[test]
@@ -156,11 +156,11 @@ fn rates_hold_for_frames_and_for_bytes() {
     assert!(by_frame.is_rated() && !guards("", Side::Guest, &[]).is_rated());
     let count = |guards: &Guards, bytes| {
         (0..10_000)
-            .filter(|_| guards.rate(bytes, 0).is_ok())
+            .filter(|_| guards.rate(1, bytes, 0).is_ok())
             .count()
     };
     assert_eq!(count(&by_frame, 64), 5);
-    assert_eq!(by_frame.rate(64, 0), Err(Discard::RateLimit));
+    assert_eq!(by_frame.rate(1, 64, 0), Err(Discard::RateLimit));
     let by_byte = guards("byte_rate = '1M'\nbyte_burst = 10000", Side::Uplink, &[]);
     assert_eq!(count(&by_byte, 1000), 10);
     // Without a burst: the twentieth part of a second, or what a burst of frames needs.
@@ -230,4 +230,22 @@ proptest! {
             prop_assert!(sent <= earned + burst + burst / 1000 + largest + 1);
         }
     }
+}
+
+#[test]
+fn a_frame_of_many_segments_counts_as_many() {
+    let guest = guards("packet_rate = 1000\npacket_burst = 100", Side::Guest, &[]);
+    assert_eq!(guest.rate(99, 9000, 0), Ok(()));
+    assert_eq!(guest.rate(1024, 65_000, 0), Ok(()), "one was left");
+    assert_eq!(guest.rate(1, 64, 0), Err(Discard::RateLimit));
+    assert_eq!(
+        guest.rate(1, 64, SECOND),
+        Err(Discard::RateLimit),
+        "still owed"
+    );
+    assert_eq!(guest.rate(1, 64, 2 * SECOND), Ok(()));
+    let guest = guards("broadcast_limit = 10", Side::Guest, &[]);
+    assert_eq!(guest.storm(Storm::Broadcast, 10, 0), Ok(()));
+    let storm = guest.storm(Storm::Broadcast, 1, 0);
+    assert_eq!(storm, Err(Discard::BroadcastStorm));
 }

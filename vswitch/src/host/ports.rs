@@ -11,7 +11,7 @@ use towpath_common::session::{Endpoint, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Worker};
 use tracing::error;
 
-use super::settings::mirrors_of;
+use super::settings::{mirrors_of, undo};
 use super::{Host, lock};
 use crate::config::{self, Config};
 use crate::device::NetDevice;
@@ -131,9 +131,8 @@ fn same_session(a: &config::Port, b: &config::Port) -> bool {
 }
 
 /// What can change without opening the interface again.
-fn same_interface(a: &config::Uplink, b: &config::Uplink) -> bool {
-    let interface =
-        |u: &config::Uplink| (u.name.clone(), u.tap.clone(), u.queues, u.mtu, u.offloads);
+pub(super) fn same_interface(a: &config::Uplink, b: &config::Uplink) -> bool {
+    let interface = |u: &config::Uplink| (u.name.clone(), u.tap.clone(), u.queues, u.offloads);
     interface(a) == interface(b)
 }
 
@@ -170,7 +169,7 @@ fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
     endpoint.listen().map_err(|e| failed(&config.name, e))
 }
 
-fn failed(name: &Name, source: impl Into<Cause>) -> ServiceError {
+pub(super) fn failed(name: &Name, source: impl Into<Cause>) -> ServiceError {
     ServiceError::Port {
         name: name.clone(),
         source: source.into(),
@@ -190,6 +189,7 @@ impl Host {
             u16::try_from(at).ok().map(PortNo)
         })?;
         let prepared = self.prepare(config)?;
+        let resized = self.resize(config)?;
         let stays = |r: &Running| match &r.kind {
             Kind::Guest(have, _) => config.ports.iter().any(|p| same_session(have, p)),
             Kind::Uplink(have, _) => config.uplinks.iter().any(|u| same_interface(have, u)),
@@ -211,6 +211,7 @@ impl Host {
         if let Err(failure) = self.start_all(prepared, &replaced) {
             // Nothing is expected to fail after `prepare`; if it does, what was is put back.
             self.put_back(replaced);
+            undo(resized);
             for (vid, mac, no) in statics {
                 // What could be entered once can be again.
                 let _ = self.fdb.set_static(vid, mac, no);
@@ -384,12 +385,12 @@ impl Host {
         } else {
             taps
         };
+        let queues = taps.len() * 2;
         let (shared, connections) = match before {
-            Some((shared, n)) if shared.queues.len() == 2 => (shared, n),
-            _ => (Arc::new(PortShared::new(2, self.workers.len())), 0),
+            Some((shared, n)) if shared.queues.len() == queues => (shared, n),
+            _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
         };
-        let mtu = taps.first().map_or(0, |tap| tap.max_frame() - ETHERNET);
-        let mtu = u32::try_from(mtu).unwrap_or(0);
+        let mtu = taps.first().map_or(0, |tap| tap.mtu().into());
         let twins: io::Result<Vec<_>> = taps.iter().map(Tap::twin).collect();
         let senders = twins.map_err(|e| failed(&config.name, e))?;
         let leases = senders
@@ -398,13 +399,14 @@ impl Host {
         let egress = Arc::new(Egress::Uplink(leases.collect()));
         let share = share(config.weight, config.cap, self.workers.len());
         self.add_to_workers(no, &config.name, share, &shared)?;
-        for (at, tap) in taps.into_iter().enumerate() {
-            let Some(worker) = self.workers.get(at % self.workers.len().max(1)) else {
+        for (queue, tap) in (0u16..).zip(taps) {
+            let at = usize::from(queue) % self.workers.len().max(1);
+            let Some(worker) = self.workers.get(at) else {
                 continue;
             };
             let added = worker
                 .handle()
-                .call(|reply| Change::AddUplink(no, Box::new(tap), reply));
+                .call(|reply| Change::AddUplink(no, queue, Box::new(tap), reply));
             if !added.map_err(|e| failed(&config.name, e))? {
                 return Err(failed(&config.name, "the interface cannot be polled"));
             }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use towpath_common::config::Name;
 use towpath_common::sched::Share;
+use tracing::error;
 
-use super::ports::{guards_of, share, uplink_guards};
+use super::ports::{failed, guards_of, same_interface, share, uplink_guards};
 use super::{Host, Kind, Running, lock};
 use crate::config::{self, Config, Direction};
 use crate::fdb::{Ageing, Filter, PortNo};
 use crate::mac::Mac;
 use crate::mirror::{Mirrors, Rule};
 use crate::plane::Change;
+use crate::port::tap::{InterfaceName, Tap};
 use crate::service::{Report, ServiceError};
 use crate::stats::VlanCounters;
 use crate::vlan::{Mode, Vid};
@@ -42,7 +44,42 @@ pub(super) fn mirrors_of(
     })
 }
 
+/// Interfaces with the MTU that they had.
+pub(super) type Resized = Vec<(InterfaceName, u16)>;
+
+/// Give interfaces the MTU back that they had.
+pub(super) fn undo(resized: Resized) {
+    for (name, mtu) in resized {
+        if let Err(error) = Tap::set_mtu(&name, mtu) {
+            error!(tap = %name, mtu, %error, "the interface keeps the MTU of a failed reload");
+        }
+    }
+}
+
 impl Host {
+    /// Give interfaces that stay the MTU that is configured now, all of them or none.
+    pub(super) fn resize(&self, config: &Config) -> Result<Resized, ServiceError> {
+        let mut resized = Resized::new();
+        for running in lock(&self.ports).iter() {
+            let Kind::Uplink(have, mtu) = &running.kind else {
+                continue;
+            };
+            let wanted = config.uplinks.iter().find(|u| same_interface(have, u));
+            let Some(wanted) = wanted.and_then(|u| u.mtu).map(|mtu| mtu.get()) else {
+                continue;
+            };
+            if u32::from(wanted) == *mtu {
+                continue;
+            }
+            if let Err(error) = Tap::set_mtu(&have.tap, wanted) {
+                undo(resized);
+                return Err(failed(&have.name, error));
+            }
+            resized.push((have.tap.clone(), u16::try_from(*mtu).unwrap_or(u16::MAX)));
+        }
+        Ok(resized)
+    }
+
     /// Give the ports their order, and those that stayed their new settings.
     pub(super) fn settle(&self, config: &Config) -> Result<(), ServiceError> {
         let workers = self.workers.len();
@@ -68,13 +105,15 @@ impl Host {
                         port.guards = Arc::new(guards_of(config, wanted));
                     }
                 }
-                Kind::Uplink(have, _) => {
+                Kind::Uplink(have, mtu) => {
                     let wanted = config.uplinks.iter().find(|u| u.name == have.name);
                     if let Some(wanted) = wanted {
                         let old = share(have.weight, have.cap, workers);
                         reshare(old, share(wanted.weight, wanted.cap, workers));
                         *have = wanted.clone();
                         port.guards = Arc::new(uplink_guards(wanted));
+                        // Without one, the interface keeps what it has.
+                        *mtu = wanted.mtu.map_or(*mtu, |mtu| mtu.get().into());
                     }
                 }
             }

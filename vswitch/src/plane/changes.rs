@@ -34,7 +34,9 @@ impl NetPlane {
                     self.sched.set_share(entity, share, now);
                 }
             }
-            Change::AddUplink(no, uplink, reply) => reply.send(self.add_uplink(no, uplink)),
+            Change::AddUplink(no, queue, uplink, reply) => {
+                reply.send(self.add_uplink(no, queue, uplink));
+            }
             Change::RemoveUplink(no, reply) => reply.send(self.remove_uplink(no)),
             Change::Attach(no, queue, attach, features, reply) => {
                 reply.send(self.attach(no, queue, *attach, features));
@@ -93,12 +95,6 @@ impl NetPlane {
             queues: Vec::new(),
             control: None,
             uplinks: Vec::new(),
-            rx: new
-                .shared
-                .queues
-                .get(1)
-                .map(|q| q.counters.snapshot())
-                .unwrap_or_default(),
             shared: new.shared,
             poisoned: false,
         };
@@ -116,19 +112,29 @@ impl NetPlane {
         for place in &mut self.ports {
             if let Some(port) = place.take_if(|p| p.no == no) {
                 self.sched.remove(port.entity);
+                // What the caller did not ask back: others may keep the same files open, and they
+                // would go on waking this worker.
+                let kicks = port.queues.iter().filter_map(GuestTx::kick);
+                let kicks = kicks.chain(port.control.iter().filter_map(GuestCtrl::kick));
+                let uplinks = port.uplinks.iter().map(|here| here.uplink.fd());
+                kicks.chain(uplinks).for_each(|fd| self.poller.remove(fd));
             }
         }
     }
 
-    fn add_uplink(&mut self, no: PortNo, uplink: Box<dyn Uplink>) -> bool {
+    fn add_uplink(&mut self, no: PortNo, queue: u16, uplink: Box<dyn Uplink>) -> bool {
+        let Some(port) = self.ports.iter_mut().flatten().find(|p| p.no == no) else {
+            return false;
+        };
         if self.poller.add(uplink.fd()).is_err() {
             return false;
         }
-        let Some(port) = self.find(no) else {
-            return false;
-        };
+        let shared = port.shared.queues.get(usize::from(queue) * 2 + 1);
+        let rx = shared.map(|q| q.counters.snapshot()).unwrap_or_default();
         port.uplinks.push(UplinkHere {
             uplink,
+            queue,
+            rx,
             next: 0,
             told: false,
         });
@@ -136,16 +142,18 @@ impl NetPlane {
     }
 
     fn remove_uplink(&mut self, no: PortNo) -> Option<Box<dyn Uplink>> {
-        let uplink = self.find(no)?.uplinks.pop()?.uplink;
-        self.poller.remove(uplink.fd());
-        Some(uplink)
+        let port = self.find(no)?;
+        let here = port.uplinks.pop()?;
+        here.publish(&port.shared);
+        self.poller.remove(here.uplink.fd());
+        Some(here.uplink)
     }
 
     fn attach(&mut self, no: PortNo, index: u16, attach: Attach, features: u64) -> bool {
-        let Ok(bell) = self.bells.pop().map_or_else(Bell::new, Ok) else {
+        let Some(port) = self.ports.iter_mut().flatten().find(|p| p.no == no) else {
             return false;
         };
-        let Some(port) = self.ports.iter_mut().flatten().find(|p| p.no == no) else {
+        let Ok(bell) = self.bells.pop().map_or_else(Bell::new, Ok) else {
             return false;
         };
         let counters = port.shared.queues.get(usize::from(index)).map(|q| {
@@ -160,6 +168,7 @@ impl NetPlane {
             .kick()
             .is_some_and(|kick| self.poller.add(kick).is_err())
         {
+            self.bells.extend(queue.into_parts().1);
             return false;
         }
         port.queues.push(queue);
@@ -176,10 +185,10 @@ impl NetPlane {
         control: Control,
         egress: Arc<Egress>,
     ) -> bool {
-        let Ok(bell) = self.bells.pop().map_or_else(Bell::new, Ok) else {
+        let Some(port) = self.ports.iter_mut().flatten().find(|p| p.no == no) else {
             return false;
         };
-        let Some(port) = self.ports.iter_mut().flatten().find(|p| p.no == no) else {
+        let Ok(bell) = self.bells.pop().map_or_else(Bell::new, Ok) else {
             return false;
         };
         let Ok(queue) = GuestCtrl::new(index, attach, bell, control, egress) else {
@@ -189,12 +198,14 @@ impl NetPlane {
             .kick()
             .is_some_and(|kick| self.poller.add(kick).is_err())
         {
+            self.bells.extend(queue.into_parts().1);
             return false;
         }
         if let Some(shared) = port.shared.queues.get(usize::from(index)) {
             shared.set_broken(None);
         }
         port.control = Some(queue);
+        port.poisoned = false;
         true
     }
 

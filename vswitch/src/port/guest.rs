@@ -200,6 +200,12 @@ impl Delivery<'_> {
         self.put_slow(head, rest, len)
     }
 
+    /// Most frames that can be written in one burst: each takes an entry of the ring.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.rx.ring.size().into()
+    }
+
     fn write_own(&self, first: Segment, head: &[u8], bytes: &[u8]) -> bool {
         self.mem.write(skipped(first, head), bytes)
     }
@@ -232,7 +238,12 @@ impl Delivery<'_> {
                 self.rx.ring.unpop(self.burst, self.burst.len() - self.at);
                 self.rx.ring.pop(self.burst, BURST);
                 self.at = 0;
-                self.buffers(len)?
+                let buffers = self.buffers(len);
+                if buffers.is_err() && self.rx.ring.broken().is_some() {
+                    // It has no buffers that could be trusted.
+                    return Err(Discard::PortDown);
+                }
+                buffers?
             }
             Err(why) => return Err(why),
         };

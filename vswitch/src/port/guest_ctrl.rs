@@ -12,7 +12,7 @@ use towpath_common::session::{Attach, Update};
 
 use super::line::Line;
 use crate::ctrl::{self, Command, Control, MAX_COMMAND};
-use crate::egress::{Egress, GuestEgress};
+use crate::egress::Egress;
 
 /// Commands carried out in one visit.
 const COMMANDS: usize = 4;
@@ -45,7 +45,8 @@ impl GuestCtrl {
         let (mut ring, kick, line) = Line::of(attach, bell)?;
         ring.disarm();
         if let Egress::Guest(queues) = &*egress {
-            // 5.1.6.5.5: one pair, until the driver asks for more.
+            // 5.1.6.5.5: one pair, until the driver asks for more. It lasts until a reset, however
+            // often the rings are set up again.
             queues.set_limit(control.pairs());
         }
         Ok(GuestCtrl {
@@ -62,9 +63,6 @@ impl GuestCtrl {
     /// Give back the ring, for its session, and the bell, which signals nothing any more.
     #[must_use]
     pub fn into_parts(self) -> (Ring, Option<Bell>) {
-        if let Egress::Guest(queues) = &*self.egress {
-            queues.set_limit(u16::MAX);
-        }
         (self.ring, self.line.into_bell())
     }
 
@@ -129,10 +127,8 @@ impl GuestCtrl {
             return ctrl::ERR;
         };
         match (command, &*self.egress) {
-            (Command::QueuePairs(pairs), Egress::Guest(queues)) => limit(queues, pairs),
-            (Command::GuestOffloads(_), Egress::Guest(queues)) => {
-                queues.set_accepts(self.control.accepts());
-            }
+            (Command::QueuePairs(pairs), Egress::Guest(queues)) => queues.set_limit(pairs),
+            (Command::GuestOffloads(bits), Egress::Guest(queues)) => queues.set_offloads(bits),
             _ => {}
         }
         ctrl::OK
@@ -149,12 +145,14 @@ impl GuestCtrl {
         self.ring.disarm();
     }
 
+    /// True if the guest's memory was truncated; the session is hung up then.
+    #[must_use]
+    pub fn check_poison(&self) -> bool {
+        self.line.check_poison(&self.ring)
+    }
+
     /// Why the ring broke, the first time this is asked after it did; the front-end is told too.
     pub fn newly_broken(&mut self) -> Option<Violation> {
         self.line.newly_broken(&self.ring)
     }
-}
-
-fn limit(queues: &GuestEgress, pairs: u16) {
-    queues.set_limit(pairs);
 }

@@ -89,6 +89,13 @@ impl Memory {
     }
 }
 
+impl AsFd for Wire {
+    /// What the switch's end is polled by.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.bell.as_fd()
+    }
+}
+
 impl Wire {
     /// Let the switch receive a frame; false if there is no room.
     #[must_use]

@@ -220,6 +220,24 @@ impl Tap {
         }
     }
 
+    /// Give the interface another MTU (in bytes, without the Ethernet header); its queues stay.
+    ///
+    /// # Errors
+    /// If there is no such interface in this network namespace, or it does not take that; see
+    /// [`TapError`].
+    pub fn set_mtu(name: &InterfaceName, mtu: u16) -> Result<(), TapError> {
+        if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+            return Err(TapError::Mtu(mtu));
+        }
+        bring_up(name, Some(mtu)).map(drop)
+    }
+
+    /// MTU of the interface when it was opened, in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        u16::try_from(self.max_frame - LINK).unwrap_or(u16::MAX)
+    }
+
     /// The same queue once more, so that one thread can receive from it and another send to it.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use towpath_common::chain::Burst;
 
+use super::posted::Posted;
 use super::shape::{change, exceeds, finish, linearise};
 use super::watch::{Losses, View, Watch};
 use crate::batch::{Batch, Item, LONGEST, Verdict, bits};
@@ -201,8 +202,9 @@ impl Outbox {
         match &*port.egress {
             Egress::Guest(queues) => to.guest(&mut self.burst, queues, mask),
             Egress::Uplink(queues) => {
-                if let Some(lease) = queues.get(self.worker % queues.len().max(1)) {
-                    to.uplink(&mut **lease.hold(), mask);
+                let queue = self.worker % queues.len().max(1);
+                if let Some(lease) = queues.get(queue) {
+                    to.uplink(queue, &mut **lease.hold(), mask);
                 }
             }
         }
@@ -238,12 +240,8 @@ impl To<'_> {
     #[cold]
     fn drop(&mut self, why: Discard, mask: u64) {
         self.losses.add(mask, why);
-        self.count_lost(why, mask.count_ones());
-    }
-
-    fn count_lost(&self, why: Discard, frames: u32) {
         if let Some(discards) = self.port.shared.discards.get(self.worker) {
-            discards.count(why, frames.into());
+            discards.count(why, mask.count_ones().into());
         }
     }
 
@@ -381,68 +379,79 @@ impl To<'_> {
         accepts: Offloads,
     ) -> Result<(), Discard> {
         linearise(self.linear, &head[HEADER..], rest);
-        finish(self.linear, header, accepts, |header, headers, payload| {
-            let mut head = ArrayVec::<u8, { HEADER + MAX_HEADERS }>::new();
-            head.extend(header.to_bytes(1));
-            let whole = head.try_extend_from_slice(headers);
-            whole.map_err(|_| Discard::TooBigForReceiver)?;
-            let len = u32::try_from(head.len() + payload.len()).unwrap_or(u32::MAX);
-            to.put(&head, Rest::Own(payload), len)
-        })
+        let most = to.most();
+        finish(
+            self.linear,
+            header,
+            accepts,
+            most,
+            |header, headers, payload| {
+                let mut head = ArrayVec::<u8, { HEADER + MAX_HEADERS }>::new();
+                head.extend(header.to_bytes(1));
+                let whole = head.try_extend_from_slice(headers);
+                whole.map_err(|_| Discard::TooBigForReceiver)?;
+                let len = u32::try_from(head.len() + payload.len()).unwrap_or(u32::MAX);
+                to.put(&head, Rest::Own(payload), len)
+            },
+        )
     }
 
-    fn uplink(&mut self, tx: &mut dyn Uplink, mask: u64) {
+    /// Its counters are those of the queue, written by whoever holds it.
+    fn uplink(&mut self, queue: usize, tx: &mut dyn Uplink, mask: u64) {
         if tx.failed().is_some() {
             return self.drop(Discard::PortDown, mask);
         }
         let accepts = tx.accepts();
-        let mut bytes = 0;
-        let mut sent = 0u64;
+        let mut posted = Posted::default();
         for at in bits(mask) {
-            match self.uplink_one(tx, at, accepts) {
-                Ok(len) => {
-                    bytes += len;
-                    sent += 1;
-                }
-                Err(why) => self.drop(why, 1 << at),
+            if let Err(why) = self.uplink_one(tx, at, accepts, &mut posted) {
+                self.drop(why, 1 << at);
             }
         }
-        let lost = u32::try_from(tx.send()).unwrap_or(u32::MAX);
-        if lost > 0 {
-            self.count_lost(Discard::ReceiverFull, lost);
-            self.losses.add_last(mask, lost, Discard::ReceiverFull);
+        let lost = posted.lose(tx.send());
+        if lost != 0 {
+            self.drop(Discard::ReceiverFull, lost);
         }
-        if let Some(shared) = self.port.shared.queues.first() {
+        if let Some(shared) = self.port.shared.queues.get(queue * 2) {
             let mut counters = shared.counters.snapshot();
-            counters.frames += sent.saturating_sub(lost.into());
+            let (frames, bytes) = posted.sent();
+            counters.frames += frames;
             counters.bytes += bytes;
             counters.bursts += 1;
             shared.counters.publish(&counters);
         }
     }
 
-    /// Give one frame to an uplink; gives its length.
+    /// Give one frame to an uplink.
     fn uplink_one(
         &mut self,
         tx: &mut dyn Uplink,
         at: usize,
         accepts: Offloads,
-    ) -> Result<u64, Discard> {
+        posted: &mut Posted,
+    ) -> Result<(), Discard> {
         let rest = self.view.source.rest(at);
         let tci = self.retag(&self.view.batch.items[at])?;
         let (head, header) = self.form(at, tci);
         linearise(self.linear, &head.emit()[HEADER..], rest);
-        let mut total = 0;
-        finish(self.linear, header, accepts, |header, headers, payload| {
-            let len = headers.len() + payload.len();
-            let room = tx.reserve(len).ok_or(Discard::ReceiverFull)?;
-            let (start, end) = room.split_at_mut(headers.len());
-            start.copy_from_slice(headers);
-            end.copy_from_slice(payload);
-            tx.commit(header);
-            total += len as u64;
-            Ok(())
-        })?;
-        Ok(total)
+        let post = posted.begin(at);
+        finish(
+            self.linear,
+            header,
+            accepts,
+            usize::MAX,
+            |header, headers, payload| {
+                let len = headers.len() + payload.len();
+                let room = tx.reserve(len).ok_or(Discard::ReceiverFull)?;
+                let (start, end) = room.split_at_mut(headers.len());
+                start.copy_from_slice(headers);
+                end.copy_from_slice(payload);
+                tx.commit(header);
+                post.segment(len);
+                Ok(())
+            },
+        )?;
+        post.whole();
+        Ok(())
     }
 }

@@ -61,11 +61,13 @@ pub(super) fn linearise(linear: &mut Vec<u8>, head: &[u8], rest: Rest<'_>) {
     }
 }
 
-/// Do what the receiver does not: checksum, segments. Each frame goes to `emit` in two parts.
+/// Do what the receiver does not: checksum, and at most `most` segments. Each frame goes to `emit`
+/// in two parts.
 pub(super) fn finish(
     frame: &mut [u8],
     header: NetHeader,
     accepts: Offloads,
+    most: usize,
     mut emit: impl FnMut(NetHeader, &[u8], &[u8]) -> Result<(), Discard>,
 ) -> Result<(), Discard> {
     if accepts.has(header.needs()) {
@@ -75,7 +77,11 @@ pub(super) fn finish(
         offload::complete_checksum(header, frame)?;
         return emit(NetHeader::default(), &[], frame);
     }
-    for segment in Segments::new(header, frame, accepts)? {
+    let segments = Segments::new(header, frame, accepts)?;
+    if segments.len() > most {
+        return Err(Discard::TooManySegments);
+    }
+    for segment in segments {
         emit(segment.header, &segment.headers, segment.payload)?;
     }
     Ok(())

@@ -5,6 +5,7 @@ mod discards;
 mod forwarding;
 mod offloads;
 mod property;
+mod uplinks;
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -204,12 +205,33 @@ impl Bed {
     }
 
     fn uplink(&mut self, wanted: &Wanted, accepts: Offloads, capacity: usize) -> PortNo {
-        let max = usize::try_from(wanted.mtu).unwrap() + 14;
-        let (ours, wire) = Memory::new(accepts, max, capacity).unwrap();
-        let lease = Lease::new(Box::new(ours) as Box<dyn Uplink>);
-        let no = self.add(wanted, true, Egress::Uplink([lease].into()), 2);
-        self.uplinks.insert(no.0, wire);
+        let (no, mut wires) = self.uplink_queues(wanted, accepts, capacity, 1);
+        self.uplinks.insert(no.0, wires.remove(0));
         no
+    }
+
+    /// An uplink of several queues, each with a wire of its own.
+    fn uplink_queues(
+        &mut self,
+        wanted: &Wanted,
+        accepts: Offloads,
+        capacity: usize,
+        queues: usize,
+    ) -> (PortNo, Vec<Wire>) {
+        let max = usize::try_from(wanted.mtu).unwrap() + 14;
+        let queue = || Memory::new(accepts, max, capacity).unwrap();
+        let (ours, wires): (Vec<_>, Vec<_>) = (0..queues).map(|_| queue()).unzip();
+        let leases = ours.into_iter();
+        let leases = leases.map(|ours| Lease::new(Box::new(ours) as Box<dyn Uplink>));
+        let no = self.add(wanted, true, Egress::Uplink(leases.collect()), queues * 2);
+        (no, wires)
+    }
+
+    /// Frames and bytes counted by a queue of a port.
+    fn counted(&self, port: PortNo, queue: usize) -> (u64, u64) {
+        let counters = &self.ports[port.index()].shared.queues[queue].counters;
+        let counters = counters.snapshot();
+        (counters.frames, counters.bytes)
     }
 
     /// What a guest sends, all of it, as one or more bursts.

@@ -145,16 +145,6 @@ impl Losses {
         }
     }
 
-    /// It did not take the last `frames` of these.
-    #[cold]
-    pub(super) fn add_last(&mut self, mask: u64, frames: u32, why: Discard) {
-        let mut first = mask & !self.mask;
-        for _ in 0..frames.min(first.count_ones()) {
-            first &= !(1 << (63 - first.leading_zeros()));
-        }
-        self.add(mask & !self.mask & !first, why);
-    }
-
     fn of(&self, at: usize) -> Option<Discard> {
         (self.mask >> at & 1 == 1).then_some(self.why[at % BURST])
     }
@@ -377,17 +367,5 @@ mod tests {
         assert_eq!(losses.of(3), Some(Discard::ReceiverFull));
         assert_eq!(losses.of(63), Some(Discard::NestedTag));
         assert_eq!(losses.of(0), None);
-    }
-
-    #[test]
-    fn the_last_frames_are_those_that_found_no_room() {
-        let mut losses = Losses::default();
-        losses.add(0b1000_0000, Discard::NestedTag);
-        losses.add_last(0b1001_0110, 2, Discard::ReceiverFull);
-        assert_eq!(losses.mask, 0b1001_0100);
-        assert_eq!(losses.of(7), Some(Discard::NestedTag));
-        // An uplink loses segments, of which a frame has many.
-        losses.add_last(0b1001_0110, 100, Discard::ReceiverFull);
-        assert_eq!(losses.mask, 0b1001_0110);
     }
 }

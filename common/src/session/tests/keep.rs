@@ -106,6 +106,7 @@ fn begin(table: bool) -> (Guest, UnixStream, Process) {
         guest.start(queue);
     }
     guest.front.set_status(15).unwrap();
+    guest.front.set_mtu(1400).unwrap();
     (guest, ours, process)
 }
 
@@ -142,6 +143,7 @@ fn goes_on_in_a_successor(table: bool) {
         guest.front.enable(1, true).unwrap();
         assert!(guest.front.set_vring(Request::SET_VRING_NUM, 2, 3).is_err());
         assert_eq!(guest.front.status().unwrap(), 15);
+        assert_eq!(process.echo.mtus(), [1400], "said once, known ever after");
         assert_eq!(guest.front.config(0, 4).unwrap(), [0, 1, 2, 3]);
         assert!(process.session.lock().unwrap().notify_config_change());
         assert_eq!(channel.recv().unwrap().request, 2);
@@ -181,7 +183,25 @@ fn a_record_of_a_newer_build_is_refused() {
     let mut kept = process.session.lock().unwrap().keep().unwrap();
     kept.record.version += 1;
     let refused = load(kept.store().unwrap()).unwrap_err();
-    assert!(matches!(refused, KeepError::Newer(2)), "{refused}");
+    assert!(matches!(refused, KeepError::Newer(3)), "{refused}");
+    drop(process.kill());
+}
+
+#[test]
+fn a_record_of_the_first_build_is_read() {
+    let (mut guest, connection, process) = begin(false);
+    let ((record, fds), _) = process.kill();
+    let mut bytes = vec![0; 1 << 16];
+    let length = rustix::io::pread(&record, &mut bytes, 0).unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&bytes[..length]).unwrap();
+    value["version"] = 1.into();
+    assert!(value.as_object_mut().unwrap().remove("settings").is_some());
+    let old = rustix::fs::memfd_create("old", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let text = serde_json::to_vec(&value).unwrap();
+    assert_eq!(rustix::io::write(&old, &text).unwrap(), text.len());
+    let process = Process::successor(&connection, load((old, fds)).unwrap()).unwrap();
+    guest.echo(0, b"goes on");
+    assert!(process.echo.mtus().is_empty());
     drop(process.kill());
 }
 

@@ -1,6 +1,8 @@
 //! Ring states (vhost-user, "Ring states"): started by a kick fd, stopped by GET_VRING_BASE,
 //! enabled apart from that; whatever the order in which a front-end says things.
 
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
+
 use super::*;
 
 /// All orders of `items`.
@@ -369,4 +371,33 @@ fn a_question_that_cannot_be_answered_ends_the_session() {
             .is_err()
     );
     assert!(bed.end().contains("not a regular file"));
+}
+
+#[test]
+fn a_driver_that_begins_anew_is_told_to_the_device() {
+    let bed = Bed::new(1);
+    let mut wanted = everything();
+    let mut front = bed.front(wanted);
+    let features = front.features();
+    let before = bed.echo.resets();
+    front.set_status(0).unwrap();
+    front.reset().unwrap();
+    assert_eq!(bed.echo.resets(), before + 2);
+    // The same features are nothing new where resets are seen,
+    front.set_features(features).unwrap();
+    assert_eq!(bed.echo.resets(), before + 2);
+    drop(front);
+    // and all that is seen of a new driver where they are not, unless its rings run.
+    wanted.protocol.remove(Protocol::STATUS);
+    let front = bed.front(wanted);
+    let before = bed.echo.resets();
+    let mut guest = Guest::new(front, &[(0, 1 << 20)]);
+    guest.share();
+    guest.front.set_features(features).unwrap();
+    assert_eq!(bed.echo.resets(), before + 1);
+    guest.queue(16);
+    guest.start(0);
+    guest.front.set_features(features).unwrap();
+    guest.echo(0, b"works");
+    assert_eq!(bed.echo.resets(), before + 1);
 }

@@ -300,7 +300,8 @@ impl Control {
     /// What the answer holds before the device writes it.
     const UNTOUCHED: u8 = 0xa5;
 
-    fn new(driver: SplitDriver, memory: &GuestMemory) -> Result<Self> {
+    /// Over a ring in this memory.
+    pub fn new(driver: SplitDriver, memory: &GuestMemory) -> Result<Self> {
         Ok(Self {
             driver,
             memory: memory.clone(),

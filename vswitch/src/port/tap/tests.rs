@@ -14,8 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use smoltcp::phy::{Device, Medium, RawSocket, RxToken, TxToken};
+use towpath_common::testing::bed::Scratch;
 
 use super::*;
+use crate::config::{Config, Sources};
+use crate::host::start;
 use crate::net::{GSO_UDP_L4, NEEDS_CSUM};
 use crate::offload::{Segments, complete_checksum, validate_uplink};
 
@@ -534,4 +537,60 @@ fn kernels_talk_tcp_with_offloads_passed_and_done() {
         );
         assert_eq!(cut > 0, !accepts.has(Offloads::TSO4), "{cut} were cut");
     }
+}
+
+/// The interface's line in `ip link`: "4: tp0: <...> mtu 1500 ...".
+fn link(name: &str) -> (String, u16) {
+    let arguments = ["-o", "link", "show", name];
+    let output = Command::new("ip").args(arguments).output().unwrap();
+    let line = String::from_utf8(output.stdout).unwrap();
+    let mtu = line.split_once(" mtu ").unwrap().1.split(' ').next();
+    let index = line.split(':').next().unwrap().to_owned();
+    (index, mtu.unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_reload_changes_the_mtu_of_the_interface_that_is_there() {
+    if !in_namespace("a_reload_changes_the_mtu_of_the_interface_that_is_there") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let load = |rest: &str| {
+        let file = scratch.path().join("vswitch.toml");
+        let text = ["[[uplink]]\ntap = \"tp0\"\n", rest].concat();
+        std::fs::write(&file, text.replace('@', scratch.path().to_str().unwrap())).unwrap();
+        let sources = Sources {
+            file: Some(file),
+            ..Sources::default()
+        };
+        Config::load(&sources).unwrap()
+    };
+    let host = start(&load("")).unwrap();
+    let shown = || {
+        let mut ports = host.ports().into_iter();
+        ports.find(|p| p.name.as_str() == "tp0").unwrap().mtu
+    };
+    host.apply(&load("")).unwrap();
+    let (index, mtu) = link("tp0");
+    assert_eq!((mtu, shown()), (1500, 1500));
+    for (rest, mtu) in [("mtu = 9000", 9000), ("mtu = 2000", 2000), ("", 2000)] {
+        host.apply(&load(rest)).unwrap();
+        assert_eq!(
+            (link("tp0"), shown()),
+            ((index.clone(), mtu), mtu),
+            "{rest}"
+        );
+    }
+    // What fails after that: a directory that vanished under a port's socket.
+    let port = "[[port]]\nname = \"a\"\nsocket = \"@/sub/a.sock\"\n";
+    let sub = scratch.path().join("sub");
+    std::fs::create_dir(&sub).unwrap();
+    host.apply(&load(port)).unwrap();
+    std::fs::remove_dir_all(&sub).unwrap();
+    let all = ["mtu = 3000\n", port, "mtu = 9000\n"].concat();
+    assert!(host.apply(&load(&all)).is_err());
+    assert_eq!((link("tp0"), shown()), ((index, 2000), 2000));
+    // Nor does an interface that is gone take another.
+    ip("link delete tp0");
+    assert!(host.apply(&load("mtu = 3000")).is_err());
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use towpath_common::testing::net::frame::{BROADCAST, Frame, station};
 
+use super::offloads::{header, tcp};
 use super::*;
 
 /// What a case drops: at which port.
@@ -226,6 +227,19 @@ const CASES: &[Case] = &[
         bed.send(a, &plain().numbered(1, 1501).bytes());
         up
     }),
+    ("too_many_segments", |bed| {
+        let a = bed.guest(&Wanted::default());
+        let b = bed.guest(&Wanted {
+            features: PLAIN,
+            ..Wanted::default()
+        });
+        // The queue has 256 entries; 128 buffers are there.
+        bed.send_with(a, 0, header(100, false), &tcp(12_800, None));
+        assert_eq!((bed.dropped(), bed.frames(b).len()), (vec![], 128));
+        bed.send_with(a, 0, header(100, false), &tcp(25_601, None));
+        assert!(bed.frames(b).is_empty(), "nothing of it");
+        b
+    }),
     ("ring_disabled", |bed| {
         let (a, _) = two(bed, &Wanted::default());
         let tx = &mut bed.guests.get_mut(&a.0).unwrap().tx[0];
@@ -300,4 +314,18 @@ fn a_receive_buffer_without_room_for_a_header_breaks_the_queue_once() {
     assert!(bed.events.take().is_none());
     let shared = &bed.ports[b.index()].shared.queues[0];
     assert_eq!(shared.broken_now(), Some("request"));
+}
+
+#[test]
+fn a_ring_found_broken_when_a_frame_comes_is_down_and_not_full() {
+    let mut bed = Bed::new();
+    let (a, b) = two(&mut bed, &Wanted::default());
+    let pair = &mut bed.guests.get_mut(&b.0).unwrap().pairs[0];
+    // More than the queue has.
+    pair.rx().poke_avail_idx(0x7000);
+    bed.send(a, &plain().bytes());
+    bed.send(a, &plain().bytes());
+    assert_eq!(bed.dropped(), [(b.0, "port_down", 2)]);
+    let shared = &bed.ports[b.index()].shared.queues[0];
+    assert!(shared.broken_now().is_some());
 }

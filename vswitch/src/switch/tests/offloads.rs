@@ -8,7 +8,7 @@ use super::*;
 use crate::net::{GSO_TCPV4, HEADER, NEEDS_CSUM};
 
 /// Ethernet, IPv4 and TCP with a partial checksum, `payload` bytes behind them.
-fn tcp(payload: usize, tag: Option<u16>) -> Vec<u8> {
+pub(super) fn tcp(payload: usize, tag: Option<u16>) -> Vec<u8> {
     let mut frame = [station(2), station(1)].concat();
     if let Some(tci) = tag {
         frame.extend([0x81, 0]);
@@ -33,7 +33,7 @@ fn tcp(payload: usize, tag: Option<u16>) -> Vec<u8> {
 
 use crate::offload::Sum;
 
-fn header(gso: u16, tag: bool) -> Header {
+pub(super) fn header(gso: u16, tag: bool) -> Header {
     let shift = if tag { 4 } else { 0 };
     Header {
         flags: NEEDS_CSUM,
@@ -247,4 +247,29 @@ fn a_checksum_that_the_host_verified_says_nothing_else_whatever_happens_to_tags(
     };
     assert_eq!(got[0].header, expected);
     assert_eq!(bed.received(plain, 0)[0].header.flags, 0);
+}
+
+#[test]
+fn a_segmented_frame_costs_its_sender_as_many_frames_as_it_makes() {
+    let mut bed = Bed::new();
+    let mut limited = Wanted::default();
+    limited.guards.packet_rate = "100".parse().unwrap();
+    limited.guards.packet_burst = "100".parse().unwrap();
+    let a = bed.guest(&limited);
+    let b = bed.guest(&Wanted::default());
+    // 50 segments each, the last of them short; the receiver gets them whole.
+    for sent in 1..=3 {
+        bed.send_with(a, 0, header(100, false), &tcp(4901, None));
+        assert_eq!(bed.frames(b).len(), usize::from(sent <= 2));
+    }
+    assert_eq!(bed.dropped(), [(a.0, "rate_limit", 1)]);
+    bed.now.ns += 10_000_000;
+    bed.send(a, &tcp(60, None));
+    assert_eq!(
+        bed.frames(b).len(),
+        1,
+        "one more after the hundredth part of a second"
+    );
+    bed.send(a, &tcp(60, None));
+    assert!(bed.frames(b).is_empty());
 }
