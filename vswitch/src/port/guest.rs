@@ -274,8 +274,8 @@ impl Delivery<'_> {
                 return Err(Discard::ReceiverSmall);
             }
             let Some(chain) = self.burst.get(self.at + n) else {
-                // Fewer than a whole burst: more may be had.
-                let all = self.at == 0 && self.burst.len() == BURST;
+                // With room for another, there was none; with none at hand used, none will do.
+                let all = self.at == 0 && !self.burst.has_room();
                 let why = if all {
                     Discard::ReceiverSmall
                 } else {

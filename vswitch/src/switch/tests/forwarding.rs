@@ -1,5 +1,6 @@
 //! Who gets a frame, with which tag, and in which order.
 
+use towpath_common::testing::Form;
 use towpath_common::testing::net::frame::{BROADCAST, Frame, station};
 
 use super::*;
@@ -162,4 +163,33 @@ fn what_a_frame_teaches_counts_for_the_next_of_its_burst() {
     bed.step(a);
     assert_eq!(bed.frames(b), [unknown]);
     assert_eq!(bed.dropped(), [(a.0, "hairpin", 1)]);
+}
+
+#[test]
+fn a_frame_over_more_buffers_than_are_looked_at_is_too_large_and_the_next_one_arrives() {
+    let mut bed = Bed::new();
+    let jumbo = || Wanted {
+        mtu: 9000,
+        ..Wanted::default()
+    };
+    let a = bed.guest(&jumbo());
+    // 16 segments each: a burst has room for 17.
+    let b = bed.guest(&Wanted {
+        features: PLAIN | feature::INDIRECT_DESC,
+        shape: Shape {
+            rx_slots: 200,
+            rx_buffer: 256,
+            rx_piece: 16,
+            form: Form::Indirect,
+            ..jumbo().shape
+        },
+        ..jumbo()
+    });
+    let most = 17 * 256 - 12 - 14;
+    let sent = |len| Frame::new(station(2), station(1)).numbered(1, len).bytes();
+    for len in [most, most + 1, most] {
+        bed.send(a, &sent(len));
+    }
+    assert_eq!(bed.frames(b), [sent(most), sent(most)]);
+    assert_eq!(bed.dropped(), [(b.0, "receiver_small", 1)]);
 }

@@ -7,11 +7,12 @@
 //! |---|---|
 //! | `ring_disabled` | `port_down` |
 //! | `runt`, `giant` | `too_big_for_receiver` |
-//! | `bad_tag`, then `tagged_on_access`, `vlan_not_allowed`, `untagged_on_trunk` | `vlan_not_allowed`: known at a port that left the VLAN |
-//! | `bad_source` | `nested_tag` |
-//! | `source_guard`, `bpdu_guard`, `link_local` | `receiver_full` if there is no buffer at all |
-//! | a static entry elsewhere (`source_guard`), `mac_limit` | `receiver_small` |
-//! | from here on its source is learned: `hairpin`, `isolated`, `no_member` | `receiver_full` |
+//! | `bad_tag` | `vlan_not_allowed`: a known station's port that left the VLAN |
+//! | `tagged_on_access`, `vlan_not_allowed`, `untagged_on_trunk` | `nested_tag` |
+//! | `bad_source` | `receiver_full`: fewer buffers than it takes, or than it may take |
+//! | `source_guard`, `bpdu_guard`, `link_local` | `receiver_small`: it takes more than it may |
+//! | `source_guard` (a static entry elsewhere), `mac_limit` | |
+//! | now its source is learned: `hairpin`, `isolated`, `no_member` | |
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -20,8 +21,10 @@ type Why = &'static str;
 
 /// Length of a virtio-net header, which takes room in receive buffers.
 const HEADER: usize = 12;
-/// Buffers that one frame may take.
+/// Buffers that one frame may take, if they are merged.
 const MERGED: usize = 64;
+/// Segments of buffers that are looked at before the last.
+const SEGMENTS: usize = 256;
 
 /// The VLANs of a port.
 #[derive(Debug, Clone)]
@@ -51,6 +54,8 @@ pub(super) struct Room {
     pub(super) slots: usize,
     pub(super) size: usize,
     pub(super) mergeable: bool,
+    /// Segments of each.
+    pub(super) pieces: usize,
     /// Buffers on offer now.
     pub(super) free: usize,
 }
@@ -59,22 +64,16 @@ impl Room {
     /// Take the buffers for a frame of `len` bytes; gives how many.
     fn take(&mut self, len: usize) -> Result<usize, Why> {
         let need = len.div_ceil(self.size);
-        if self.free == 0 {
+        let most = if self.mergeable {
+            MERGED.min(SEGMENTS / self.pieces + 1)
+        } else {
+            1
+        };
+        if self.free < need.min(most) {
             return Err("receiver_full");
         }
-        if need
-            > if self.mergeable {
-                MERGED.min(self.free.max(1))
-            } else {
-                1
-            }
-        {
-            let small = !self.mergeable || (need > MERGED && self.free >= MERGED);
-            return Err(if small {
-                "receiver_small"
-            } else {
-                "receiver_full"
-            });
+        if need > most {
+            return Err("receiver_small");
         }
         self.free -= need;
         Ok(need)

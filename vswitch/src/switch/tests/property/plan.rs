@@ -15,7 +15,7 @@ const VIDS: [u16; 4] = [1, 10, 20, 4094];
 /// And one that none does.
 const STRANGER: u16 = 30;
 /// Receive buffers: whether they are merged, how many, of how many bytes, in pieces of how many.
-const BUFFERS: [(bool, u16, u32, u32); 10] = [
+const BUFFERS: [(bool, u16, u32, u32); 12] = [
     (true, 128, 1536, u32::MAX),
     (true, 100, 256, 100),
     (true, 9, 1536, u32::MAX),
@@ -23,7 +23,10 @@ const BUFFERS: [(bool, u16, u32, u32); 10] = [
     (true, 200, 64, u32::MAX),
     // The number of buffers stands in two segments.
     (true, 120, 44, 11),
+    // More pieces than a burst has room for.
+    (true, 200, 256, 16),
     (false, 128, 2048, 12),
+    (false, 100, 700, 350),
     // The longest untagged frame, and no tag.
     (false, 70, 1526, u32::MAX),
     (false, 64, 4096, 16),
@@ -112,7 +115,7 @@ fn rarely(n: u32) -> impl Strategy<Value = bool> {
 }
 
 pub(super) fn port() -> impl Strategy<Value = PortPlan> {
-    let kind = (vlans(), rarely(4), rarely(4), rarely(4), rarely(4));
+    let kind = (vlans(), rarely(4), rarely(4), rarely(3), rarely(4));
     let rings = (select(&BUFFERS[..]), [any::<bool>(); 4]);
     let stations = subsequence((0..STATIONS).map(station).collect::<Vec<_>>(), 2..5);
     let guards = (rarely(4), rarely(6), 1..5_usize, rarely(8), stations);
@@ -200,9 +203,9 @@ fn len() -> impl Strategy<Value = usize> {
         6 => 34..200_usize,
         4 => 14..=1514_usize,
         1 => 0..34_usize,
-        1 => 120..140_usize,
+        2 => 124..=136_usize,
         1 => 1510..1530_usize,
-        1 => 1500..9100_usize,
+        2 => 1500..9100_usize,
         1 => 9010..9022_usize,
     ]
 }
@@ -240,8 +243,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         24 => vec(run(), 1..24).prop_map(Step::Burst),
         1 => vlans().prop_map(Step::Vlans),
-        1 => any::<bool>().prop_map(Step::Receives),
-        1 => any::<bool>().prop_map(Step::Transmits),
+        3 => any::<bool>().prop_map(Step::Receives),
+        2 => any::<bool>().prop_map(Step::Transmits),
         2 => any::<bool>().prop_map(Step::Holds),
         1 => (select(&VIDS[..]), anybody()).prop_map(|(vid, whom)| Step::Fix(vid, whom)),
         1 => Just(Step::Flush),
