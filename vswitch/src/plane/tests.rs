@@ -56,7 +56,7 @@ fn set_tables(worker: &Worker<Change>, shared: &Arc<PortShared>) {
         vlans: Arc::new(VlanCounters::new(&mode, 2)),
         mode,
     };
-    let tables = Arc::new(Tables::new([port].into_iter(), Mirrors::default()));
+    let tables = Arc::new(Tables::new([port], Mirrors::default()));
     let set = |reply| Change::Tables(tables, reply);
     drop(worker.handle().call(set).unwrap());
 }
