@@ -16,9 +16,9 @@
 //! thread that was preempted; a session thread sleeps between tries. Whoever comes next is decided
 //! by chance, not by order: under load each release is a new draw.
 //!
-//! **Panics.** A holder that panics leaves the value as it is at that moment, and it is handed on: a
-//! ring checks each access anew, and may at worst lose the buffers of one burst. That is not
-//! for long: a daemon ends once a worker is dead.
+//! **Panics.** A holder that panics leaves the value as it is at that moment, and it is handed on:
+//! a ring checks each access anew, and may at worst lose the buffers of one burst. That is not for
+//! long: a daemon ends once a worker is dead.
 //!
 //! # What is proven
 //!

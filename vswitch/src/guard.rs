@@ -332,7 +332,7 @@ impl Guards {
             .ok_or(reason)
     }
 
-    /// Whether a frame of `bytes`, which makes `frames` on a wire, may pass at `now_ns`. One that has
+    /// Whether a frame of `bytes`, which makes `frames` on a wire, may pass at `now_ns`. One with
     /// too many bytes still counts as so many frames.
     ///
     /// # Errors

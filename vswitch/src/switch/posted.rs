@@ -34,8 +34,8 @@ impl Posted {
         &mut self.0[last]
     }
 
-    /// The last `segments` that were queued are lost; gives the frames that lost one, as bits. Those
-    /// dropped before are not among them.
+    /// The last `segments` that were queued are lost; gives the frames that lost one, by bits. What
+    /// was dropped before is not among them.
     pub(super) fn lose(&mut self, mut segments: usize) -> u64 {
         let mut frames = 0;
         while segments > 0
