@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use towpath_common::bell::Bell;
 use towpath_common::clock::Cycles;
-use towpath_common::ring::Ring;
+use towpath_common::ring::{Ring, fence};
 use towpath_common::session::Attach;
 
 use super::{Change, NetPlane, NewPort, PortHere, UplinkHere};
@@ -70,6 +70,8 @@ impl NetPlane {
                     counters: &mut QueueCounters::default(),
                 };
                 self.switch.forward(Source::Frame(&frame), ingress, now);
+                fence();
+                self.switch.settle();
             }
             Change::Tap(tap, reply) => reply.send(self.switch.tap(tap)),
             Change::Untap(id, reply) => reply.send(self.switch.untap(id)),
@@ -96,6 +98,7 @@ impl NetPlane {
             control: None,
             uplinks: Vec::new(),
             shared: new.shared,
+            worked: false,
             poisoned: false,
         };
         let at = self.ports.iter().position(Option::is_none);
