@@ -193,7 +193,7 @@ impl Delivery<'_> {
     /// # Errors
     /// [`Discard::ReceiverFull`], [`Discard::ReceiverSmall`] or [`Discard::PortDown`]; nothing was
     /// used then.
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, head: &[u8], rest: Rest<'_>, len: u32) -> Result<(), Discard> {
         let Some((id, first)) = self.fitting(len) else {
             return self.put_slow([head, &[], &[]], rest, len);
@@ -232,13 +232,13 @@ impl Delivery<'_> {
     }
 
     /// The next buffer, if it is of one segment that `len` bytes fit, as almost all are.
-    #[inline]
+    #[inline(always)]
     fn fitting(&self, len: u32) -> Option<(u16, Segment)> {
         let next = self.burst.single(self.at, true);
         next.filter(|(_, seg)| seg.len() >= len && !self.logged)
     }
 
-    #[inline]
+    #[inline(always)]
     fn use_one(&mut self, id: u16, len: u32) {
         self.rx.ring.put(id, len);
         self.at += 1;

@@ -22,7 +22,7 @@ use crate::port::Uplink;
 use crate::port::guest::{Delivery, GuestRx, Rest};
 use crate::stats::{Event, Events};
 use crate::table::{Port, Tables};
-use crate::vlan::{TPID, Vid};
+use crate::vlan::{Class, TPID, Vid};
 
 /// Length of the virtio-net header, as lengths in rings are given.
 #[expect(clippy::cast_possible_truncation, reason = "12")]
@@ -91,6 +91,14 @@ impl Outbox {
             }
         }
         *mask |= 1 << at;
+    }
+
+    /// Frame `at` goes to `port`, as one before it did.
+    #[inline]
+    pub(super) fn again(&mut self, port: PortNo, at: usize) {
+        if let Some(mask) = self.masks.get_mut(port.index()) {
+            *mask |= 1 << at;
+        }
     }
 
     /// Notify the drivers of all queues that got frames since this was last called, if they want
@@ -223,6 +231,7 @@ impl Outbox {
             port,
             view,
             copies,
+            formed: None,
             losses: &mut self.losses,
             owed: &mut self.owed,
             linear: &mut self.linear,
@@ -285,6 +294,8 @@ struct To<'a> {
     view: View<'a>,
     /// Frames go out as they came in.
     copies: bool,
+    /// What the last frame's class and tag made of its tag.
+    formed: Option<(Class, u32, Option<Option<u16>>)>,
     losses: &'a mut Losses,
     owed: &'a mut ArrayVec<(PortNo, u16), OWED>,
     linear: &'a mut Vec<u8>,
@@ -346,10 +357,21 @@ impl To<'_> {
 
     /// The tag that a frame leaves with; none: without one. Outer none: as it came.
     #[inline]
-    fn retag(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
+    fn retag(&mut self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
         if item.len > self.port.max_frame && exceeds(item, self.port.max_frame) {
             return Err(Discard::TooBigForReceiver);
         }
+        match self.formed {
+            Some((class, tag, tci)) if (class, tag) == (item.class, item.parsed.tag) => Ok(tci),
+            _ => {
+                let tci = self.retag_class(item)?;
+                self.formed = Some((item.class, item.parsed.tag, tci));
+                Ok(tci)
+            }
+        }
+    }
+
+    fn retag_class(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
         if self.copies {
             // A mirror shows what came, as it came.
             return Ok(None);
