@@ -256,15 +256,18 @@ impl Split {
     }
 
     /// Fetch the lines of the used ring that the next `n` elements go to: the driver has read
-    /// them, and each would be waited for when it is written.
+    /// them, and each would be waited for when it is written. Not the first, where the index
+    /// stands: a driver that polls takes it back at once.
     #[inline]
     fn expect_puts(&self, n: usize) {
         /// Used elements in a cache line.
         const LINE: usize = 8;
         for i in (0..n).step_by(LINE) {
             #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
-            self.elements
-                .prefetch_write(self.next_used.wrapping_add(i as u16));
+            let at = self.next_used.wrapping_add(i as u16) & self.mask;
+            if usize::from(at) >= LINE {
+                self.elements.prefetch_write(at);
+            }
         }
     }
 

@@ -193,13 +193,28 @@ impl Delivery<'_> {
     /// # Errors
     /// [`Discard::ReceiverFull`], [`Discard::ReceiverSmall`] or [`Discard::PortDown`]; nothing was
     /// used then.
-    #[inline(always)]
+    #[inline]
     pub fn put(&mut self, head: &[u8], rest: Rest<'_>, len: u32) -> Result<(), Discard> {
         let Some((id, first)) = self.fitting(len) else {
             return self.put_slow([head, &[], &[]], rest, len);
         };
         let mem = self.rx.ring.mem();
         let whole = mem.write(first, head) && put_rest(mem, rest, skipped(first, head.len()));
+        debug_assert!(whole, "a segment of another snapshot");
+        self.use_one(id, len);
+        Ok(())
+    }
+
+    /// The same, of a frame that `head` is all of.
+    ///
+    /// # Errors
+    /// As [`Delivery::put`].
+    #[inline(always)]
+    pub fn put_whole(&mut self, head: &[u8], len: u32) -> Result<(), Discard> {
+        let Some((id, first)) = self.fitting(len) else {
+            return self.put_slow([head, &[], &[]], Rest::Own(&[]), len);
+        };
+        let whole = self.rx.ring.mem().write(first, head);
         debug_assert!(whole, "a segment of another snapshot");
         self.use_one(id, len);
         Ok(())

@@ -22,7 +22,7 @@ use crate::port::Uplink;
 use crate::port::guest::{Delivery, GuestRx, Rest};
 use crate::stats::{Event, Events};
 use crate::table::{Port, Tables};
-use crate::vlan::{Class, TPID, Vid};
+use crate::vlan::{TPID, Vid};
 
 /// Length of the virtio-net header, as lengths in rings are given.
 #[expect(clippy::cast_possible_truncation, reason = "12")]
@@ -231,7 +231,7 @@ impl Outbox {
             port,
             view,
             copies,
-            formed: None,
+            formed: (0, None),
             losses: &mut self.losses,
             owed: &mut self.owed,
             linear: &mut self.linear,
@@ -294,8 +294,8 @@ struct To<'a> {
     view: View<'a>,
     /// Frames go out as they came in.
     copies: bool,
-    /// What the last frame's class and tag made of its tag.
-    formed: Option<(Class, u32, Option<Option<u16>>)>,
+    /// Class and tag of the last frame, which are never zero, and what became of the tag.
+    formed: (u64, Option<Option<u16>>),
     losses: &'a mut Losses,
     owed: &'a mut ArrayVec<(PortNo, u16), OWED>,
     linear: &'a mut Vec<u8>,
@@ -361,16 +361,14 @@ impl To<'_> {
         if item.len > self.port.max_frame && exceeds(item, self.port.max_frame) {
             return Err(Discard::TooBigForReceiver);
         }
-        match self.formed {
-            Some((class, tag, tci)) if (class, tag) == (item.class, item.parsed.tag) => Ok(tci),
-            _ => {
-                let tci = self.retag_class(item)?;
-                self.formed = Some((item.class, item.parsed.tag, tci));
-                Ok(tci)
-            }
+        let form = u64::from(item.class.word()) << 32 | u64::from(item.parsed.tag);
+        if form != self.formed.0 {
+            self.formed = (form, self.retag_class(item)?);
         }
+        Ok(self.formed.1)
     }
 
+    #[inline(never)]
     fn retag_class(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
         if self.copies {
             // A mirror shows what came, as it came.
@@ -403,14 +401,17 @@ impl To<'_> {
         if !accepts.has(item.needs) {
             return self.put_changed(to, at, tci, accepts);
         }
+        let len = WIRE_HEADER + item.len;
+        let Some(tci) = tci else {
+            if item.len as usize <= COPIED {
+                return to.put_whole(head.emit(), len);
+            }
+            return to.put(head.emit(), self.view.source.rest(at), len);
+        };
         let rest = if item.len as usize > COPIED {
             self.view.source.rest(at)
         } else {
             Rest::Own(&[])
-        };
-        let len = WIRE_HEADER + item.len;
-        let Some(tci) = tci else {
-            return to.put(head.emit(), rest, len);
         };
         if item.header != NetHeader::default() {
             // Where its checksum begins moves with the tag.
