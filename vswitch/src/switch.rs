@@ -240,10 +240,11 @@ fn examine(
     frames: usize,
     load: impl Fn(usize, &mut Head) -> Result<u32, Discard>,
 ) {
-    let mut last = Item::default();
-    let (mut flow, mut longest_again) = (Flow::default(), 0);
-    let all = batch.heads.iter_mut().zip(batch.items.iter_mut());
-    for (at, (head, item)) in all.enumerate().take(frames) {
+    // The last frame that was examined, where its item stands, and the longest that may repeat it.
+    let (mut flow, mut like, mut longest_again) = (Flow::default(), 0, 0);
+    for (at, head) in batch.heads.iter_mut().enumerate().take(frames) {
+        let (before, rest) = batch.items.split_at_mut(at);
+        let Some(item) = rest.first_mut() else { break };
         let len = match load(at, head) {
             Ok(len) => len,
             Err(why) => {
@@ -252,10 +253,15 @@ fn examine(
                 continue;
             }
         };
-        if flow.has(head) && head.is_plain() && len <= longest_again {
+        if let Some(like) = before.get(like)
+            && flow.has(head)
+            && head.is_plain()
+            && len <= longest_again
+        {
             head.set_plain();
-            *item = last;
-            item.len = len;
+            *item = *like;
+            (item.len, item.repeats) = (len, true);
+            (item.header, item.needs) = (NetHeader::default(), Offloads::NONE);
             continue;
         }
         (item.len, item.repeats) = (len, false);
@@ -264,14 +270,8 @@ fn examine(
             continue;
         }
         item.verdict = Verdict::Flood;
-        flow = Flow::of(head, &item.parsed);
+        (flow, like) = (Flow::of(head, &item.parsed), at);
         longest_again = longest(known.port, &item.parsed);
-        last = Item {
-            header: NetHeader::default(),
-            needs: Offloads::NONE,
-            repeats: true,
-            ..*item
-        };
     }
 }
 
