@@ -38,6 +38,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve(args) => Ok(serve::serve(args.into(), vswitch::host::start)?),
         Command::Port(command) => client::port(command, out),
+        Command::Uplink(command) => client::uplink(command, out),
         Command::Fdb(command) => client::fdb(command, out),
         Command::Vlan(command) => client::vlan(command, out),
         Command::Mirror(command) => client::mirror(command, out),
