@@ -16,10 +16,7 @@ use crate::plane::Change;
 use crate::port::tap::{InterfaceName, Tap};
 use crate::service::{Report, ServiceError};
 use crate::stats::VlanCounters;
-use crate::vlan::{Mode, Vid};
-
-/// A trunk of more VLANs than this has its addresses fixed in the native one alone.
-const MANY_VLANS: usize = 64;
+use crate::vlan::Vid;
 
 /// The configured mirrors, with the numbers that `number` gives to ports.
 ///
@@ -204,13 +201,7 @@ impl Host {
 /// The addresses a guest's port is configured with, in the VLANs it carries; in the native one
 /// alone if those are many.
 fn own_addresses(port: &config::Port) -> Vec<(Vid, Mac)> {
-    let vids: Vec<Vid> = match port.vlans() {
-        Mode::Access { pvid } => vec![pvid],
-        Mode::Trunk { allowed, native } if allowed.len() > MANY_VLANS => {
-            native.into_iter().collect()
-        }
-        mode => mode.members().iter().collect(),
-    };
+    let vids: Vec<Vid> = port.vlans().few().iter().collect();
     let pairs = vids
         .iter()
         .flat_map(|vid| port.addresses().map(move |mac| (*vid, mac)));
