@@ -51,7 +51,10 @@ fn an_uplink_carries_one_vlan_untagged_and_others_tagged() -> Result<()> {
          for name in tap0 near br0; do ip link set $name up; done",
         other.name()
     ))?;
-    other.run("ip link set far up; ip addr add 10.0.0.2/24 dev far")?;
+    other.run(
+        "ip link set far up; ip addr add 10.0.0.2/24 dev far
+         ip -6 addr add fd00::2/64 dev far nodad",
+    )?;
     let talk = cargo::program("towpath-tests", "talk")?;
     let talk_path = talk.display();
     let mut server = other.command(&talk)?;
@@ -66,6 +69,12 @@ fn an_uplink_carries_one_vlan_untagged_and_others_tagged() -> Result<()> {
     ensure!(serving.is_ok(), "the other host does not serve");
     guest.run("ping -q -c 3 -i 0.1 10.0.0.2; talk tcp 10.0.0.2 7 2000000 2000000")?;
     other.run(&format!("{talk_path} tcp 10.0.0.1 7 2000000 2000000"))?;
+    // By IPv6 as well, and datagrams that the kernel leaves to the switch to cut.
+    guest.six("eth0", "fd00::1/64")?;
+    guest.run("talk tcp fd00::2 7 1000000 1000000; talk uso 10.0.0.2 7 20 20000 1000")?;
+    for address in ["10.0.0.1", "fd00::1"] {
+        other.run(&format!("{talk_path} uso {address} 7 20 20000 1000"))?;
+    }
     other.run("ethtool -K far tx off tso off gso off gro off")?;
     guest.run("talk tcp 10.0.0.2 7 500000 500000; talk udp 10.0.0.2 7 5 4000")?;
 
