@@ -218,9 +218,11 @@ impl PortHere {
             if let Some(error) = uplink.uplink.failed()
                 && !std::mem::replace(&mut uplink.told, true)
             {
+                let error = error.to_string();
+                self.shared.fail(Some(error.clone()));
                 events.tell(Event::UplinkFailed {
                     port: Arc::clone(&self.name),
-                    error: error.to_string(),
+                    error,
                 });
             }
         }

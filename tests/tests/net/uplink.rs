@@ -82,6 +82,44 @@ fn an_uplink_carries_one_vlan_untagged_and_others_tagged() -> Result<()> {
     tagged_in(&other, &mut guest, &talk_path.to_string())
 }
 
+#[test]
+fn an_interface_that_is_deleted_is_shown_and_opened_again_by_a_reload() -> Result<()> {
+    let host = Netns::create("gone")?;
+    let vswitch = Vswitch::serve_in(
+        &host,
+        tempfile::tempdir()?,
+        &["p0,socket={dir}/p0"],
+        &["--uplink", "tap0"],
+    )?;
+    let link = || Ok::<_, anyhow::Error>(vswitch.get("/v1/ports/tap0")?["link"] == true);
+    ensure!(link()?, "the interface is there");
+    host.run("ip link del tap0")?;
+    until("the uplink to be down", || Ok((!link()?).then_some(())))?;
+    let shown = vswitch.client(&["port", "show", "tap0"])?;
+    ensure!(
+        shown.contains("connected   no, link down") && shown.contains("last error"),
+        "{shown}"
+    );
+    let said = vswitch.client(&["reload"])?;
+    ensure!(
+        said.contains("tap0 had failed and was opened again"),
+        "{said}"
+    );
+    ensure!(link()?, "down after the reload");
+    host.run("ip link show tap0")?;
+    let said = vswitch.client(&["reload"])?;
+    ensure!(said.trim() == "nothing changes", "{said}");
+
+    // And by hand: away, and back.
+    vswitch.client(&["port", "remove", "tap0"])?;
+    ensure!(host.run("ip link show tap0").is_err(), "it is still there");
+    vswitch.client(&["uplink", "add", "tap0,trunk=10"])?;
+    vswitch.client(&["port", "set", "tap0,mtu=9000"])?;
+    let shown = host.run("ip link show tap0")?;
+    ensure!(shown.contains("mtu 9000"), "{shown}");
+    Ok(())
+}
+
 /// What the guest says on VLAN 10 arrives at the other host with that tag, once.
 fn tagged_out(other: &Netns, guest: &mut Guest) -> Result<()> {
     let mut tcpdump = other.command(&paths::program("tcpdump")?)?;

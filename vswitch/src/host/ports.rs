@@ -78,6 +78,17 @@ impl Running {
         }
     }
 
+    /// Not so if it is an uplink whose interface is gone.
+    pub(crate) fn works(&self) -> bool {
+        self.shared.failure().is_none()
+    }
+
+    /// Whether it is this uplink and goes on being it, whatever else about it changes.
+    fn stays(&self, wanted: &config::Uplink) -> bool {
+        let same = |have: &config::Uplink| same_interface(have, wanted);
+        self.works() && matches!(&self.kind, Kind::Uplink(have, _) if same(have))
+    }
+
     /// What it carried since its name is configured.
     pub(crate) fn carried(&self) -> BTreeMap<Vid, Carried> {
         let now = self.outdated.iter().chain([&self.vlans]);
@@ -189,10 +200,11 @@ impl Host {
             u16::try_from(at).ok().map(PortNo)
         })?;
         let prepared = self.prepare(config)?;
+        let reopened = self.reopened(config);
         let resized = self.resize(config)?;
         let stays = |r: &Running| match &r.kind {
             Kind::Guest(have, _) => config.ports.iter().any(|p| same_session(have, p)),
-            Kind::Uplink(have, _) => config.uplinks.iter().any(|u| same_interface(have, u)),
+            Kind::Uplink(..) => config.uplinks.iter().any(|u| r.stays(u)),
         };
         let gone: Vec<Running> = {
             let mut running = lock(&self.ports);
@@ -221,7 +233,20 @@ impl Host {
         self.settle(config)?;
         self.publish();
         self.settled();
-        Ok(self.set_addresses(config))
+        let mut report = self.set_addresses(config);
+        report.warnings.extend(reopened);
+        Ok(report)
+    }
+
+    /// A sentence for each uplink that does not work and is about to be opened again.
+    fn reopened(&self, config: &Config) -> Vec<String> {
+        let running = lock(&self.ports);
+        let again = running.iter().filter(|r| {
+            let wanted = config.uplinks.iter().any(|u| u.name == *r.name());
+            wanted && !r.works()
+        });
+        let sentence = |r: &Running| format!("uplink {} had failed and was opened again", r.name());
+        again.map(sentence).collect()
     }
 
     /// Open what is new, touching nothing that runs.
@@ -244,13 +269,12 @@ impl Host {
             prepared.push(Prepared::Guest(port.clone(), listening));
         }
         for uplink in &config.uplinks {
-            let have =
-                |r: &Running| matches!(&r.kind, Kind::Uplink(u, _) if same_interface(u, uplink));
-            if running.iter().any(have) {
+            if running.iter().any(|r| r.stays(uplink)) {
                 continue;
             }
-            // So is an interface.
-            let ours = |r: &Running| matches!(&r.kind, Kind::Uplink(u, _) if u.tap == uplink.tap);
+            // So is an interface, unless it is gone.
+            let same = |have: &config::Uplink| have.tap == uplink.tap;
+            let ours = |r: &Running| r.works() && matches!(&r.kind, Kind::Uplink(u, _) if same(u));
             let taps = if running.iter().any(ours) {
                 Vec::new()
             } else {
@@ -390,6 +414,7 @@ impl Host {
             Some((shared, n)) if shared.queues.len() == queues => (shared, n),
             _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
         };
+        shared.fail(None);
         let mtu = taps.first().map_or(0, |tap| tap.mtu().into());
         let twins: io::Result<Vec<_>> = taps.iter().map(Tap::twin).collect();
         let senders = twins.map_err(|e| failed(&config.name, e))?;

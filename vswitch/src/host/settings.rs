@@ -33,7 +33,7 @@ pub(super) fn mirrors_of(
         rx: mirror.direction != Direction::Tx,
         tx: mirror.direction != Direction::Rx,
         to: number(&mirror.to),
-        member: false,
+        member: mirror.member,
     });
     let rules: Vec<Rule> = rules.collect();
     Mirrors::new(&rules).map_err(|source| ServiceError::Mirrors {
