@@ -55,46 +55,33 @@ impl<'a> Source<'a> {
     #[inline]
     pub fn load(&self, index: usize, head: &mut Head) -> Result<u32, Discard> {
         match self {
-            Source::Guest { mem, burst } => {
-                let chain = burst.get(index).ok_or(Discard::Runt)?;
-                if !chain.writable.is_empty() {
-                    // The ring is broken for it, once the burst is done.
-                    return Err(Discard::BadHeader);
+            Source::Guest { mem, burst } => match burst.single(index, false) {
+                // A segment is shorter than 4 GiB, and so are its length and the sum.
+                Some((_, seg)) => {
+                    let len = frame_len(seg.len().into())?;
+                    let read = mem.read(seg, head.fill(len as usize));
+                    if read { Ok(len) } else { Err(Discard::Runt) }
                 }
-                let len = chain.readable_len.wrapping_sub(HEADER as u64);
-                // One comparison: a chain shorter than the header gives a huge number.
-                if len.wrapping_sub(ETHERNET as u64) > u64::from(LONGEST) - ETHERNET as u64 {
-                    let runt = (HEADER + ETHERNET) as u64;
-                    return Err(if chain.readable_len < runt {
-                        Discard::Runt
-                    } else {
-                        Discard::Giant
-                    });
-                }
-                let len = u32::try_from(len).map_err(|_| Discard::Giant)?;
-                let into = head.fill(len as usize);
-                if chain.read(mem, into) {
-                    Ok(len)
-                } else {
-                    Err(Discard::Runt)
-                }
-            }
-            Source::Uplink(..) | Source::Frame(_) => {
-                let (header, frame) = self.own(index);
-                let len = u32::try_from(frame.len()).map_err(|_| Discard::Giant)?;
-                if len > LONGEST {
-                    return Err(Discard::Giant);
-                }
-                if frame.len() < ETHERNET {
-                    return Err(Discard::Runt);
-                }
-                let into = head.fill(frame.len());
-                let copied = into.len() - HEADER;
-                into[..HEADER].copy_from_slice(&header.to_bytes(0));
-                into[HEADER..].copy_from_slice(&frame[..copied]);
-                Ok(len)
-            }
+                None => load_chain(mem, burst, index, head),
+            },
+            Source::Uplink(..) | Source::Frame(_) => self.load_own(index, head),
         }
+    }
+
+    fn load_own(&self, index: usize, head: &mut Head) -> Result<u32, Discard> {
+        let (header, frame) = self.own(index);
+        let len = u32::try_from(frame.len()).map_err(|_| Discard::Giant)?;
+        if len > LONGEST {
+            return Err(Discard::Giant);
+        }
+        if frame.len() < ETHERNET {
+            return Err(Discard::Runt);
+        }
+        let into = head.fill(frame.len());
+        let copied = into.len() - HEADER;
+        into[..HEADER].copy_from_slice(&header.to_bytes(0));
+        into[HEADER..].copy_from_slice(&frame[..copied]);
+        Ok(len)
     }
 
     /// A frame in a buffer of ours.
@@ -123,6 +110,39 @@ impl<'a> Source<'a> {
                 Rest::Own(frame.get(COPIED..).unwrap_or_default())
             }
         }
+    }
+}
+
+/// Length of the frame in a chain of so many readable bytes.
+#[inline]
+fn frame_len(readable: u64) -> Result<u32, Discard> {
+    let len = readable.wrapping_sub(HEADER as u64);
+    // One comparison: a chain shorter than the header gives a huge number.
+    if len.wrapping_sub(ETHERNET as u64) > u64::from(LONGEST) - ETHERNET as u64 {
+        return Err(if readable < (HEADER + ETHERNET) as u64 {
+            Discard::Runt
+        } else {
+            Discard::Giant
+        });
+    }
+    u32::try_from(len).map_err(|_| Discard::Giant)
+}
+
+/// Copy the beginning of a frame over several segments.
+#[inline(never)]
+fn load_chain(mem: &Mem, burst: &Burst, index: usize, head: &mut Head) -> Result<u32, Discard> {
+    let Some(chain) = burst.get(index) else {
+        return Err(Discard::Runt);
+    };
+    if !chain.writable.is_empty() {
+        // The ring is broken for it, once the burst is done.
+        return Err(Discard::BadHeader);
+    }
+    let len = frame_len(chain.readable_len)?;
+    if chain.read(mem, head.fill(len as usize)) {
+        Ok(len)
+    } else {
+        Err(Discard::Runt)
     }
 }
 

@@ -174,6 +174,20 @@ impl Head {
         &self.bytes[ROOM..FRAME + self.len()]
     }
 
+    /// Header and first bytes in three pieces, with `tag` behind the addresses in place of the one
+    /// that was there, if `had` says so; an empty one leaves none. The header is as it was.
+    #[inline]
+    #[must_use]
+    pub fn pieces<'a>(&'a self, had: bool, tag: &'a [u8]) -> [&'a [u8]; 3] {
+        let behind = FRAME + ADDRESSES + if had { TAG } else { 0 };
+        let end = FRAME + self.len();
+        [
+            &self.bytes[ROOM..FRAME + ADDRESSES],
+            tag,
+            self.bytes.get(behind..end).unwrap_or_default(),
+        ]
+    }
+
     /// A copy with a tag pushed.
     #[must_use]
     pub fn tagged(&self, tci: u16) -> Retagged {
@@ -290,6 +304,23 @@ mod tests {
         assert_eq!(&head(&tagged).untagged().emit()[HEADER..], &plain[..]);
         let other = frame(&[0x81, 0, 0xe0, 11]);
         assert_eq!(&head(&tagged).retagged(0xe00b).emit()[HEADER..], &other[..]);
+    }
+
+    #[test]
+    fn pieces_are_the_same_bytes_as_a_changed_copy() {
+        let tag = |tci: u16| [TPID.to_be_bytes(), tci.to_be_bytes()].concat();
+        let plain = head(&frame(&[]));
+        let tagged = head(&frame(&tag(10)));
+        assert_eq!(
+            plain.pieces(false, &tag(9)).concat(),
+            plain.tagged(9).emit()
+        );
+        assert_eq!(tagged.pieces(true, &[]).concat(), tagged.untagged().emit());
+        let changed = tagged.pieces(true, &tag(11)).concat();
+        assert_eq!(changed, tagged.retagged(11).emit());
+        // A frame that ends with its tag's room has nothing behind it.
+        let short = head(&frame(&tag(10))[..16]);
+        assert_eq!(short.pieces(true, &[]).concat(), short.untagged().emit());
     }
 
     #[test]

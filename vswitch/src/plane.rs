@@ -12,7 +12,7 @@ use towpath_common::bell::Bell;
 use towpath_common::chain::{BURST, Burst};
 use towpath_common::clock::{Clock, Cycles};
 use towpath_common::mailbox::ReplyTo;
-use towpath_common::ring::Ring;
+use towpath_common::ring::{Ring, fence};
 use towpath_common::sched::{EntityId, MAX_ENTITIES, Outcome, Scheduler, Share};
 use towpath_common::session::{Attach, Update};
 use towpath_common::worker::{Context, Plane, Poller};
@@ -100,6 +100,8 @@ struct PortHere {
     control: Option<GuestCtrl>,
     uplinks: Vec<UplinkHere>,
     shared: Arc<PortShared>,
+    /// It had frames in this step.
+    worked: bool,
     poisoned: bool,
 }
 
@@ -186,6 +188,14 @@ impl PortHere {
             frames += uplink.serve(self.no, switch, now);
         }
         frames
+    }
+
+    /// Notify the drivers of what was taken from them in this step.
+    #[inline]
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.worked) {
+            self.queues.iter_mut().for_each(GuestTx::settle);
+        }
     }
 
     #[inline]
@@ -277,7 +287,7 @@ impl Plane for NetPlane {
         } = self;
         sched.wake_all();
         let mut last = now;
-        sched.pass(now, |entity| {
+        let worked = sched.pass(now, |entity| {
             let at = usize::from(by_entity[entity.index()]);
             let Some(Some(port)) = ports.get_mut(at) else {
                 return Outcome::Idle;
@@ -286,10 +296,19 @@ impl Plane for NetPlane {
                 port.tell_broken(events);
                 return Outcome::Idle;
             }
+            port.worked = true;
             let cost = clock.now().since(last);
             last += cost;
             Outcome::Worked(cost)
-        })
+        });
+        if worked {
+            // Once for all rings of the step: each driver's wish is read after what it is about is
+            // visible.
+            fence();
+            switch.settle();
+            ports.iter_mut().flatten().for_each(PortHere::settle);
+        }
+        worked
     }
 
     fn arm(&mut self) -> bool {

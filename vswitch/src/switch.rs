@@ -22,7 +22,7 @@ use towpath_common::clock::Cycles;
 use crate::batch::{Batch, Item, Source, Verdict};
 use crate::capture::{CaptureId, Tap};
 use crate::discard::Discard;
-use crate::fdb::{Fdb, Learned, PortNo};
+use crate::fdb::{Fdb, Hashes, Learned, PortNo};
 use crate::guard::Storm;
 use crate::head::{Head, Parsed, TAG};
 use crate::mac::Mac;
@@ -65,6 +65,7 @@ pub struct Switch {
     fdb: Arc<Fdb>,
     worker: usize,
     batch: Batch,
+    hashes: Hashes,
     out: Outbox,
     watch: Watch,
 }
@@ -78,6 +79,7 @@ impl Switch {
             fdb,
             worker,
             batch: Batch::default(),
+            hashes: Hashes::default(),
             out: Outbox::new(worker, events),
             watch: Watch::default(),
         }
@@ -130,7 +132,14 @@ impl Switch {
         }
     }
 
-    /// Forward a burst.
+    /// Notify the drivers of all queues that frames were delivered to, if they want that: at the
+    /// end of a worker's step, after a [`towpath_common::ring::fence`].
+    #[inline]
+    pub fn settle(&mut self) {
+        self.out.settle(&self.tables);
+    }
+
+    /// Forward a burst. [`Switch::settle`] is to be called before the worker does anything else.
     #[inline]
     pub fn forward(&mut self, source: Source<'_>, ingress: Ingress<'_>, now: Moment) {
         let Switch {
@@ -138,6 +147,7 @@ impl Switch {
             fdb,
             worker,
             batch,
+            hashes,
             out,
             watch,
         } = self;
@@ -146,7 +156,8 @@ impl Switch {
             return;
         };
         watch.begin();
-        examine(port, fdb, batch, source, &ingress, frames);
+        let known = Known { port, fdb, hashes };
+        examine(known, batch, source, &ingress, frames);
         let mirrored = !tables.mirrors().is_empty();
         if mirrored {
             deliver::refuse(tables, port, batch, frames);
@@ -163,7 +174,13 @@ impl Switch {
             }
             item.verdict = decide(port, tables, fdb, item, &mut last, now);
             match item.verdict {
-                Verdict::To(to) => out.send(to, at),
+                Verdict::To(to) => match tables.port(to) {
+                    Some(to) => out.send(to, at),
+                    None => {
+                        item.verdict = Verdict::Drop(Discard::PortDown);
+                        dropped = true;
+                    }
+                },
                 Verdict::Flood => {
                     if !out.flood(tables, port, item.class.vid(), at) {
                         item.verdict = Verdict::Drop(Discard::NoMember);
@@ -188,11 +205,17 @@ impl Switch {
     }
 }
 
+/// What a frame is examined against.
+struct Known<'a> {
+    port: &'a Port,
+    fdb: &'a Fdb,
+    hashes: &'a mut Hashes,
+}
+
 /// Pass 1: everything that needs the frame alone.
 #[inline]
 fn examine(
-    port: &Port,
-    fdb: &Fdb,
+    mut known: Known<'_>,
     batch: &mut Batch,
     source: Source<'_>,
     ingress: &Ingress<'_>,
@@ -212,7 +235,7 @@ fn examine(
         let why = match source.load(at, head) {
             Ok(len) => {
                 item.len = len;
-                examine_one(port, fdb, head, item, &last, ingress)
+                examine_one(&mut known, head, item, &last, ingress)
             }
             Err(why) => Some(why),
         };
@@ -231,13 +254,13 @@ fn examine(
 /// Pass 1 of one frame: fills in its item, or says why it is dropped. `last` is the frame before.
 #[inline]
 fn examine_one(
-    port: &Port,
-    fdb: &Fdb,
+    known: &mut Known<'_>,
     head: &mut Head,
     item: &mut Item,
     last: &Item,
     ingress: &Ingress<'_>,
 ) -> Option<Discard> {
+    let Known { port, fdb, hashes } = known;
     let Some(parsed) = head.parse() else {
         return Some(Discard::Runt);
     };
@@ -270,8 +293,8 @@ fn examine_one(
         return Some(Discard::BadSource);
     }
     let vid = item.class.vid();
-    item.src = fdb.hash(vid, src);
-    item.dst = fdb.hash(vid, dst);
+    item.src = hashes.of(fdb, vid, src);
+    item.dst = hashes.of(fdb, vid, dst);
     fdb.touch(item.src);
     fdb.touch(item.dst);
     None

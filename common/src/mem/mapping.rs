@@ -131,10 +131,51 @@ impl Mapping {
     #[inline]
     #[must_use]
     pub fn host(&self, off: u64, len: u64) -> *mut u8 {
-        if !self.has(off, len) {
+        if off > self.len || len > self.len - off {
             return std::ptr::null_mut();
         }
-        self.at(off)
+        let off = usize::try_from(off).unwrap_or(usize::MAX);
+        self.base.as_ptr().wrapping_add(off)
+    }
+}
+
+/// A whole mapping, with its address and length at hand: an access checks and copies without
+/// following another pointer.
+#[derive(Debug, Clone)]
+pub struct Window {
+    base: NonNull<u8>,
+    len: u64,
+    /// Keeps the memory mapped.
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: a Window is a Mapping (which is Send) and its address and length.
+unsafe impl Send for Window {}
+// SAFETY: as for Mapping: all access is by copies and atomic words, and there are no references.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// All of `mapping`.
+    #[must_use]
+    pub fn new(mapping: &Arc<Mapping>) -> Window {
+        Window {
+            base: mapping.base,
+            len: mapping.len,
+            _mapping: Arc::clone(mapping),
+        }
+    }
+
+    /// Length in bytes.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never true: a mapping of no bytes is refused.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     #[inline]
@@ -204,7 +245,7 @@ impl Mapping {
     /// do not lie inside on both sides.
     #[inline]
     #[must_use]
-    pub fn copy_to(&self, off: u64, to: &Mapping, to_off: u64, len: u32) -> bool {
+    pub fn copy_to(&self, off: u64, to: &Window, to_off: u64, len: u32) -> bool {
         if !self.has(off, len.into()) || !to.has(to_off, len.into()) {
             return false;
         }
@@ -217,37 +258,61 @@ impl Mapping {
     /// Ask the processor to fetch the cache line at `off`.
     #[inline]
     pub fn prefetch(&self, off: u64) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch is a hint: it reads no value and faults on no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.at(off).cast::<i8>()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = off;
+        prefetch(self.at(off));
     }
 
-    /// The same for a line that will be written: it comes as our own, without a second round trip
-    /// between processors when the write comes.
-    #[expect(
-        clippy::pointers_in_nomem_asm_block,
-        reason = "a hint: it reads and writes nothing"
-    )]
+    /// The same for a line that will be written.
     #[inline]
     pub fn prefetch_write(&self, off: u64) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint as well, and a no-operation where the processor does not know it; the
-        // intrinsic for it becomes a plain prefetch unless the build is for newer processors only.
-        unsafe {
-            std::arch::asm!(
-                "prefetchw [{0}]",
-                in(reg) self.at(off),
-                options(nostack, preserves_flags, nomem)
-            );
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = off;
+        prefetch_write(self.at(off));
     }
+}
+
+/// Ask the processor to fetch a cache line, to be written if `write` says so. Any address will do:
+/// the processor ignores one where nothing is.
+#[inline]
+pub fn prefetch_hint(address: usize, write: bool) {
+    let at = std::ptr::without_provenance(address);
+    if write {
+        prefetch_write(at);
+    } else {
+        prefetch(at);
+    }
+}
+
+/// Ask the processor to fetch the cache line of an address.
+#[inline]
+fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch is a hint: it reads no value and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// The same for a line that will be written: it comes as our own, without a second round trip
+/// between processors when the write comes.
+#[expect(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "a hint: it reads and writes nothing"
+)]
+#[inline]
+fn prefetch_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint as well, and a no-operation where the processor does not know it; the
+    // intrinsic for it becomes a plain prefetch unless the build is for newer processors only.
+    unsafe {
+        std::arch::asm!(
+            "prefetchw [{0}]",
+            in(reg) at,
+            options(nostack, preserves_flags, nomem)
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Copy `len` bytes; headers and small frames (16 to 256 bytes) without a call: two windows of
@@ -258,12 +323,12 @@ impl Mapping {
 #[inline]
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     /// # Safety
-    /// As [`copy`], and `N <= len`.
+    /// As [`copy`], and `TAIL <= N <= len <= N + TAIL`.
     #[inline]
-    unsafe fn windows<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
-        let (tail, to_tail) = (from.wrapping_add(len - N), to.wrapping_add(len - N));
-        // SAFETY: the last N of at least N bytes.
-        unsafe { tail.copy_to_nonoverlapping(to_tail, N) };
+    unsafe fn windows<const N: usize, const TAIL: usize>(from: *const u8, to: *mut u8, len: usize) {
+        let (tail, to_tail) = (from.wrapping_add(len - TAIL), to.wrapping_add(len - TAIL));
+        // SAFETY: the last bytes, of which there are as many.
+        unsafe { tail.copy_to_nonoverlapping(to_tail, TAIL) };
         // The first window comes last: what is read back soonest, a header, then stands in one
         // store each, and need not be put together from two, for which processors stall.
         // SAFETY: the first N of at least N bytes.
@@ -271,13 +336,18 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     }
     match len {
         // SAFETY: the caller's promise, and at least 128 bytes.
-        129..=256 => unsafe { windows::<128>(from, to, len) },
+        129..=256 => unsafe { windows::<128, 128>(from, to, len) },
         // SAFETY: the caller's promise, and at least 64 bytes.
-        64..=128 => unsafe { windows::<64>(from, to, len) },
+        97..=128 => unsafe { windows::<64, 64>(from, to, len) },
+        // SAFETY: the caller's promise, and at least 64 bytes.
+        81..=96 => unsafe { windows::<64, 32>(from, to, len) },
+        // SAFETY: the caller's promise, and at least 64 bytes. Most small frames: 60 bytes and a
+        // header, and acknowledgements of TCP.
+        64..=80 => unsafe { windows::<64, 16>(from, to, len) },
         // SAFETY: the caller's promise, and at least 32 bytes.
-        32..64 => unsafe { windows::<32>(from, to, len) },
+        32..64 => unsafe { windows::<32, 32>(from, to, len) },
         // SAFETY: the caller's promise, and at least 16 bytes.
-        16..32 => unsafe { windows::<16>(from, to, len) },
+        16..32 => unsafe { windows::<16, 16>(from, to, len) },
         // SAFETY: the caller's promise.
         _ => unsafe { from.copy_to_nonoverlapping(to, len) },
     }
@@ -477,10 +547,22 @@ impl View {
         word.fetch_or(bits, Ordering::Relaxed);
     }
 
+    /// Our address of `off`, for hints.
+    #[inline]
+    #[must_use]
+    pub fn address(&self, off: usize) -> usize {
+        self.ptr.as_ptr().wrapping_add(off).addr()
+    }
+
     /// Ask the processor to fetch the cache line at `off`.
     #[inline]
     pub fn prefetch(&self, off: usize) {
-        let base = self.ptr.as_ptr().addr() - self.mapping.base.as_ptr().addr();
-        self.mapping.prefetch((base + off) as u64);
+        prefetch(self.ptr.as_ptr().wrapping_add(off));
+    }
+
+    /// The same for a line that will be written.
+    #[inline]
+    pub fn prefetch_write(&self, off: usize) {
+        prefetch_write(self.ptr.as_ptr().wrapping_add(off));
     }
 }

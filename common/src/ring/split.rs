@@ -17,7 +17,9 @@ use arrayvec::ArrayVec;
 use super::descriptor::{DESC, Desc, INDIRECT, NEXT, WRITE};
 use super::inflight::InflightQueue;
 use super::reorder::Reorder;
-use super::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, MAX_SIZE, RingError, Setup, Violation};
+use super::{
+    F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, MAX_SIZE, RingError, Setup, Soon, Violation,
+};
 use crate::chain::{BURST, Burst, Chain};
 use crate::mem::{DirtyLog, Mem, Segment, View};
 
@@ -42,9 +44,11 @@ pub(super) struct Split {
     next_avail: u16,
     /// Avail index as last read.
     avail_seen: u16,
-    /// Used index as staged; `published` is what the driver can see.
+    /// Used index as staged; `published` is what the driver can see, and `asked` what it was when
+    /// we last asked whether the driver wants to be notified.
     next_used: u16,
     published: u16,
+    asked: u16,
     /// Region hit last.
     hint: u32,
     /// By head: popped and not yet put. A byte each and not a bit: neighbours are set one after the
@@ -119,6 +123,7 @@ impl Split {
             avail_seen: base,
             next_used: used_idx,
             published: used_idx,
+            asked: used_idx,
             hint: 0,
             busy: vec![false; slots].into(),
             resubmit,
@@ -131,14 +136,17 @@ impl Split {
         })
     }
 
+    #[inline]
     pub(super) fn mem(&self) -> &Arc<Mem> {
         &self.mem
     }
 
+    #[inline]
     pub(super) fn log(&self) -> Option<&DirtyLog> {
         self.log.as_ref()
     }
 
+    #[inline]
     pub(super) fn broken(&self) -> Option<Violation> {
         self.broken
     }
@@ -147,10 +155,12 @@ impl Split {
         self.broken.get_or_insert(violation);
     }
 
+    #[inline]
     pub(super) fn next_avail(&self) -> u16 {
         self.next_avail
     }
 
+    #[inline]
     pub(super) fn next_used(&self) -> u16 {
         self.next_used
     }
@@ -198,6 +208,7 @@ impl Split {
         self.resubmitted = !self.resubmit.is_empty();
         if !self.resubmitted {
             let n = usize::from(self.pending(max)).min(max);
+            self.expect_puts(n);
             for i in 0..n {
                 #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
                 let at = self.next_avail.wrapping_add(i as u16) & self.mask;
@@ -222,6 +233,19 @@ impl Split {
             let done = self.take(&heads, burst);
             self.resubmit.truncate(self.resubmit.len() - done);
             done
+        }
+    }
+
+    /// Fetch the lines of the used ring that the next `n` elements go to: the driver has read
+    /// them, and each would be waited for when it is written.
+    #[inline]
+    fn expect_puts(&self, n: usize) {
+        /// Used elements in a cache line.
+        const LINE: usize = 8;
+        for i in (0..n).step_by(LINE) {
+            #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
+            let at = self.next_used.wrapping_add(i as u16) & self.mask;
+            self.used.prefetch_write(ELEMENTS + 8 * usize::from(at));
         }
     }
 
@@ -350,10 +374,17 @@ impl Split {
 
     #[inline]
     pub(super) fn put(&mut self, id: u16, written: u32) {
-        let Some(r) = &mut self.reorder else {
+        if self.reorder.is_none() {
             return self.stage(id, written);
-        };
-        r.done[usize::from(id)] = Some(written);
+        }
+        self.put_in_order(id, written);
+    }
+
+    #[inline(never)]
+    fn put_in_order(&mut self, id: u16, written: u32) {
+        if let Some(r) = &mut self.reorder {
+            r.done[usize::from(id)] = Some(written);
+        }
         while let Some((head, written)) = self.reorder.as_mut().and_then(|r| r.pull(self.mask)) {
             self.stage(head, written);
         }
@@ -392,9 +423,19 @@ impl Split {
 
     #[inline]
     pub(super) fn publish(&mut self) -> bool {
-        let old = self.published;
-        if old == self.next_used {
+        if self.published == self.next_used {
             return false;
+        }
+        self.expose();
+        // The index must be visible before the driver's wish is read (2.7.13.4.1).
+        fence(Ordering::SeqCst);
+        self.owes_call()
+    }
+
+    #[inline]
+    pub(super) fn expose(&mut self) {
+        if self.published == self.next_used {
+            return;
         }
         self.published = self.next_used;
         self.used.store_u16(IDX, self.next_used, Ordering::Release);
@@ -405,16 +446,33 @@ impl Split {
             // The whole ring: it is a page or two, and a migration is running anyway.
             log.mark(gpa, self.used.len() as u64);
         }
-        // The index must be visible before the driver's wish is read (2.7.13.4.1).
-        fence(Ordering::SeqCst);
+    }
+
+    #[inline]
+    pub(super) fn owes_call(&mut self) -> bool {
+        let (old, new) = (self.asked, self.published);
+        if old == new {
+            return false;
+        }
+        self.asked = new;
         if self.event_idx {
             let at = ELEMENTS + 2 * usize::from(self.size);
             let event = self.avail.load_u16(at, Ordering::Relaxed);
             // 2.7.7.2, vring_need_event: has the index the driver waits for been passed?
-            let new = self.next_used;
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
             self.avail.load_u16(0, Ordering::Relaxed) & NO_INTERRUPT == 0
+        }
+    }
+
+    #[inline]
+    pub(super) fn soon(&self) -> Soon {
+        let element = |ring: &View, size, index| {
+            ring.address(ELEMENTS + size * usize::from(index & self.mask))
+        };
+        Soon {
+            avail: element(&self.avail, 2, self.next_avail),
+            used: element(&self.used, 8, self.next_used),
         }
     }
 

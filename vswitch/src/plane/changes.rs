@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use towpath_common::bell::Bell;
 use towpath_common::clock::Cycles;
-use towpath_common::ring::Ring;
+use towpath_common::ring::{Ring, fence};
 use towpath_common::session::Attach;
 
 use super::{Change, NetPlane, NewPort, PortHere, SHORTEST, UplinkHere};
@@ -102,6 +102,8 @@ impl NetPlane {
             };
             self.switch.forward(Source::Frame(&bytes), ingress, now);
         }
+        fence();
+        self.switch.settle();
     }
 
     fn add_port(&mut self, new: NewPort, now: Cycles) -> bool {
@@ -116,6 +118,7 @@ impl NetPlane {
             control: None,
             uplinks: Vec::new(),
             shared: new.shared,
+            worked: false,
             poisoned: false,
         };
         let at = self.ports.iter().position(Option::is_none);
