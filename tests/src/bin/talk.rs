@@ -4,7 +4,7 @@
 //! talk serve PORT                      answers calls and echoes datagrams until killed
 //! talk tcp ADDRESS PORT UP DOWN        one call: UP bytes there, DOWN bytes back, at once
 //! talk udp ADDRESS PORT COUNT SIZE     datagrams, each sent when the last one's echo is back
-//! talk uso ADDRESS PORT COUNT SIZE CUT the same, each handed to the kernel whole and cut on its way
+//! talk uso ADDRESS PORT COUNT SIZE CUT the same, each given to the kernel whole and cut on its way
 //! talk flood ADDRESS PORT SIZE         datagrams as fast as they go, until killed
 //! talk frame INTERFACE HEX [COUNT]     sends a frame as it stands
 //! ```

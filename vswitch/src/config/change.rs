@@ -38,8 +38,8 @@ pub enum Change {
 pub struct PortEdit {
     /// The port.
     pub name: Name,
-    /// Keys and their new values; of a table, such as `guards`, those that are named. `access` takes
-    /// `trunk` and `native` away, `trunk` takes `access`.
+    /// Keys and their new values; of a table, such as `guards`, those that are named. `access`
+    /// takes `trunk` and `native` away, `trunk` takes `access`.
     #[serde(default)]
     pub set: Table,
     /// Keys that go back to their defaults, such as `mac` or `guards.mac_limit`.

@@ -254,7 +254,8 @@ fn arguments_are_refused_with_the_keys_that_exist() {
         (
             "a,socket=s,vlan=1",
             "--port number 1: \"vlan=1\" is not known here; use name=, socket=, mode=, trunk=, \
-             mac=, access=, native=, queues=, mtu=, weight=, cap=, client, isolated, no-offloads \
+             mac=, guards.mac_limit=, access=, native=, queues=, mtu=, weight=, cap=, \
+             guards.bpdu_guard=, client, isolated, no-offloads \
              (a comma in a value is written ,,)",
         ),
         ("a", "--port number 1: missing field `socket`"),

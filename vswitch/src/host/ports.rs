@@ -4,23 +4,22 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use towpath_common::config::{self as common, Name, SocketMode};
+use towpath_common::config::{Name, SocketMode};
 use towpath_common::lease::Lease;
-use towpath_common::sched::{Cap, Share, Weight};
+use towpath_common::sched::Share;
 use towpath_common::session::{Endpoint, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Worker};
 use tracing::error;
 
-use super::settings::{mirrors_of, undo};
+use super::settings::{mirrors_of, share, undo, uplink_guards};
 use super::{Host, lock};
 use crate::config::{self, Config};
 use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Filter, PortNo};
 use crate::features::Card;
-use crate::guard::{GuardConfig, Guards, Side};
+use crate::guard::{GuardConfig, Guards};
 use crate::head::ETHERNET;
-use crate::mac::Mac;
 use crate::plane::{Change, NewPort};
 use crate::port::Uplink;
 use crate::port::tap::Tap;
@@ -145,27 +144,6 @@ fn same_session(a: &config::Port, b: &config::Port) -> bool {
 pub(super) fn same_interface(a: &config::Uplink, b: &config::Uplink) -> bool {
     let interface = |u: &config::Uplink| (u.name.clone(), u.tap.clone(), u.queues, u.offloads);
     interface(a) == interface(b)
-}
-
-pub(super) fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Share {
-    // A cap over several workers is split evenly: each enforces its part.
-    let per_worker = |cap: u32| cap.div_ceil(u32::try_from(workers).unwrap_or(1)).max(1);
-    let cap = cap.map(|c| per_worker(c.get()));
-    Share {
-        weight: Weight::try_from(weight.get()).unwrap_or_default(),
-        cap: cap.and_then(|c| Cap::try_from(c).ok()),
-    }
-}
-
-/// The guards of a port as configured, at work.
-pub(super) fn guards_of(config: &Config, port: &config::Port) -> Guards {
-    let addresses: Vec<Mac> = port.addresses().collect();
-    Guards::new(&config.guards(port), &addresses)
-}
-
-/// The same for an uplink, which is trusted unless it says otherwise.
-pub(super) fn uplink_guards(config: &config::Uplink) -> Guards {
-    Guards::new(&config.guards.complete(Side::Uplink), &[])
 }
 
 fn listen(config: &config::Port) -> Result<Listening, ServiceError> {

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use towpath_common::config::Name;
-use towpath_common::sched::Share;
+use towpath_common::config::{self as common, Name};
+use towpath_common::sched::{Cap, Share, Weight};
 use tracing::error;
 
-use super::ports::{failed, guards_of, same_interface, share, uplink_guards};
+use super::ports::{failed, same_interface};
 use super::{Host, Kind, Running, lock};
 use crate::config::{self, Config, Direction};
 use crate::fdb::{Ageing, Filter, PortNo};
+use crate::guard::{Guards, Side};
 use crate::mac::Mac;
 use crate::mirror::{Mirrors, Rule};
 use crate::plane::Change;
@@ -17,6 +18,28 @@ use crate::port::tap::{InterfaceName, Tap};
 use crate::service::{Report, ServiceError};
 use crate::stats::VlanCounters;
 use crate::vlan::Vid;
+
+/// What a port gets of each worker.
+pub(super) fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Share {
+    // A cap over several workers is split evenly: each enforces its part.
+    let per_worker = |cap: u32| cap.div_ceil(u32::try_from(workers).unwrap_or(1)).max(1);
+    let cap = cap.map(|c| per_worker(c.get()));
+    Share {
+        weight: Weight::try_from(weight.get()).unwrap_or_default(),
+        cap: cap.and_then(|c| Cap::try_from(c).ok()),
+    }
+}
+
+/// The guards of a port as configured, at work.
+fn guards_of(config: &Config, port: &config::Port) -> Guards {
+    let addresses: Vec<Mac> = port.addresses().collect();
+    Guards::new(&config.guards(port), &addresses)
+}
+
+/// The same for an uplink, which is trusted unless it says otherwise.
+pub(super) fn uplink_guards(config: &config::Uplink) -> Guards {
+    Guards::new(&config.guards.complete(Side::Uplink), &[])
+}
 
 /// The configured mirrors, with the numbers that `number` gives to ports.
 ///

@@ -183,8 +183,8 @@ impl Mode {
         }
     }
 
-    /// The VLANs for each of which something may be done: [`Mode::members`], or the native one alone if
-    /// those are more than 64.
+    /// The VLANs for each of which something may be done: [`Mode::members`], or the native one alone
+    /// if those are more than 64.
     #[must_use]
     pub fn few(&self) -> VlanSet {
         match self {
