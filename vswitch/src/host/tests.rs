@@ -285,10 +285,9 @@ fn a_guest_that_moved_here_is_announced_in_each_of_its_vlans() {
         assert_eq!(frame.payload[8..14], station(from));
         assert_eq!(frame.payload[18..24], station(from));
     };
-    let mut a = moved("a");
+    let (mut a, mut trunk) = (moved("a"), moved("t"));
     a.frontend().send_rarp(station(1)).unwrap();
     heard(&mut b, 1);
-    let mut trunk = moved("t");
     trunk.frontend().send_rarp(station(9)).unwrap();
     heard(&mut b, 9);
     heard(&mut c, 9);
