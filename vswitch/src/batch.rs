@@ -1,7 +1,7 @@
 //! A burst of frames on its way through the switch: private copies and what was decided.
 
 use towpath_common::chain::{BURST, Burst};
-use towpath_common::mem::Mem;
+use towpath_common::mem::{Mem, Near};
 
 use crate::discard::Discard;
 use crate::fdb::{Hash, PortNo};
@@ -48,6 +48,18 @@ impl<'a> Source<'a> {
         self.len() == 0
     }
 
+    /// A guest's frames, for a loop; none if they are not a guest's.
+    #[inline]
+    #[must_use]
+    pub fn guest(&self) -> Option<GuestFrames<'a>> {
+        let Source::Guest { mem, burst } = *self else {
+            return None;
+        };
+        let region = burst.single(0, false).map_or(0, |(_, seg)| seg.region());
+        let near = mem.near(region)?;
+        Some(GuestFrames { near, mem, burst })
+    }
+
     /// Copy the beginning of a frame, virtio-net header first; gives the length of the frame.
     ///
     /// # Errors
@@ -55,15 +67,7 @@ impl<'a> Source<'a> {
     #[inline]
     pub fn load(&self, index: usize, head: &mut Head) -> Result<u32, Discard> {
         match self {
-            Source::Guest { mem, burst } => match burst.single(index, false) {
-                // A segment is shorter than 4 GiB, and so are its length and the sum.
-                Some((_, seg)) => {
-                    let len = frame_len(seg.len().into())?;
-                    let read = mem.read(seg, head.fill(len as usize));
-                    if read { Ok(len) } else { Err(Discard::Runt) }
-                }
-                None => load_chain(mem, burst, index, head),
-            },
+            Source::Guest { mem, burst } => load_chain(mem, burst, index, head),
             Source::Uplink(..) | Source::Frame(_) => self.load_own(index, head),
         }
     }
@@ -109,6 +113,34 @@ impl<'a> Source<'a> {
                 let (_, frame) = self.own(index);
                 Rest::Own(frame.get(COPIED..).unwrap_or_default())
             }
+        }
+    }
+}
+
+/// A guest's frames, the region that most of them stand in at hand.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestFrames<'a> {
+    near: Near<'a>,
+    mem: &'a Mem,
+    burst: &'a Burst,
+}
+
+impl GuestFrames<'_> {
+    /// As [`Source::load`].
+    ///
+    /// # Errors
+    /// As [`Source::load`].
+    #[inline]
+    pub fn load(&self, index: usize, head: &mut Head) -> Result<u32, Discard> {
+        let Some((_, seg)) = self.burst.single(index, false) else {
+            return load_chain(self.mem, self.burst, index, head);
+        };
+        let len = frame_len(seg.len().into())?;
+        let into = head.fill(len as usize);
+        if self.near.read(seg, into) || self.mem.read(seg, into) {
+            Ok(len)
+        } else {
+            Err(Discard::Runt)
         }
     }
 }
@@ -174,6 +206,9 @@ pub struct Item {
     pub src: Hash,
     /// Where the destination address is kept.
     pub dst: Hash,
+    /// Like the frame before it that was examined, and nothing is asked for it: what is decided
+    /// about that one goes for this one.
+    pub repeats: bool,
     /// What was decided.
     pub verdict: Verdict,
 }
@@ -203,6 +238,7 @@ impl Default for Item {
             class: Class::new(Vid::DEFAULT, 0, false),
             src: Hash::default(),
             dst: Hash::default(),
+            repeats: false,
             verdict: Verdict::Drop(Discard::Runt),
         }
     }

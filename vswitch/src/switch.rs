@@ -24,7 +24,7 @@ use crate::capture::{CaptureId, Tap};
 use crate::discard::Discard;
 use crate::fdb::{Fdb, Hashes, Learned, PortNo};
 use crate::guard::Storm;
-use crate::head::{Head, Parsed, TAG};
+use crate::head::{Flow, Head, Parsed, TAG};
 use crate::mac::Mac;
 use crate::net::{NetHeader, Offloads};
 use crate::offload;
@@ -157,7 +157,14 @@ impl Switch {
         };
         watch.begin();
         let known = Known { port, fdb, hashes };
-        examine(known, batch, source, &ingress, frames);
+        match source.guest() {
+            Some(guest) => examine(known, batch, &ingress, frames, |at, head| {
+                guest.load(at, head)
+            }),
+            None => examine(known, batch, &ingress, frames, |at, head| {
+                source.load(at, head)
+            }),
+        }
         let mirrored = !tables.mirrors().is_empty();
         if mirrored {
             deliver::refuse(tables, port, batch, frames);
@@ -165,17 +172,28 @@ impl Switch {
         let mut bytes = 0;
         let mut last = Learnt::default();
         let mut dropped = false;
-        for at in 0..frames {
-            let item = &mut batch.items[at];
+        // Where the frame went that the next may be a repetition of.
+        let mut before = None;
+        for (at, item) in batch.items.iter_mut().enumerate().take(frames) {
             bytes += u64::from(item.len);
+            if let (true, Some(to)) = (item.repeats, before) {
+                item.verdict = Verdict::To(to);
+                out.again(to, at);
+                continue;
+            }
             if let Verdict::Drop(_) = item.verdict {
                 dropped = true;
                 continue;
             }
             item.verdict = decide(port, tables, fdb, item, &mut last, now);
+            before = None;
             match item.verdict {
                 Verdict::To(to) => match tables.port(to) {
-                    Some(to) => out.send(to, at),
+                    Some(there) => {
+                        out.send(there, at);
+                        // What is counted by the frame is asked for each.
+                        before = (!port.guards.is_rated()).then_some(to);
+                    }
                     None => {
                         item.verdict = Verdict::Drop(Discard::PortDown);
                         dropped = true;
@@ -212,52 +230,57 @@ struct Known<'a> {
     hashes: &'a mut Hashes,
 }
 
-/// Pass 1: everything that needs the frame alone.
+/// Pass 1: everything that needs the frame alone. Most frames of a burst are of the flow of the one
+/// before, and are not looked at further.
 #[inline]
 fn examine(
     mut known: Known<'_>,
     batch: &mut Batch,
-    source: Source<'_>,
     ingress: &Ingress<'_>,
     frames: usize,
+    load: impl Fn(usize, &mut Head) -> Result<u32, Discard>,
 ) {
-    let mut last = Item::default();
-    for (at, (head, item)) in batch
-        .heads
-        .iter_mut()
-        .zip(batch.items.iter_mut())
-        .enumerate()
-    {
-        if at == frames {
-            break;
-        }
-        item.len = 0;
-        let why = match source.load(at, head) {
-            Ok(len) => {
-                item.len = len;
-                examine_one(&mut known, head, item, &last, ingress)
+    // The last frame that was examined, where its item stands, and the longest that may repeat it.
+    let (mut flow, mut like, mut longest_again) = (Flow::default(), 0, 0);
+    for (at, head) in batch.heads.iter_mut().enumerate().take(frames) {
+        let (before, rest) = batch.items.split_at_mut(at);
+        let Some(item) = rest.first_mut() else { break };
+        let len = match load(at, head) {
+            Ok(len) => len,
+            Err(why) => {
+                (item.len, item.repeats) = (0, false);
+                item.verdict = Verdict::Drop(why);
+                continue;
             }
-            Err(why) => Some(why),
         };
-        match why {
-            None => {
-                item.verdict = Verdict::Flood;
-                (last.parsed, last.class) = (item.parsed, item.class);
-                (last.src, last.dst) = (item.src, item.dst);
-                last.verdict = Verdict::Flood;
-            }
-            Some(why) => item.verdict = Verdict::Drop(why),
+        if let Some(like) = before.get(like)
+            && flow.has(head)
+            && head.is_plain()
+            && len <= longest_again
+        {
+            head.set_plain();
+            *item = *like;
+            (item.len, item.repeats) = (len, true);
+            (item.header, item.needs) = (NetHeader::default(), Offloads::NONE);
+            continue;
         }
+        (item.len, item.repeats) = (len, false);
+        if let Some(why) = examine_one(&mut known, head, item, ingress) {
+            item.verdict = Verdict::Drop(why);
+            continue;
+        }
+        item.verdict = Verdict::Flood;
+        (flow, like) = (Flow::of(head, &item.parsed), at);
+        longest_again = longest(known.port, &item.parsed);
     }
 }
 
-/// Pass 1 of one frame: fills in its item, or says why it is dropped. `last` is the frame before.
+/// Pass 1 of one frame: fills in its item, or says why it is dropped.
 #[inline]
 fn examine_one(
     known: &mut Known<'_>,
     head: &mut Head,
     item: &mut Item,
-    last: &Item,
     ingress: &Ingress<'_>,
 ) -> Option<Discard> {
     let Known { port, fdb, hashes } = known;
@@ -274,15 +297,6 @@ fn examine_one(
     }
     if item.header.gso_size == 0 && item.len > longest(port, &parsed) {
         return Some(Discard::Giant);
-    }
-    let same = |a: &Parsed, b: &Parsed| {
-        (a.dst, a.src, a.tag, a.ethertype) == (b.dst, b.src, b.tag, b.ethertype)
-    };
-    if last.verdict == Verdict::Flood && same(&last.parsed, &parsed) {
-        // One flow after the other: most frames of a burst repeat the one before.
-        item.class = last.class;
-        (item.src, item.dst) = (last.src, last.dst);
-        return None;
     }
     match port.mode.classify(parsed.tag(), parsed.ethertype) {
         Ok(class) => item.class = class,

@@ -11,7 +11,7 @@ use towpath_benches::net::shape::Shape;
 /// Nanoseconds per frame, driver and switch in turns on one core: median (best) of the repetitions.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Only rows whose name contains this.
+    /// Only the row of this name, or rows whose name contains it.
     #[arg(long, default_value = "")]
     only: String,
     /// Seconds of one measurement.
@@ -54,21 +54,24 @@ fn main() -> Result<()> {
         options.reps
     );
     cpu::on_cpu(options.cpu, || {
-        for (name, shape) in rows() {
-            if !name.contains(&options.only) {
+        let rows = rows();
+        let exact = rows.iter().any(|(name, _)| *name == options.only);
+        for (name, shape) in rows {
+            if name != options.only && (exact || !name.contains(&options.only)) {
                 continue;
             }
             let mut bench = Bench::new(&shape)?;
             let mut all = Vec::new();
-            let mut lost = 0;
+            let (mut lost, mut frames) = (0, 0);
             for _ in 0..options.reps.max(1) {
                 let cost = bench.run(time)?;
                 lost += cost.lost;
+                frames += cost.frames;
                 all.push(cost.ns());
             }
             all.sort_by(f64::total_cmp);
             let (median, best) = (all[all.len() / 2], all[0]);
-            println!("{name:<22} {median:>6.1} ({best:.1})   lost {lost}");
+            println!("{name:<22} {median:>6.1} ({best:.1})   {frames} frames, {lost} lost");
         }
         Ok(())
     })?

@@ -11,16 +11,20 @@
 //! - All `unsafe` of the guest-memory path is in this folder, and none of it relies on anything a
 //!   guest does.
 
+mod cells;
 mod log;
 mod mapping;
 mod sigbus;
+mod window;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+pub use cells::Cells;
 pub use log::DirtyLog;
-pub use mapping::{Mapping, View, Window, prefetch_hint};
+pub use mapping::{Mapping, View};
 use thiserror::Error;
+pub use window::{Near, Window, prefetch_hint};
 
 /// Most regions in one map: the largest count front-ends use (vhost-user CONFIGURE_MEM_SLOTS).
 pub const MAX_REGIONS: usize = 509;
@@ -330,6 +334,14 @@ impl Mem {
     #[must_use]
     pub fn poisoned(&self) -> bool {
         self.regions.iter().any(|r| r.mapping.poisoned())
+    }
+
+    /// Region `index`, for a loop.
+    #[inline]
+    #[must_use]
+    pub fn near(&self, index: u32) -> Option<Near<'_>> {
+        let span = self.spans.get(index as usize)?;
+        Some(Near::new(&span.window, span.gpa, index))
     }
 
     /// The part of `gpa..gpa + len` that lies in the region holding `gpa`.

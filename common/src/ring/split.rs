@@ -21,7 +21,7 @@ use super::{
     F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, MAX_SIZE, RingError, Setup, Soon, Violation,
 };
 use crate::chain::{BURST, Burst, Chain};
-use crate::mem::{DirtyLog, Mem, Segment, View};
+use crate::mem::{Cells, DirtyLog, Mem, Near, Segment, View};
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT, 2.7.6: the driver does not want notifications.
 const NO_INTERRUPT: u16 = 1;
@@ -33,7 +33,10 @@ const ELEMENTS: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Split {
-    desc: View,
+    /// The descriptor table, and the elements of both rings; `avail` and `used` are all of them.
+    desc: Cells<16, 16>,
+    heads: Cells<2, 2>,
+    elements: Cells<8, 4>,
     avail: View,
     used: View,
     mem: Arc<Mem>,
@@ -60,9 +63,19 @@ pub(super) struct Split {
     resubmitted: bool,
     inflight: Option<InflightQueue>,
     reorder: Option<Reorder>,
+    /// Neither of the two.
+    plain: bool,
     log: Option<DirtyLog>,
     log_addr: Option<u64>,
     broken: Option<Violation>,
+}
+
+/// The whole buffer of a descriptor, in another region than the last, which `near` becomes.
+#[cold]
+fn elsewhere<'a>(mem: &'a Mem, d: Desc, hint: &mut u32, near: &mut Near<'a>) -> Option<Segment> {
+    let found = mem.lookup(d.addr, d.len, hint)?;
+    *near = mem.near(*hint)?;
+    Some(found).filter(|seg| seg.len() == d.len && d.len != 0)
 }
 
 impl Split {
@@ -85,6 +98,14 @@ impl Split {
         let desc = part("descriptor", setup.desc, n * DESC as u64, 16)?;
         let avail = part("avail", setup.avail, 4 + 2 * n + event, 2)?;
         let used = part("used", setup.used, 4 + 8 * n + event, 4)?;
+        let cells = (
+            Cells::new(&desc, 0, size),
+            Cells::new(&avail, ELEMENTS, size),
+            Cells::new(&used, ELEMENTS, size),
+        );
+        let (Some(desc), Some(heads), Some(elements)) = cells else {
+            return Err(RingError::BadSize(size.into()));
+        };
         let used_idx = used.load_u16(IDX, Ordering::Acquire);
         let mut inflight = setup.inflight;
         let recovered = match &mut inflight {
@@ -112,6 +133,8 @@ impl Split {
         });
         Ok(Split {
             desc,
+            heads,
+            elements,
             avail,
             used,
             mem,
@@ -128,6 +151,7 @@ impl Split {
             busy: vec![false; slots].into(),
             resubmit,
             resubmitted: false,
+            plain: inflight.is_none() && reorder.is_none(),
             inflight,
             reorder,
             log: setup.log,
@@ -193,7 +217,7 @@ impl Split {
 
     #[inline]
     fn descriptor(&self, index: u16) -> Desc {
-        let [addr, rest] = self.desc.load_pair(usize::from(index) * DESC);
+        let [addr, rest] = self.desc.load_pair(index);
         Desc::from_words(addr, rest)
     }
 
@@ -211,13 +235,8 @@ impl Split {
             self.expect_puts(n);
             for i in 0..n {
                 #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
-                let at = self.next_avail.wrapping_add(i as u16) & self.mask;
-                let head = self
-                    .avail
-                    .load_u16(ELEMENTS + 2 * usize::from(at), Ordering::Relaxed);
-                if head < self.size {
-                    self.desc.prefetch(usize::from(head) * DESC);
-                }
+                let head = self.heads.load_u16(self.next_avail.wrapping_add(i as u16));
+                self.desc.prefetch(head);
                 heads.push(head);
             }
             let done = self.take(&heads, burst);
@@ -237,7 +256,8 @@ impl Split {
     }
 
     /// Fetch the lines of the used ring that the next `n` elements go to: the driver has read
-    /// them, and each would be waited for when it is written.
+    /// them, and each would be waited for when it is written. Not the first, where the index
+    /// stands: a driver that polls takes it back at once.
     #[inline]
     fn expect_puts(&self, n: usize) {
         /// Used elements in a cache line.
@@ -245,7 +265,9 @@ impl Split {
         for i in (0..n).step_by(LINE) {
             #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
             let at = self.next_used.wrapping_add(i as u16) & self.mask;
-            self.used.prefetch_write(ELEMENTS + 8 * usize::from(at));
+            if usize::from(at) >= LINE {
+                self.elements.prefetch_write(at);
+            }
         }
     }
 
@@ -267,37 +289,33 @@ impl Split {
     /// nothing of what was read here is kept.
     #[inline]
     fn take_singles(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
-        if self.reorder.is_some() || self.inflight.is_some() {
+        // The region hit last; what is not in it takes the other way.
+        let near = self.mem.near(self.hint);
+        let (Some(mut near), true) = (near, self.plain) else {
             return 0;
-        }
+        };
         let mut singles = burst.singles();
         let heads = heads.get(..singles.room()).unwrap_or(heads);
-        let mut hint = self.hint;
         for (done, &head) in heads.iter().enumerate() {
-            let Some(busy) = self.busy.get_mut(usize::from(head)) else {
-                return done;
-            };
-            let [addr, rest] = self.desc.load_pair(usize::from(head) * DESC);
+            let [addr, rest] = self.desc.load_pair(head);
             let d = Desc::from_words(addr, rest);
-            let found = self.mem.lookup(d.addr, d.len, &mut hint);
-            let Some(seg) = found.filter(|seg| seg.len() == d.len) else {
+            let mut found = near.find(d.addr, d.len);
+            if found.is_none() {
+                found = elsewhere(&self.mem, d, &mut self.hint, &mut near);
+            }
+            let (Some(seg), Some(busy)) = (found, self.busy.get_mut(usize::from(head))) else {
                 return done;
             };
-            if d.flags & (NEXT | INDIRECT) != 0 || d.len == 0 {
+            if d.flags & (NEXT | INDIRECT) != 0 {
                 return done;
             }
             if std::mem::replace(busy, true) {
                 self.broken = Some(Violation::HeadInFlight(head));
                 return done;
             }
-            if d.has(WRITE) {
-                self.mem.prefetch_write(seg);
-            } else {
-                self.mem.prefetch(seg);
-            }
+            near.prefetch(seg, d.has(WRITE));
             singles.push(head, seg, d.has(WRITE));
         }
-        self.hint = hint;
         heads.len()
     }
 
@@ -374,10 +392,25 @@ impl Split {
 
     #[inline]
     pub(super) fn put(&mut self, id: u16, written: u32) {
-        if self.reorder.is_none() {
-            return self.stage(id, written);
+        if self.plain {
+            self.put_plain(id, written);
+        } else if self.reorder.is_none() {
+            self.stage(id, written);
+        } else {
+            self.put_in_order(id, written);
         }
-        self.put_in_order(id, written);
+    }
+
+    /// Nobody keeps book of it but we.
+    #[inline]
+    fn put_plain(&mut self, id: u16, written: u32) {
+        self.elements
+            .write_pair(self.next_used, [u32::from(id), written]);
+        self.next_used = self.next_used.wrapping_add(1);
+        if let Some(busy) = self.busy.get_mut(usize::from(id)) {
+            debug_assert!(*busy, "put of a head that is not in flight");
+            *busy = false;
+        }
     }
 
     #[inline(never)]
@@ -393,29 +426,17 @@ impl Split {
     /// Stage chains in the order given: what was written to each.
     #[inline]
     pub(super) fn put_all(&mut self, used: impl Iterator<Item = (u16, u32)>) {
-        if self.reorder.is_some() || self.inflight.is_some() {
+        if self.plain {
+            used.for_each(|(id, written)| self.put_plain(id, written));
+        } else {
             used.for_each(|(id, written)| self.put(id, written));
-            return;
-        }
-        for (id, written) in used {
-            let at = ELEMENTS + 8 * usize::from(self.next_used & self.mask);
-            self.used.write_pair(at, [u32::from(id), written]);
-            self.next_used = self.next_used.wrapping_add(1);
-            if let Some(busy) = self.busy.get_mut(usize::from(id)) {
-                *busy = false;
-            }
         }
     }
 
     /// Write one used element, invisible until `publish`.
-    #[inline]
+    #[inline(never)]
     fn stage(&mut self, id: u16, written: u32) {
-        let at = ELEMENTS + 8 * usize::from(self.next_used & self.mask);
-        self.used.write_pair(at, [u32::from(id), written]);
-        self.next_used = self.next_used.wrapping_add(1);
-        let busy = &mut self.busy[usize::from(id)];
-        debug_assert!(*busy, "put of a head that is not in flight");
-        *busy = false;
+        self.put_plain(id, written);
         if let Some(table) = &mut self.inflight {
             table.used(id);
         }
@@ -467,12 +488,9 @@ impl Split {
 
     #[inline]
     pub(super) fn soon(&self) -> Soon {
-        let element = |ring: &View, size, index| {
-            ring.address(ELEMENTS + size * usize::from(index & self.mask))
-        };
         Soon {
-            avail: element(&self.avail, 2, self.next_avail),
-            used: element(&self.used, 8, self.next_used),
+            avail: self.heads.address(self.next_avail),
+            used: self.elements.address(self.next_used),
         }
     }
 

@@ -205,6 +205,21 @@ impl Delivery<'_> {
         Ok(())
     }
 
+    /// The same, of a frame that `head` is all of.
+    ///
+    /// # Errors
+    /// As [`Delivery::put`].
+    #[inline(always)]
+    pub fn put_whole(&mut self, head: &[u8], len: u32) -> Result<(), Discard> {
+        let Some((id, first)) = self.fitting(len) else {
+            return self.put_slow([head, &[], &[]], Rest::Own(&[]), len);
+        };
+        let whole = self.rx.ring.mem().write(first, head);
+        debug_assert!(whole, "a segment of another snapshot");
+        self.use_one(id, len);
+        Ok(())
+    }
+
     /// The same, of a frame whose first bytes are in pieces.
     ///
     /// # Errors
@@ -232,13 +247,13 @@ impl Delivery<'_> {
     }
 
     /// The next buffer, if it is of one segment that `len` bytes fit, as almost all are.
-    #[inline]
+    #[inline(always)]
     fn fitting(&self, len: u32) -> Option<(u16, Segment)> {
         let next = self.burst.single(self.at, true);
         next.filter(|(_, seg)| seg.len() >= len && !self.logged)
     }
 
-    #[inline]
+    #[inline(always)]
     fn use_one(&mut self, id: u16, len: u32) {
         self.rx.ring.put(id, len);
         self.at += 1;

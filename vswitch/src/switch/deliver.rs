@@ -93,6 +93,14 @@ impl Outbox {
         *mask |= 1 << at;
     }
 
+    /// Frame `at` goes to `port`, as one before it did.
+    #[inline]
+    pub(super) fn again(&mut self, port: PortNo, at: usize) {
+        if let Some(mask) = self.masks.get_mut(port.index()) {
+            *mask |= 1 << at;
+        }
+    }
+
     /// Notify the drivers of all queues that got frames since this was last called, if they want
     /// that; the caller passed a [`fence`] since.
     #[inline]
@@ -223,6 +231,7 @@ impl Outbox {
             port,
             view,
             copies,
+            formed: (0, None),
             losses: &mut self.losses,
             owed: &mut self.owed,
             linear: &mut self.linear,
@@ -285,6 +294,8 @@ struct To<'a> {
     view: View<'a>,
     /// Frames go out as they came in.
     copies: bool,
+    /// Class and tag of the last frame, which are never zero, and what became of the tag.
+    formed: (u64, Option<Option<u16>>),
     losses: &'a mut Losses,
     owed: &'a mut ArrayVec<(PortNo, u16), OWED>,
     linear: &'a mut Vec<u8>,
@@ -346,10 +357,19 @@ impl To<'_> {
 
     /// The tag that a frame leaves with; none: without one. Outer none: as it came.
     #[inline]
-    fn retag(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
+    fn retag(&mut self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
         if item.len > self.port.max_frame && exceeds(item, self.port.max_frame) {
             return Err(Discard::TooBigForReceiver);
         }
+        let form = u64::from(item.class.word()) << 32 | u64::from(item.parsed.tag);
+        if form != self.formed.0 {
+            self.formed = (form, self.retag_class(item)?);
+        }
+        Ok(self.formed.1)
+    }
+
+    #[inline(never)]
+    fn retag_class(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
         if self.copies {
             // A mirror shows what came, as it came.
             return Ok(None);
@@ -381,14 +401,17 @@ impl To<'_> {
         if !accepts.has(item.needs) {
             return self.put_changed(to, at, tci, accepts);
         }
+        let len = WIRE_HEADER + item.len;
+        let Some(tci) = tci else {
+            if item.len as usize <= COPIED {
+                return to.put_whole(head.emit(), len);
+            }
+            return to.put(head.emit(), self.view.source.rest(at), len);
+        };
         let rest = if item.len as usize > COPIED {
             self.view.source.rest(at)
         } else {
             Rest::Own(&[])
-        };
-        let len = WIRE_HEADER + item.len;
-        let Some(tci) = tci else {
-            return to.put(head.emit(), rest, len);
         };
         if item.header != NetHeader::default() {
             // Where its checksum begins moves with the tag.

@@ -63,6 +63,13 @@ impl Class {
         Class(NonZeroU32::from(NonZeroU16::from(vid)) | word)
     }
 
+    /// All of it in one word, never zero.
+    #[inline]
+    #[must_use]
+    pub fn word(self) -> u32 {
+        self.0.get()
+    }
+
     /// Its VLAN.
     #[inline]
     #[must_use]
