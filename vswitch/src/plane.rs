@@ -34,6 +34,9 @@ use crate::table::Tables;
 /// How long an uplink that had nothing is left alone, in ns: to look costs a system call.
 const UPLINK_PAUSE: u64 = 4_000;
 
+/// Bytes of the shortest frame of Ethernet, without its checksum.
+pub const SHORTEST: usize = 60;
+
 /// What the control plane and the sessions ask of a worker.
 #[derive(Debug)]
 pub enum Change {
@@ -64,8 +67,8 @@ pub enum Change {
     Detach(PortNo, u16, ReplyTo<Ring>),
     /// A change that needs no drain.
     Update(PortNo, u16, Update, ReplyTo<()>),
-    /// Forward a frame as if it had come from a port.
-    Inject(PortNo, Box<[u8]>),
+    /// Forward an untagged frame as if it had come from a port, in each of its VLANs.
+    Inject(PortNo, Box<[u8; SHORTEST]>),
     /// Show frames to a capture; the tap comes back if there is no room for it.
     Tap(Tap, ReplyTo<Result<(), Tap>>),
     /// End a capture; its tap comes back, to be dropped elsewhere.
@@ -225,9 +228,11 @@ impl PortHere {
             if let Some(error) = uplink.uplink.failed()
                 && !std::mem::replace(&mut uplink.told, true)
             {
+                let error = error.to_string();
+                self.shared.fail(Some(error.clone()));
                 events.tell(Event::UplinkFailed {
                     port: Arc::clone(&self.name),
-                    error: error.to_string(),
+                    error,
                 });
             }
         }

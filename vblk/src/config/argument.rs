@@ -10,6 +10,7 @@ const DISK: Syntax = Syntax {
     first: "path",
     texts: &["path", "socket", "name", "serial", "cache", "guest-memory"],
     numbers: &["queues", "block-size", "weight", "cap"],
+    switches: &[],
     flags: &[
         ("client", "mode", Flag::Text("client")),
         ("ro", "read_only", Flag::Bool(true)),

@@ -27,6 +27,9 @@ use serde::{Deserialize, Serialize};
 use super::{TPID, Tag, Vid, VlanSet, is_tpid};
 use crate::discard::Discard;
 
+/// Most VLANs of a trunk for each of which something is done ([`Mode::few`]).
+const MANY: usize = 64;
+
 /// A port's VLANs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
@@ -184,6 +187,18 @@ impl Mode {
         match self {
             Mode::Access { pvid } => [*pvid].into_iter().collect(),
             Mode::Trunk { allowed, native } => allowed.iter().chain(*native).collect(),
+        }
+    }
+
+    /// The VLANs for each of which something may be done: [`Mode::members`], or the native one alone
+    /// if those are more than 64.
+    #[must_use]
+    pub fn few(&self) -> VlanSet {
+        match self {
+            Mode::Trunk { allowed, native } if allowed.len() > MANY => {
+                native.iter().copied().collect()
+            }
+            mode => mode.members(),
         }
     }
 }
