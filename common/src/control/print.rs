@@ -26,6 +26,20 @@ impl PrintError {
     }
 }
 
+/// An error and its causes in one line, without what a message says already of its cause.
+pub fn whole(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(this) = cause {
+        let more = this.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = this.source();
+    }
+    text
+}
+
 /// Prints an answer: as JSON whatever it says, or its data for a person.
 ///
 /// # Errors
@@ -103,6 +117,25 @@ pub fn yes_no(yes: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{says}")]
+        struct Outer {
+            says: &'static str,
+            source: io::Error,
+        }
+        let outer = |says| Outer {
+            says,
+            source: io::Error::other("no disk"),
+        };
+        assert_eq!(whole(&outer("cannot start")), "cannot start: no disk");
+        assert_eq!(
+            whole(&outer("cannot start: no disk; buy one")),
+            "cannot start: no disk; buy one"
+        );
+    }
 
     #[test]
     fn times_have_readable_units() {

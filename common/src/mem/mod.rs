@@ -14,6 +14,7 @@
 mod log;
 mod mapping;
 mod sigbus;
+mod window;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 pub use log::DirtyLog;
 pub use mapping::{Mapping, View};
 use thiserror::Error;
+pub use window::Window;
 
 /// Most regions in one map: the largest count front-ends use (vhost-user CONFIGURE_MEM_SLOTS).
 pub const MAX_REGIONS: usize = 509;
