@@ -169,45 +169,8 @@ impl Switch {
         if mirrored {
             deliver::refuse(tables, port, batch, frames);
         }
-        let mut bytes = 0;
-        let mut last = Learnt::default();
-        let mut dropped = false;
-        // Where the frame went that the next may be a repetition of.
-        let mut before = None;
-        for (at, item) in batch.items.iter_mut().enumerate().take(frames) {
-            bytes += u64::from(item.len);
-            if let (true, Some(to)) = (item.repeats, before) {
-                item.verdict = Verdict::To(to);
-                out.again(to, at);
-                continue;
-            }
-            if let Verdict::Drop(_) = item.verdict {
-                dropped = true;
-                continue;
-            }
-            item.verdict = decide(port, tables, fdb, item, &mut last, now);
-            before = None;
-            match item.verdict {
-                Verdict::To(to) => match tables.port(to) {
-                    Some(there) => {
-                        out.send(there, at);
-                        // What is counted by the frame is asked for each.
-                        before = (!port.guards.is_rated()).then_some(to);
-                    }
-                    None => {
-                        item.verdict = Verdict::Drop(Discard::PortDown);
-                        dropped = true;
-                    }
-                },
-                Verdict::Flood => {
-                    if !out.flood(tables, port, item.class.vid(), at) {
-                        item.verdict = Verdict::Drop(Discard::NoMember);
-                        dropped = true;
-                    }
-                }
-                Verdict::Drop(_) => dropped = true,
-            }
-        }
+        let (bytes, mut dropped) =
+            decide_all(tables, fdb, port, &mut batch.items[..frames], out, now);
         ingress.counters.frames += frames as u64;
         ingress.counters.bytes += bytes;
         ingress.counters.bursts += 1;
@@ -334,6 +297,58 @@ fn check_header(head: &mut Head, item: &mut Item, ingress: &Ingress<'_>) -> Resu
 fn longest(port: &Port, parsed: &Parsed) -> u32 {
     let tag = if parsed.tag().is_some() { TAG } else { 0 };
     port.max_frame.saturating_add(u32::from(tag != 0) * 4)
+}
+
+/// Pass 2: where each frame goes, entered in `out`; their bytes, and whether some go nowhere.
+#[inline]
+fn decide_all(
+    tables: &Tables,
+    fdb: &Fdb,
+    port: &Port,
+    items: &mut [Item],
+    out: &mut Outbox,
+    now: Moment,
+) -> (u64, bool) {
+    let mut bytes = 0;
+    let mut last = Learnt::default();
+    let mut dropped = false;
+    // Where the frame went that the next may be a repetition of.
+    let mut before = None;
+    for (at, item) in items.iter_mut().enumerate() {
+        bytes += u64::from(item.len);
+        if let (true, Some(to)) = (item.repeats, before) {
+            item.verdict = Verdict::To(to);
+            out.again(to, at);
+            continue;
+        }
+        if let Verdict::Drop(_) = item.verdict {
+            dropped = true;
+            continue;
+        }
+        item.verdict = decide(port, tables, fdb, item, &mut last, now);
+        before = None;
+        match item.verdict {
+            Verdict::To(to) => match tables.port(to) {
+                Some(there) => {
+                    out.send(there, at);
+                    // What is counted by the frame is asked for each.
+                    before = (!port.guards.is_rated()).then_some(to);
+                }
+                None => {
+                    item.verdict = Verdict::Drop(Discard::PortDown);
+                    dropped = true;
+                }
+            },
+            Verdict::Flood => {
+                if !out.flood(tables, port, item.class.vid(), at) {
+                    item.verdict = Verdict::Drop(Discard::NoMember);
+                    dropped = true;
+                }
+            }
+            Verdict::Drop(_) => dropped = true,
+        }
+    }
+    (bytes, dropped)
 }
 
 /// What the frame before this one taught: most frames of a burst repeat it.

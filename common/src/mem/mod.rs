@@ -14,6 +14,7 @@
 mod cells;
 mod log;
 mod mapping;
+mod pages;
 mod sigbus;
 mod window;
 
@@ -23,6 +24,7 @@ use std::sync::Arc;
 pub use cells::Cells;
 pub use log::DirtyLog;
 pub use mapping::{Mapping, View};
+pub use pages::Pages;
 use thiserror::Error;
 pub use window::{Near, Window, prefetch_hint};
 

@@ -7,19 +7,18 @@
 //! Private state is the truth: `next_avail`, `next_used` and the set of heads in flight are never
 //! read back from guest memory, except the used index once at start.
 
+mod notify;
 mod walk;
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 
 use super::descriptor::{DESC, Desc, INDIRECT, NEXT, WRITE};
 use super::inflight::InflightQueue;
 use super::reorder::Reorder;
-use super::{
-    F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, MAX_SIZE, RingError, Setup, Soon, Violation,
-};
+use super::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, MAX_SIZE, RingError, Setup, Violation};
 use crate::chain::{BURST, Burst, Chain};
 use crate::mem::{Cells, DirtyLog, Mem, Near, Segment, View};
 
@@ -78,34 +77,43 @@ fn elsewhere<'a>(mem: &'a Mem, d: Desc, hint: &mut u32, near: &mut Near<'a>) -> 
     Some(found).filter(|seg| seg.len() == d.len && d.len != 0)
 }
 
+/// The parts of a ring in guest memory: the elements of all three, and both rings whole.
+type Parts = (Cells<16, 16>, Cells<2, 2>, Cells<8, 4>, View, View);
+
+/// Find the parts of a ring. Sizes and alignments: 2.7. The avail ring's two bytes may end a region
+/// exactly.
+fn parts(setup: &Setup, mem: &Mem) -> Result<Parts, RingError> {
+    let n = u64::from(setup.size);
+    let event = if setup.features & F_EVENT_IDX != 0 {
+        2
+    } else {
+        0
+    };
+    let part = |part, uva, len, align| {
+        mem.view_user(uva, len, align)
+            .map_err(|source| RingError::BadPart { part, source })
+    };
+    let desc = part("descriptor", setup.desc, n * DESC as u64, 16)?;
+    let avail = part("avail", setup.avail, 4 + 2 * n + event, 2)?;
+    let used = part("used", setup.used, 4 + 8 * n + event, 4)?;
+    let cells = (
+        Cells::new(&desc, 0, setup.size),
+        Cells::new(&avail, ELEMENTS, setup.size),
+        Cells::new(&used, ELEMENTS, setup.size),
+    );
+    let (Some(desc), Some(heads), Some(elements)) = cells else {
+        return Err(RingError::BadSize(setup.size.into()));
+    };
+    Ok((desc, heads, elements, avail, used))
+}
+
 impl Split {
     pub(super) fn new(setup: Setup, mem: Arc<Mem>) -> Result<Split, RingError> {
         let size = setup.size;
         if !size.is_power_of_two() || size > MAX_SIZE {
             return Err(RingError::BadSize(size.into()));
         }
-        let n = u64::from(size);
-        let event = if setup.features & F_EVENT_IDX != 0 {
-            2
-        } else {
-            0
-        };
-        let part = |part, uva, len, align| {
-            mem.view_user(uva, len, align)
-                .map_err(|source| RingError::BadPart { part, source })
-        };
-        // Sizes and alignments: 2.7. The avail ring's two bytes may end a region exactly.
-        let desc = part("descriptor", setup.desc, n * DESC as u64, 16)?;
-        let avail = part("avail", setup.avail, 4 + 2 * n + event, 2)?;
-        let used = part("used", setup.used, 4 + 8 * n + event, 4)?;
-        let cells = (
-            Cells::new(&desc, 0, size),
-            Cells::new(&avail, ELEMENTS, size),
-            Cells::new(&used, ELEMENTS, size),
-        );
-        let (Some(desc), Some(heads), Some(elements)) = cells else {
-            return Err(RingError::BadSize(size.into()));
-        };
+        let (desc, heads, elements, avail, used) = parts(&setup, &mem)?;
         let used_idx = used.load_u16(IDX, Ordering::Acquire);
         let mut inflight = setup.inflight;
         let recovered = match &mut inflight {
@@ -140,7 +148,7 @@ impl Split {
             mem,
             size,
             mask: size - 1,
-            event_idx: event != 0,
+            event_idx: setup.features & F_EVENT_IDX != 0,
             indirect: setup.features & F_INDIRECT_DESC != 0,
             next_avail: base,
             avail_seen: base,
@@ -439,84 +447,6 @@ impl Split {
         self.put_plain(id, written);
         if let Some(table) = &mut self.inflight {
             table.used(id);
-        }
-    }
-
-    #[inline]
-    pub(super) fn publish(&mut self) -> bool {
-        if self.published == self.next_used {
-            return false;
-        }
-        self.expose();
-        // The index must be visible before the driver's wish is read (2.7.13.4.1).
-        fence(Ordering::SeqCst);
-        self.owes_call()
-    }
-
-    #[inline]
-    pub(super) fn expose(&mut self) {
-        if self.published == self.next_used {
-            return;
-        }
-        self.published = self.next_used;
-        self.used.store_u16(IDX, self.next_used, Ordering::Release);
-        if let Some(table) = &mut self.inflight {
-            table.published(self.next_used);
-        }
-        if let (Some(log), Some(gpa)) = (&self.log, self.log_addr) {
-            // The whole ring: it is a page or two, and a migration is running anyway.
-            log.mark(gpa, self.used.len() as u64);
-        }
-    }
-
-    #[inline]
-    pub(super) fn owes_call(&mut self) -> bool {
-        let (old, new) = (self.asked, self.published);
-        if old == new {
-            return false;
-        }
-        self.asked = new;
-        if self.event_idx {
-            let at = ELEMENTS + 2 * usize::from(self.size);
-            let event = self.avail.load_u16(at, Ordering::Relaxed);
-            // 2.7.7.2, vring_need_event: has the index the driver waits for been passed?
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-        } else {
-            self.avail.load_u16(0, Ordering::Relaxed) & NO_INTERRUPT == 0
-        }
-    }
-
-    #[inline]
-    pub(super) fn soon(&self) -> Soon {
-        Soon {
-            avail: self.heads.address(self.next_avail),
-            used: self.elements.address(self.next_used),
-        }
-    }
-
-    pub(super) fn arm(&mut self) -> bool {
-        if self.broken.is_some() {
-            return false;
-        }
-        if !self.resubmit.is_empty() {
-            return true;
-        }
-        if self.event_idx {
-            let at = ELEMENTS + 8 * usize::from(self.size);
-            self.used.store_u16(at, self.next_avail, Ordering::Relaxed);
-        } else {
-            self.used.store_u16(0, 0, Ordering::Relaxed);
-        }
-        // The wish must be visible before the index is read again, or a kick is lost.
-        fence(Ordering::SeqCst);
-        self.pending(usize::MAX) != 0
-    }
-
-    pub(super) fn disarm(&mut self) {
-        // With EVENT_IDX the event index simply stays behind: the driver kicks again only after
-        // 65536 more buffers. Without, there is a flag.
-        if !self.event_idx {
-            self.used.store_u16(0, NO_NOTIFY, Ordering::Relaxed);
         }
     }
 }

@@ -8,7 +8,15 @@ use super::disk::DiskTable;
 /// `--disk`.
 const DISK: Syntax = Syntax {
     first: "path",
-    texts: &["path", "socket", "name", "serial", "cache", "guest-memory"],
+    texts: &[
+        "path",
+        "socket",
+        "name",
+        "serial",
+        "cache",
+        "resident",
+        "guest-memory",
+    ],
     numbers: &["queues", "block-size", "weight", "cap"],
     switches: &[],
     flags: &[
