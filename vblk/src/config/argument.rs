@@ -9,7 +9,7 @@ use super::disk::DiskTable;
 const DISK: Syntax = Syntax {
     first: "path",
     texts: &["path", "socket", "name", "serial", "cache", "guest-memory"],
-    numbers: &["queues", "block-size", "weight", "cap"],
+    numbers: &["queues", "connections", "block-size", "weight", "cap"],
     flags: &[
         ("client", "mode", Flag::Text("client")),
         ("ro", "read_only", Flag::Bool(true)),

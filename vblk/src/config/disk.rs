@@ -1,12 +1,11 @@
 //! One disk: as written ([`DiskTable`], what is optional may be absent) and as it will be served
 //! ([`Disk`], complete), with the types of its values.
 
-use std::fmt;
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
-use towpath_common::config::{ByteSize, Cap, Name, SocketMode, SocketPath, ValueError, Weight};
+use towpath_common::config::{Cap, Name, SocketMode, SocketPath, ValueError, Weight};
 use towpath_common::ranged;
+
+use super::source::Source;
 
 /// A disk to serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -35,6 +34,8 @@ pub struct Disk {
     pub cap: Option<Cap>,
     /// How guest memory is handed to the kernel.
     pub guest_memory: GuestMemory,
+    /// Connections of each worker to an NBD server.
+    pub connections: Connections,
 }
 
 /// The table `[[disk]]`, and what `--disk` becomes.
@@ -59,6 +60,8 @@ pub(super) struct DiskTable {
     pub(super) cap: Option<Cap>,
     #[serde(default)]
     pub(super) guest_memory: GuestMemory,
+    #[serde(default)]
+    pub(super) connections: Connections,
 }
 
 impl DiskTable {
@@ -76,72 +79,8 @@ impl DiskTable {
             weight: self.weight,
             cap: self.cap,
             guest_memory: self.guest_memory,
+            connections: self.connections,
             name,
-        }
-    }
-}
-
-/// Where a disk's bytes are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Source {
-    /// A file or a block device, which must exist.
-    File(PathBuf),
-    /// Nowhere: reads give zeroes, writes vanish. For measuring the path to the disk.
-    Null {
-        /// The capacity it shows.
-        size: ByteSize,
-    },
-}
-
-impl Source {
-    /// Announces the null back-end; a file of that name is `./null:…`.
-    const NULL: &str = "null:";
-    /// The null back-end's capacity is a multiple of this, the largest block size.
-    const NULL_ALIGN_BYTES: u64 = 4096;
-
-    /// The name of a disk that was not given one.
-    pub(super) fn stem(&self) -> Name {
-        match self {
-            Self::File(path) => {
-                Name::sanitized(&path.file_stem().unwrap_or_default().to_string_lossy())
-            }
-            Self::Null { .. } => Name::sanitized("null"),
-        }
-    }
-}
-
-impl TryFrom<String> for Source {
-    type Error = ValueError;
-
-    fn try_from(text: String) -> Result<Self, ValueError> {
-        let Some(size) = text.strip_prefix(Self::NULL) else {
-            if text.is_empty() || text.contains('\0') {
-                let rule = "name a file or block device, or write null:SIZE";
-                return Err(ValueError::form("path", text, rule));
-            }
-            return Ok(Self::File(text.into()));
-        };
-        let size: ByteSize = size.parse()?;
-        if size.bytes() == 0 || !size.bytes().is_multiple_of(Self::NULL_ALIGN_BYTES) {
-            let rule = "the size of the null back-end must be a positive multiple of 4096";
-            return Err(ValueError::form("path", text, rule));
-        }
-        Ok(Self::Null { size })
-    }
-}
-
-impl From<Source> for String {
-    fn from(source: Source) -> Self {
-        source.to_string()
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => path.display().fmt(f),
-            Self::Null { size } => write!(f, "{}{size}", Self::NULL),
         }
     }
 }
@@ -155,6 +94,17 @@ impl Default for QueueCount {
     /// QEMU asks for one queue per virtual CPU and fails if it cannot have them.
     fn default() -> Self {
         Self(16)
+    }
+}
+
+ranged! {
+    /// How many connections a worker has to an NBD server that allows several.
+    Connections(u8), "connections", 1..=16
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self(1)
     }
 }
 

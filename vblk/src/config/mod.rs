@@ -8,10 +8,11 @@
 mod argument;
 mod diff;
 mod disk;
+mod source;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -22,7 +23,8 @@ use towpath_common::config::{
 pub use argument::argument_keys;
 pub use diff::Diff;
 use disk::DiskTable;
-pub use disk::{BlockSize, Cache, Disk, GuestMemory, QueueCount, Serial, Source};
+pub use disk::{BlockSize, Cache, Connections, Disk, GuestMemory, QueueCount, Serial};
+pub use source::Source;
 pub use towpath_common::config::Daemon;
 
 /// Read when the command line names neither a file nor a disk.
@@ -122,16 +124,16 @@ fn read_file(document: &Document) -> Result<(DaemonTable, Vec<Placed>), ConfigEr
 
 /// Refuses disks that contend with each other or with the daemon.
 fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError> {
-    let mut seen: Vec<(&Placed, Option<Identity>)> = Vec::with_capacity(disks.len());
+    let mut seen: Vec<(&Placed, Vec<Identity>)> = Vec::with_capacity(disks.len());
     for disk in disks {
         let (place, table) = disk;
         if table.socket == daemon.control {
             let message = format!("socket \"{}\" is the daemon's control socket", table.socket);
             return Err(invalid(place, message));
         }
-        let identity = identify(&table.path).map_err(|message| invalid(place, message))?;
-        for ((first, other), other_identity) in &seen {
-            let same_storage = identity.is_some() && identity == *other_identity;
+        let identities = identify(&table.path).map_err(|message| invalid(place, message))?;
+        for ((first, other), taken) in &seen {
+            let same_storage = identities.iter().any(|id| taken.contains(id));
             if let Some((what, fix)) = clash(table, other, same_storage) {
                 let (first, second) = (first.clone(), place.clone());
                 return Err(ConfigError::Conflict {
@@ -142,7 +144,7 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
                 });
             }
         }
-        seen.push((disk, identity));
+        seen.push((disk, identities));
     }
     Ok(())
 }
@@ -167,17 +169,32 @@ fn clash(a: &DiskTable, b: &DiskTable, same_storage: bool) -> Option<(String, &'
 }
 
 /// What the kernel knows a file (device, inode) or block device by, under whatever path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Identity {
     File(u64, u64),
     Device(u64),
+    Export(String),
 }
 
-/// The storage behind `source`, which must exist; `None` for the null back-end.
-fn identify(source: &Source) -> Result<Option<Identity>, String> {
-    let Source::File(path) = source else {
-        return Ok(None);
-    };
+/// All storage behind `source`, which must exist; nothing for the null back-end.
+fn identify(source: &Source) -> Result<Vec<Identity>, String> {
+    let mut all = Vec::new();
+    for leaf in source.leaves() {
+        let identity = match leaf {
+            Source::File(path) => identify_file(path)?,
+            // Spelled otherwise, the same export is not noticed.
+            Source::Nbd(address) => Identity::Export(address.to_string()),
+            Source::Null { .. } | Source::Stripe { .. } => continue,
+        };
+        if all.contains(&identity) {
+            return Err(format!("path \"{source}\" names one storage twice"));
+        }
+        all.push(identity);
+    }
+    Ok(all)
+}
+
+fn identify_file(path: &Path) -> Result<Identity, String> {
     let metadata = fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             format!(
@@ -189,9 +206,9 @@ fn identify(source: &Source) -> Result<Option<Identity>, String> {
     })?;
     let kind = metadata.file_type();
     if kind.is_block_device() {
-        Ok(Some(Identity::Device(metadata.rdev())))
+        Ok(Identity::Device(metadata.rdev()))
     } else if kind.is_file() {
-        Ok(Some(Identity::File(metadata.dev(), metadata.ino())))
+        Ok(Identity::File(metadata.dev(), metadata.ino()))
     } else {
         Err(format!(
             "path {path:?} is neither a file nor a block device"

@@ -107,6 +107,7 @@ fn a_file_with_everything() {
         weight: Weight::try_from(200).unwrap(),
         cap: Some(Cap::try_from(50).unwrap()),
         guest_memory: GuestMemory::Plain,
+        connections: Connections::default(),
     };
     assert_eq!(config.disks, [expected]);
 }

@@ -2,15 +2,15 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::{Backing, BlockSize, Disk, DiskError, Serial};
+use super::{BlockSize, Disk, DiskError, Serial};
 use crate::config::Cache;
 use crate::request::SECTOR;
+use crate::storage::{Shape, Storage};
 
 /// How often, and how long apart, a disk is tried that a process seems to use which is gone: the
 /// kernel takes an io_uring apart in the background, and only then closes its files, so a daemon
@@ -74,7 +74,7 @@ impl Disk {
         } else {
             file_discard(&file, end, stat.st_blksize)
         };
-        Ok(Disk {
+        let shape = Shape {
             size,
             block,
             physical: align.physical.max(block),
@@ -84,16 +84,15 @@ impl Disk {
             mem_align: if direct { align.memory } else { 1 },
             len_align: if direct { align.unit.bytes() } else { 1 },
             discard: discard.filter(|_| !spec.read_only),
-            serial: spec.serial.unwrap_or_else(|| Serial::of_path(path)),
-            backing: if device {
-                Backing::Device(file)
-            } else {
-                Backing::File(file)
-            },
-            unsupported: AtomicU8::new(0),
-            sync_failed: AtomicBool::new(false),
-            write_through: AtomicBool::new(false),
-        })
+            one_worker: false,
+        };
+        let storage = if device {
+            Storage::Device(file)
+        } else {
+            Storage::File(file)
+        };
+        let serial = spec.serial.unwrap_or_else(|| Serial::of_path(path));
+        Ok(Disk::of(storage, shape, serial))
     }
 }
 

@@ -38,7 +38,7 @@ fn a_file_is_opened_with_what_its_file_system_tells() {
         (disk.size(), disk.direct(), disk.read_only()),
         (1 << 20, true, false)
     );
-    assert!(disk.physical() >= disk.block() && !disk.is_device() && !disk.is_null());
+    assert!(disk.physical() >= disk.block() && !disk.trims() && !disk.is_null());
     assert_eq!(&disk.serial().bytes()[..10], b"image.raw\0");
     let limits = disk.limits();
     assert_eq!((limits.capacity, limits.block), (1 << 20, disk.block()));
@@ -168,7 +168,7 @@ fn block_devices_show_their_sectors_and_have_one_owner() {
         };
         let mut spec = spec(device.path());
         let disk = Disk::open(&spec).unwrap();
-        assert!(disk.is_device());
+        assert!(disk.trims());
         assert_eq!((disk.size(), disk.block().bytes()), (8 << 20, sector));
         assert!(disk.limits().discard, "a loop device discards");
         let second = Disk::open(&spec).unwrap_err();
