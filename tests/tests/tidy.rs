@@ -28,6 +28,7 @@ const UNSAFE_ALLOWED: [&str; 7] = [
     "common/src/mem/sigbus.rs",
     "common/src/session/adopt.rs",
     "vblk/src/engine/uring",
+    "vblk/src/storage/fiemap.rs",
     "vswitch/src/port/tap_sys.rs",
 ];
 

@@ -5,16 +5,16 @@
 //! alignment O_DIRECT asks for, what can be deallocated) is found out at open, its [`Shape`], and
 //! never asked again.
 //!
-//! One image, one writer: a file is locked by flock(2), shared by readers and exclusive to a
-//! writer; a block device opened for writing is opened O_EXCL, so neither a mount nor another
-//! daemon has it. flock rather than an OFD lock because both belong to the open file, but
-//! /proc/locks names the holder of a flock, so the error can say who it is.
+//! One image, one writer: a file is locked, shared by readers and exclusive to a writer; a block
+//! device opened for writing is opened O_EXCL, so neither a mount nor another daemon has it. What
+//! is refused, is refused with the holder's name (`lock.rs`).
 //!
 //! Three facts about a disk are learned while it is served and shared by all workers (relaxed: they
 //! guard no other data): an fsync that failed, deallocation that turned out to be unsupported, and
 //! whether the driver turned the write cache off.
 
 mod error;
+mod lock;
 mod open;
 
 use std::os::fd::{AsFd, BorrowedFd};

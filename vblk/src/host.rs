@@ -126,6 +126,7 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             d.block_size,
             d.serial.clone(),
             d.connections,
+            d.map,
         )
     };
     file(a) == file(b)
@@ -220,6 +221,7 @@ impl Host {
     }
 
     fn stop_disk(&self, running: &mut Running) {
+        let _until_stopped = running.device.disk().storage().hurry();
         if let Some(server) = running.server.take() {
             running.connections += server.status().sessions;
             server.stop();

@@ -8,7 +8,15 @@ use super::disk::DiskTable;
 /// `--disk`.
 const DISK: Syntax = Syntax {
     first: "path",
-    texts: &["path", "socket", "name", "serial", "cache", "guest-memory"],
+    texts: &[
+        "path",
+        "socket",
+        "name",
+        "serial",
+        "cache",
+        "guest-memory",
+        "map",
+    ],
     numbers: &["queues", "connections", "block-size", "weight", "cap"],
     flags: &[
         ("client", "mode", Flag::Text("client")),

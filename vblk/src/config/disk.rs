@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use towpath_common::config::{Cap, Name, SocketMode, SocketPath, ValueError, Weight};
 use towpath_common::ranged;
 
+use super::catalogue::Uuid;
 use super::source::Source;
 
 /// A disk to serve.
@@ -12,6 +13,8 @@ use super::source::Source;
 pub struct Disk {
     /// What operators, the API and metrics call it.
     pub name: Name,
+    /// What it is called wherever it moves, if it was given that.
+    pub uuid: Option<Uuid>,
     /// Where its bytes are.
     pub path: Source,
     /// The vhost-user socket.
@@ -36,6 +39,8 @@ pub struct Disk {
     pub guest_memory: GuestMemory,
     /// Connections of each worker to an NBD server.
     pub connections: Connections,
+    /// How a file's blocks are reached.
+    pub map: FileMap,
 }
 
 /// The table `[[disk]]`, and what `--disk` becomes.
@@ -43,6 +48,7 @@ pub struct Disk {
 #[serde(deny_unknown_fields)]
 pub(super) struct DiskTable {
     pub(super) name: Option<Name>,
+    pub(super) uuid: Option<Uuid>,
     pub(super) path: Source,
     pub(super) socket: SocketPath,
     #[serde(default)]
@@ -62,12 +68,15 @@ pub(super) struct DiskTable {
     pub(super) guest_memory: GuestMemory,
     #[serde(default)]
     pub(super) connections: Connections,
+    #[serde(default)]
+    pub(super) map: FileMap,
 }
 
 impl DiskTable {
     /// The disk under its final name; the serial defaults to as much of the name as fits.
     pub(super) fn complete(self, name: Name) -> Disk {
         Disk {
+            uuid: self.uuid,
             path: self.path,
             socket: self.socket,
             mode: self.mode,
@@ -80,6 +89,7 @@ impl DiskTable {
             cap: self.cap,
             guest_memory: self.guest_memory,
             connections: self.connections,
+            map: self.map,
             name,
         }
     }
@@ -206,4 +216,16 @@ pub enum GuestMemory {
     Registered,
     /// Never registered: nothing is pinned, each request maps its pages.
     Plain,
+}
+
+/// How a file's blocks are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileMap {
+    /// Through its file system.
+    #[default]
+    File,
+    /// Past its file system, by extents fetched once and pinned; ext4 only, and only as safe as the
+    /// immutable flag.
+    Extents,
 }

@@ -6,6 +6,7 @@
 //! compares ([`diff`](Config::diff)).
 
 mod argument;
+mod catalogue;
 mod diff;
 mod disk;
 mod source;
@@ -21,9 +22,10 @@ use towpath_common::config::{
 };
 
 pub use argument::argument_keys;
+pub use catalogue::{Content, Storage, Uuid};
 pub use diff::Diff;
 use disk::DiskTable;
-pub use disk::{BlockSize, Cache, Connections, Disk, GuestMemory, QueueCount, Serial};
+pub use disk::{BlockSize, Cache, Connections, Disk, FileMap, GuestMemory, QueueCount, Serial};
 pub use source::Source;
 pub use towpath_common::config::Daemon;
 
@@ -46,6 +48,8 @@ or describe disks in /etc/towpath/vblk.toml (or another file, with --config):
 pub struct Config {
     /// What concerns the process.
     pub daemon: Daemon,
+    /// Where disks and images may be.
+    pub storages: Vec<Storage>,
     /// The disks, in the order of the file, then of the command line.
     pub disks: Vec<Disk>,
 }
@@ -72,6 +76,8 @@ pub struct Sources {
 struct File {
     #[serde(default)]
     daemon: DaemonTable,
+    #[serde(default, rename = "storage")]
+    storages: Vec<Spanned<Storage>>,
     #[serde(default, rename = "disk")]
     disks: Vec<Spanned<DiskTable>>,
 }
@@ -89,7 +95,7 @@ impl Config {
         if file.is_none() && sources.disks.is_empty() {
             return Err(ConfigError::Empty(NOTHING_TO_SERVE));
         }
-        let (daemon, mut disks) = match file {
+        let (daemon, storages, mut disks) = match file {
             Some(path) => read_file(&Document::read(&path)?)?,
             None => Default::default(),
         };
@@ -101,9 +107,14 @@ impl Config {
             disks.push((place.clone(), argument::parse(argument, place)?));
         }
         let daemon = daemon.complete(&sources.daemon, DEFAULT_CONTROL);
+        let storages = catalogue::check(storages)?;
+        for (place, disk) in &mut disks {
+            catalogue::place(disk, &storages).map_err(|message| invalid(place, message))?;
+        }
         refuse_conflicts(&daemon, &disks)?;
         Ok(Self {
             daemon,
+            storages,
             disks: name_all(disks),
         })
     }
@@ -116,10 +127,19 @@ impl Sources {
     }
 }
 
-fn read_file(document: &Document) -> Result<(DaemonTable, Vec<Placed>), ConfigError> {
+/// A file's tables, each with its place.
+type Tables = (DaemonTable, Vec<(Place, Storage)>, Vec<Placed>);
+
+fn read_file(document: &Document) -> Result<Tables, ConfigError> {
     let file: File = document.parse()?;
     let place = |disk: Spanned<DiskTable>| (document.place(disk.span()), disk.into_inner());
-    Ok((file.daemon, file.disks.into_iter().map(place).collect()))
+    let placed = |s: Spanned<Storage>| (document.place(s.span()), s.into_inner());
+    let storages = file.storages.into_iter().map(placed).collect();
+    Ok((
+        file.daemon,
+        storages,
+        file.disks.into_iter().map(place).collect(),
+    ))
 }
 
 /// Refuses disks that contend with each other or with the daemon.
@@ -129,6 +149,12 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
         let (place, table) = disk;
         if table.socket == daemon.control {
             let message = format!("socket \"{}\" is the daemon's control socket", table.socket);
+            return Err(invalid(place, message));
+        }
+        if table.map == FileMap::Extents
+            && (table.cache == Cache::Buffered || !matches!(table.path, Source::File(_)))
+        {
+            let message = "map = \"extents\" is for a file, with cache = \"direct\"".to_owned();
             return Err(invalid(place, message));
         }
         let identities = identify(&table.path).map_err(|message| invalid(place, message))?;
@@ -158,6 +184,8 @@ fn clash(a: &DiskTable, b: &DiskTable, same_storage: bool) -> Option<(String, &'
         ))
     } else if let Some(name) = a.name.as_ref().filter(|name| b.name.as_ref() == Some(name)) {
         Some((format!("name \"{name}\""), "give each disk its own name"))
+    } else if let Some(uuid) = a.uuid.as_ref().filter(|uuid| b.uuid.as_ref() == Some(uuid)) {
+        Some((format!("uuid {uuid}"), "give each disk its own uuid"))
     } else if same_storage && !(a.read_only && b.read_only) {
         Some((
             format!("path \"{}\"", a.path),

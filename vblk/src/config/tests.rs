@@ -96,6 +96,7 @@ fn a_file_with_everything() {
     assert_eq!(config.daemon.control, "/run/c.sock".parse().unwrap());
     let expected = Disk {
         name: "web".parse().unwrap(),
+        uuid: None,
         path: Source::File(scratch.path("a.img").into()),
         socket: "/run/web.sock".parse().unwrap(),
         mode: SocketMode::Client,
@@ -108,6 +109,7 @@ fn a_file_with_everything() {
         cap: Some(Cap::try_from(50).unwrap()),
         guest_memory: GuestMemory::Plain,
         connections: Connections::default(),
+        map: FileMap::File,
     };
     assert_eq!(config.disks, [expected]);
 }

@@ -28,8 +28,9 @@ use super::{
 };
 use crate::disk::Disk;
 use crate::storage::Storage;
-use crate::storage::map::Map;
+use crate::storage::map::{Map, Run};
 use crate::storage::nbd::Export;
+use crate::storage::pinned::Watch;
 
 /// Set in the tokens of the router's own operations.
 const OWN: u32 = 1 << 31;
@@ -68,6 +69,46 @@ enum Place {
 struct Mapped {
     map: Map,
     children: Box<[Child]>,
+    /// How many of the children a sync is for.
+    synced: usize,
+    /// Of pinned extents: whether the map holds, and the map to use when it does not.
+    pinned: Option<(Arc<Watch>, Map)>,
+}
+
+impl Mapped {
+    /// The map, as it is now.
+    #[inline]
+    fn current(&mut self) -> &Map {
+        if self
+            .pinned
+            .as_ref()
+            .is_some_and(|(watch, _)| watch.is_broken())
+        {
+            self.fall_back();
+        }
+        &self.map
+    }
+
+    #[cold]
+    fn fall_back(&mut self) {
+        if let Some((_, map)) = self.pinned.take() {
+            self.map = map;
+            // What was written through the old map before must be synced as well.
+            self.synced = self.children.len();
+        }
+    }
+
+    fn plan(&self, verb: Verb) -> Plan<'_> {
+        let count = if verb == Verb::Sync {
+            self.synced
+        } else {
+            self.children.len()
+        };
+        Plan {
+            map: &self.map,
+            children: self.children.get(..count).unwrap_or_default(),
+        }
+    }
 }
 
 /// The router over an engine `E`.
@@ -270,9 +311,9 @@ impl<E: Engine> Router<E> {
     }
 
     /// An operation on a disk that is not plain.
-    #[cold]
+    #[inline(never)]
     fn push_composed(&mut self, token: Token, op: &Op<'_>) -> Result<(), Errno> {
-        let mapped = match self.places.get(usize::from(op.disk.0)) {
+        let mapped = match self.places.get_mut(usize::from(op.disk.0)) {
             Some(Place::Mapped(mapped)) => mapped,
             Some(Place::Client(number)) => {
                 let client = self.clients.get_mut(*number).and_then(Option::as_mut);
@@ -281,8 +322,14 @@ impl<E: Engine> Router<E> {
             Some(Place::Plain) => return self.inner.push(token, op),
             Some(Place::Empty) | None => return Err(Errno::NODEV),
         };
-        let ranged = op.verb != Verb::Sync;
-        if ranged && let Some(run) = mapped.map.run(op.offset).filter(|r| op.len <= r.len) {
+        let run = match op.verb {
+            Verb::Sync => {
+                mapped.current();
+                None
+            }
+            _ => mapped.current().run(op.offset).filter(|r| op.len <= r.len),
+        };
+        if let Some(run) = run {
             let child = mapped.children.get(run.child).ok_or(Errno::NODEV)?;
             let op = Op {
                 disk: child.id,
@@ -291,10 +338,7 @@ impl<E: Engine> Router<E> {
             };
             return self.push(token, &op);
         }
-        let plan = Plan {
-            map: &mapped.map,
-            children: &mapped.children,
-        };
+        let plan = mapped.plan(op.verb);
         let join = self.joins.begin(token, op, plan).ok_or(Errno::INVAL)?;
         self.push_parts(join);
         Ok(())
@@ -341,11 +385,7 @@ impl<E: Engine> Router<E> {
                 let Some(Place::Mapped(mapped)) = self.places.get(usize::from(disk.0)) else {
                     return;
                 };
-                let plan = Plan {
-                    map: &mapped.map,
-                    children: &mapped.children,
-                };
-                match self.joins.go_on(join, plan) {
+                match self.joins.go_on(join, mapped.plan(Verb::Punch)) {
                     None => self.push_parts(join),
                     Some(completion) => self.ready.push_back(completion),
                 }
@@ -441,6 +481,24 @@ impl<E: Engine> Engine for Router<E> {
                 let mapped = Mapped {
                     map: stripe.map().clone(),
                     children: self.set_children(disks)?,
+                    synced: stripe.children().len(),
+                    pinned: None,
+                };
+                self.composed += 1;
+                Place::Mapped(Box::new(mapped))
+            }
+            Storage::Pinned(pinned) => {
+                let whole = Run {
+                    child: 1,
+                    offset: 0,
+                    len: disk.size(),
+                };
+                let disks = [&**pinned.device(), &**pinned.file()];
+                let mapped = Mapped {
+                    map: pinned.map().clone(),
+                    children: self.set_children(disks.into_iter())?,
+                    synced: 1,
+                    pinned: Some((Arc::clone(pinned.watch()), Map::table([whole]))),
                 };
                 self.composed += 1;
                 Place::Mapped(Box::new(mapped))

@@ -49,9 +49,11 @@
 //! [`Verb::Zero`]: crate::engine::Verb::Zero
 //! [`Verb::Discard`]: crate::engine::Verb::Discard
 
+mod fiemap;
 pub mod map;
 pub mod nbd;
 mod open;
+pub mod pinned;
 pub mod stripe;
 
 use std::os::fd::OwnedFd;
@@ -75,9 +77,25 @@ pub enum Storage {
     Stripe(Stripe),
     /// An export of an NBD server.
     Nbd(nbd::Export),
+    /// A file's extents, used past its file system.
+    Pinned(pinned::Pinned),
 }
 
 impl Storage {
+    /// Let requests fail that wait for somebody who does not answer, after a grace and as long as
+    /// what is returned lives: the disk is being stopped.
+    #[must_use]
+    pub fn hurry(&self) -> Vec<nbd::Hurry> {
+        match self {
+            Storage::Nbd(export) => vec![export.shared().hurry()],
+            Storage::Stripe(stripe) => {
+                let children = stripe.children().iter();
+                children.flat_map(|d| d.storage().hurry()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// True if it can deallocate without promising what is read afterwards, as devices do.
     #[must_use]
     pub fn trims(&self) -> bool {
@@ -86,6 +104,8 @@ impl Storage {
             Storage::Null | Storage::Ram | Storage::File(_) => false,
             Storage::Stripe(stripe) => stripe.children().iter().all(|d| d.trims()),
             Storage::Nbd(export) => export.trims(),
+            // Its file punches holes, which is what it falls back to.
+            Storage::Pinned(_) => false,
         }
     }
 }

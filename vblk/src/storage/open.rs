@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::nbd::{Export, NbdError};
+use super::pinned::{PinError, Pinned};
 use super::stripe::{Stripe, StripeError};
-use crate::config::{self, Source};
+use crate::config::{self, FileMap, Source};
 use crate::disk::{self, Disk, DiskError};
 
 /// Why a storage cannot be opened.
@@ -16,6 +17,9 @@ pub enum OpenError {
     /// A stripe.
     #[error(transparent)]
     Stripe(#[from] StripeError),
+    /// A file by its extents.
+    #[error(transparent)]
+    Pin(#[from] PinError),
     /// An NBD export.
     #[error(transparent)]
     Nbd(#[from] NbdError),
@@ -33,15 +37,20 @@ fn open_source(source: &Source, config: &config::Disk) -> Result<Disk, OpenError
     let serial = disk::Serial::new(config.serial.as_str())?;
     match source {
         Source::Null { size } => Ok(Disk::null(size.bytes())),
-        Source::File(path) => Ok(Disk::open(&disk::Spec {
-            path: path.clone(),
-            read_only: config.read_only,
-            cache: config.cache,
-            block_size: config
-                .block_size
-                .and_then(|b| disk::BlockSize::new(b.bytes())),
-            serial: Some(serial),
-        })?),
+        Source::File(path) => {
+            let block = config.block_size;
+            let spec = disk::Spec {
+                path: path.clone(),
+                read_only: config.read_only,
+                cache: config.cache,
+                block_size: block.and_then(|b| disk::BlockSize::new(b.bytes())),
+                serial: Some(serial),
+            };
+            match config.map {
+                FileMap::File => Ok(Disk::open(&spec)?),
+                FileMap::Extents => Ok(Pinned::disk(&spec, serial)?),
+            }
+        }
         Source::Nbd(address) => {
             let connections = config.connections.get();
             Ok(Export::disk(

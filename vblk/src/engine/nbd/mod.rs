@@ -276,8 +276,11 @@ impl Client {
             let op = self.op(Verb::Read, self.bell, &self.bell_seg, 8);
             self.bell_busy = self.start(wire, What::Bell, &op.over_one());
         }
+        let given_up = self.shared.has_given_up();
         while let Some(index) = self.queue.front().copied() {
-            if !self.send(wire, index) {
+            if given_up {
+                self.end(wire, index, -Errno::IO.raw_os_error());
+            } else if !self.send(wire, index) {
                 break;
             }
             self.queue.pop_front();
@@ -476,6 +479,10 @@ impl Client {
 
     /// Take what is at the desk.
     fn collect<E: Engine>(&mut self, wire: &mut Wire<'_, E>) {
+        if self.shared.has_given_up() {
+            // What is under way there ends with them, and then fails.
+            self.conns.iter_mut().for_each(Conn::shut);
+        }
         while let Some((number, socket)) = self.desk.take() {
             let Some(conn) = self.conns.get_mut(usize::from(number)) else {
                 continue;
@@ -678,5 +685,7 @@ fn buffers(count: u32) -> io::Result<(Arc<Mem>, Segment, Vec<Segment>)> {
     Ok((Arc::new(mem), bell, conns))
 }
 
+#[cfg(test)]
+mod servers;
 #[cfg(test)]
 mod tests;

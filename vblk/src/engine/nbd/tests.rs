@@ -424,7 +424,6 @@ fn a_server_that_breaks_the_protocol_is_left_and_the_request_asked_anew() {
         let (end, bytes) = read_back(&mut bench, 0, 4096);
         assert_eq!(end.status, Status::Ok, "{name}");
         assert!(bytes == vec![3; 4096], "{name}");
-        let Disk { .. } = &*bench.target;
         let crate::storage::Storage::Nbd(export) = bench.target.storage() else {
             unreachable!()
         };
@@ -560,5 +559,50 @@ fn a_disk_can_be_detached_and_dropped_while_its_server_is_silent() {
     bench.io.detach(bench.disk);
     drop(bench);
     assert!(told.recv().is_err());
+    server.join();
+}
+
+#[test]
+fn a_disk_that_is_stopped_does_not_wait_for_a_silent_server() {
+    let server = Server::new(vec![
+        (
+            ALL,
+            SIZE,
+            Box::new(|s: &mut UnixStream| {
+                let mut all = Vec::new();
+                let _ = s.read_to_end(&mut all);
+            }),
+        ),
+        (
+            ALL,
+            SIZE,
+            Box::new(|s: &mut UnixStream| {
+                serve(s, &mut vec![4; 65536], usize::MAX);
+            }),
+        ),
+    ]);
+    let mut bench = server.bench();
+    for i in 0..8 {
+        let data = bench.ram.place(65536, 4096, 0);
+        let request = bench
+            .ram
+            .request(if i % 2 == 0 { OUT } else { IN }, i * 128, &[data]);
+        assert_eq!(bench.start(&request), Ok(None));
+    }
+    let crate::storage::Storage::Nbd(export) = bench.target.storage() else {
+        unreachable!()
+    };
+    let hurry = export
+        .shared()
+        .hurry_after(std::time::Duration::from_millis(50));
+    let ends = bench.drain();
+    assert!(
+        ends.len() == 8 && ends.iter().all(|e| e.errno == Some(5)),
+        "{ends:?}"
+    );
+    // A disk that is not stopped after all goes on.
+    drop(hurry);
+    assert!(read_back(&mut bench, 0, 4096).1 == vec![4; 4096]);
+    drop(bench);
     server.join();
 }

@@ -14,15 +14,19 @@
 //! but was not told to flush. So once the last connection of a client is lost with such writes
 //! outstanding, FLUSH fails, and the disk stays failed, as after an fsync error. Drivers that work
 //! write-through, and all whose writes were flushed, do not notice.
+//!
+//! A disk that is stopped while its server does not answer gets a grace of a few seconds; then its
+//! requests fail ([`Hurry`]).
 
 pub mod address;
 pub mod handshake;
+mod hurry;
 mod keeper;
 pub mod proto;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 
 use crossbeam::queue::ArrayQueue;
 use rustix::event::EventfdFlags;
@@ -31,6 +35,7 @@ use super::{Shape, Storage};
 use crate::disk::{BlockSize, Disk, Serial};
 use address::Address;
 use handshake::{HandshakeError, Info};
+pub use hurry::Hurry;
 use keeper::Order;
 use proto::flag;
 
@@ -150,6 +155,10 @@ pub struct Shared {
     losses: AtomicU64,
     /// Why there is no connection.
     trouble: Mutex<Option<String>>,
+    /// Requests fail rather than wait: the disk is being stopped, and its server does not answer.
+    given_up: AtomicBool,
+    /// All desks, some of which may be gone.
+    desks: Mutex<Vec<Weak<Desk>>>,
 }
 
 impl Shared {
@@ -258,6 +267,8 @@ impl Export {
             lost: AtomicBool::new(false),
             losses: AtomicU64::new(0),
             trouble: Mutex::default(),
+            given_up: AtomicBool::new(false),
+            desks: Mutex::default(),
         });
         let orders = keeper::start(Arc::clone(&shared), socket).map_err(|source| {
             let address = address.to_string();
@@ -299,7 +310,9 @@ impl Export {
     /// # Errors
     /// If there is no eventfd.
     pub fn desk(&self) -> std::io::Result<Arc<Desk>> {
-        Desk::new().map(Arc::new)
+        let desk = Desk::new().map(Arc::new)?;
+        self.shared.introduce(&desk);
+        Ok(desk)
     }
 
     /// A way to order connections, delivered to `desk`.
