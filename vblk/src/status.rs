@@ -113,6 +113,7 @@ pub(crate) fn disk(running: &Running) -> DiskStatus {
         connected: status.connected,
         session: status.connected.then(|| session(running, &status)),
         last_error: status.last_error.clone(),
+        trouble: disk.storage().health().trouble,
         stats: stats(running, &status),
     }
 }
@@ -163,6 +164,7 @@ fn stats(running: &Running, status: &Status) -> DiskStats {
     }
     DiskStats {
         connections: running.connections + status.sessions,
+        storage_losses: running.device.disk().storage().health().losses,
         queues: (0u16..)
             .zip(&shared.queues)
             .map(|(i, q)| queue_stats(i, q))

@@ -108,11 +108,12 @@ fn children(of: &str, text: &str) -> Result<Vec<Source>, ValueError> {
     if all.len() < 2 {
         return Err(invalid(text, "name two disks or more, with | between them"));
     }
-    if all.iter().any(|s| !matches!(s, Source::File(_))) {
-        return Err(invalid(
-            text,
-            "a disk of a stripe is a file or a block device",
-        ));
+    if !all
+        .iter()
+        .all(|s| matches!(s, Source::File(_) | Source::Nbd(_)))
+    {
+        let rule = "a part of a disk is a file, a block device or an NBD export";
+        return Err(invalid(text, rule));
     }
     Ok(all)
 }

@@ -176,9 +176,9 @@ fn values_are_refused_with_their_place() {
         ),
         (
             "readonly = true",
-            "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `path`, `socket`, \
-             `mode`, `read_only`, `queues`, `serial`, `cache`, `block_size`, `weight`, `cap`, \
-             `guest_memory`",
+            "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `uuid`, `path`, \
+             `socket`, `mode`, `read_only`, `queues`, `serial`, `cache`, `block_size`, `weight`, \
+             `cap`, `guest_memory`, `connections`, `map`",
         ),
     ] {
         let text = format!("[[disk]]\npath = \"@/a.img\"\nsocket = \"s\"\n{line}\n");
@@ -204,8 +204,9 @@ fn arguments_are_refused_with_the_keys_that_exist() {
     for (argument, message) in [
         (
             "@/a.img,socket=s,que=1",
-            "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, serial=, \
-             cache=, guest-memory=, queues=, block-size=, weight=, cap=, client, ro \
+            "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, uuid=, \
+             serial=, cache=, guest-memory=, map=, queues=, connections=, block-size=, weight=, \
+             cap=, client, ro \
              (a comma in a value is written ,,)",
         ),
         (

@@ -81,7 +81,41 @@ pub enum Storage {
     Pinned(pinned::Pinned),
 }
 
+/// How a storage is, beyond answering requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// What is wrong, if something is.
+    pub trouble: Option<String>,
+    /// Connections to servers that were lost.
+    pub losses: u64,
+}
+
 impl Storage {
+    /// How it is.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        match self {
+            Storage::Null | Storage::Ram | Storage::File(_) | Storage::Device(_) => {
+                Health::default()
+            }
+            Storage::Nbd(export) => export.shared().health(),
+            Storage::Pinned(pinned) => Health {
+                trouble: pinned.watch().is_broken().then(|| {
+                    "its extents did not stay; it is served through its file system".to_owned()
+                }),
+                losses: 0,
+            },
+            Storage::Stripe(stripe) => {
+                let all = stripe.children().iter().map(|d| d.storage().health());
+                all.reduce(|a, b| Health {
+                    trouble: a.trouble.or(b.trouble),
+                    losses: a.losses + b.losses,
+                })
+                .unwrap_or_default()
+            }
+        }
+    }
+
     /// Let requests fail that wait for somebody who does not answer, after a grace and as long as
     /// what is returned lives: the disk is being stopped.
     #[must_use]

@@ -10,7 +10,9 @@
 
 mod conn;
 mod cover;
+mod pump;
 mod reply;
+mod req;
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,14 +20,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use towpath_common::mem::{Mapping, Mem, Region, RegionSpec, Segment};
+use towpath_common::mem::{Mem, Segment};
 
-use super::join::after;
 use super::{Completion, DiskId, Engine, Guest, MemId, Op, Token, Verb};
-use crate::storage::nbd::proto::{Command, FUA, NO_HOLE, Request, flag};
+use crate::storage::nbd::proto::flag;
 use crate::storage::nbd::{Desk, Export, Orders, Shared};
-use conn::{BYTES, Conn, Item, RX_BYTES, State};
-use cover::Cover;
+use conn::{Conn, Item, State};
+pub(super) use req::What;
+use req::{Req, Stage, buffers};
 
 /// Writes up to so many bytes are copied into the send buffer; longer ones are sent from where they
 /// are.
@@ -44,72 +46,6 @@ pub(super) struct Wire<'a, E> {
     pub(super) mems: &'a [Option<Arc<Mem>>],
     /// Operations that ended.
     pub(super) ready: &'a mut VecDeque<Completion>,
-}
-
-/// An operation of the client's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum What {
-    Bell,
-    Receive(u8),
-    Send(u8),
-}
-
-impl What {
-    /// As a number below 256.
-    fn number(self) -> u32 {
-        match self {
-            What::Bell => 0,
-            What::Receive(n) => 1 + 2 * u32::from(n),
-            What::Send(n) => 2 + 2 * u32::from(n),
-        }
-    }
-
-    /// What [`What::number`] gave.
-    pub(super) fn of(number: u32) -> What {
-        let n = u8::try_from(number.saturating_sub(1) / 2).unwrap_or(u8::MAX);
-        match number {
-            0 => What::Bell,
-            odd if odd % 2 == 1 => What::Receive(n),
-            _ => What::Send(n),
-        }
-    }
-}
-
-/// Where a request stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Free,
-    Queued,
-    /// Sent on this connection.
-    Sent(u8),
-}
-
-/// An operation under way.
-#[derive(Debug)]
-struct Req {
-    stage: Stage,
-    token: Token,
-    verb: Verb,
-    durable: bool,
-    offset: u64,
-    len: u32,
-    mem: MemId,
-    segments: Vec<Segment>,
-    skip: u32,
-    /// The upper half of its cookie: another one each time it is sent.
-    serial: u32,
-    /// It was written, and is being flushed, for a server without FUA.
-    flushing: bool,
-    /// What [`Shared::flushing`] said when it was sent.
-    mark: u64,
-    /// Bytes of a read that came.
-    cover: Cover,
-    /// An error that came in a chunk.
-    error: Option<Errno>,
-    /// Its data is being sent from guest memory.
-    sending: bool,
-    /// How it ended, if that was told before its data was sent.
-    verdict: Option<i32>,
 }
 
 /// A client.
@@ -248,220 +184,8 @@ impl Client {
     #[cold]
     fn grow(&mut self) -> Result<u32, Errno> {
         let index = u32::try_from(self.reqs.len()).map_err(|_| Errno::NOMEM)?;
-        self.reqs.push(Req {
-            stage: Stage::Free,
-            token: Token(0),
-            verb: Verb::Sync,
-            durable: false,
-            offset: 0,
-            len: 0,
-            mem: self.mem,
-            segments: Vec::new(),
-            skip: 0,
-            serial: 0,
-            flushing: false,
-            mark: 0,
-            cover: Cover::default(),
-            error: None,
-            sending: false,
-            verdict: None,
-        });
+        self.reqs.push(Req::free(self.mem));
         Ok(index)
-    }
-
-    /// Push all that can be pushed: requests to connections, connections' buffers to the ring.
-    pub(super) fn pump<E: Engine>(&mut self, wire: &mut Wire<'_, E>) {
-        self.unsettled = false;
-        if !self.bell_busy && !self.closing {
-            let op = self.op(Verb::Read, self.bell, &self.bell_seg, 8);
-            self.bell_busy = self.start(wire, What::Bell, &op.over_one());
-        }
-        let given_up = self.shared.has_given_up();
-        while let Some(index) = self.queue.front().copied() {
-            if given_up {
-                self.end(wire, index, -Errno::IO.raw_os_error());
-            } else if !self.send(wire, index) {
-                break;
-            }
-            self.queue.pop_front();
-        }
-        for n in 0..self.conns.len() {
-            let n = u8::try_from(n).unwrap_or(0);
-            self.pump_send(wire, n);
-            self.pump_receive(wire, n);
-        }
-    }
-
-    fn op(&self, verb: Verb, disk: DiskId, seg: &Segment, len: u32) -> Simple {
-        Simple {
-            verb,
-            disk,
-            mem: self.mem,
-            seg: [seg.take(len)],
-        }
-    }
-
-    /// Push an own operation; true if that worked.
-    fn start<E: Engine>(&mut self, wire: &mut Wire<'_, E>, what: What, op: &Op<'_>) -> bool {
-        let pushed = wire
-            .inner
-            .push(Token(self.base + what.number()), op)
-            .is_ok();
-        self.unsettled |= !pushed;
-        pushed
-    }
-
-    /// The connection with the least to do that has room for `data` bytes.
-    fn choose(&self, data: u32) -> Option<u8> {
-        let able = |c: &&(usize, &Conn)| c.1.state == State::Up && c.1.has_room(data);
-        let all = self.conns.iter().enumerate();
-        let best = all.filter(|c| able(&c)).min_by_key(|(_, c)| c.sent)?;
-        u8::try_from(best.0).ok()
-    }
-
-    /// Put a request into a send buffer; false if there is no room or no connection.
-    fn send<E: Engine>(&mut self, wire: &mut Wire<'_, E>, index: u32) -> bool {
-        let Some(req) = self.reqs.get(index as usize) else {
-            return true;
-        };
-        let copied = req.verb == Verb::Write && !req.flushing && req.len <= COPY;
-        let inline = if copied { req.len } else { 0 };
-        if req.verb == Verb::Sync && self.shared.is_lost() {
-            self.end(wire, index, -Errno::IO.raw_os_error());
-            return true;
-        }
-        let Some(number) = self.choose(inline) else {
-            return false;
-        };
-        self.serial = self.serial.wrapping_add(1);
-        let (serial, mark, fua) = (
-            self.serial,
-            self.shared.flushing(),
-            self.shared.can(flag::SEND_FUA),
-        );
-        let (Some(req), Some(conn)) = (
-            self.reqs.get_mut(index as usize),
-            self.conns.get_mut(usize::from(number)),
-        ) else {
-            return true;
-        };
-        (req.serial, req.mark) = (serial, mark);
-        (req.stage, req.error, req.verdict) = (Stage::Sent(number), None, None);
-        req.cover.clear();
-        let request = request_of(req, index, fua);
-        let Some(half) = conn.halves.get_mut(conn.filling) else {
-            return true;
-        };
-        let bytes = request.bytes();
-        let mut ok = self.buffers.write(half.seg.skip(half.len), &bytes);
-        half.filled(u32::try_from(bytes.len()).unwrap_or(0));
-        req.sending = false;
-        if copied {
-            let guest = wire
-                .mems
-                .get(usize::from(req.mem.0))
-                .and_then(Option::as_ref);
-            let mut to = half.seg.skip(half.len);
-            for piece in super::pieces(&req.segments, req.skip, req.len.into()) {
-                ok &= guest.is_some_and(|g| g.copy_to(piece, &self.buffers, to));
-                to = to.skip(piece.len());
-            }
-            half.filled(req.len);
-        } else if request.command == Command::Write {
-            req.sending = true;
-            half.items.push_back(Item::Payload(index));
-        }
-        conn.sent += 1;
-        // Memory that cannot be read was checked before it came here.
-        debug_assert!(ok);
-        true
-    }
-
-    fn pump_send<E: Engine>(&mut self, wire: &mut Wire<'_, E>, n: u8) {
-        let Some(conn) = self.conns.get_mut(usize::from(n)) else {
-            return;
-        };
-        if conn.state != State::Up || conn.tx_busy {
-            return;
-        }
-        let place = conn.place;
-        let Some(half) = conn.to_send() else {
-            return;
-        };
-        let (seg, at, paid) = (half.seg, half.at, half.paid);
-        let busy = match half.items.front().copied() {
-            None => false,
-            Some(Item::Bytes(end)) => {
-                let op = self.op(Verb::Write, place, &seg.skip(at), end - at);
-                self.start(wire, What::Send(n), &op.over_one())
-            }
-            Some(Item::Payload(index)) => {
-                let token = Token(self.base + What::Send(n).number());
-                let pushed = self.reqs.get(index as usize).map(|req| {
-                    let (segments, skip) = after(&req.segments, req.skip, paid.into());
-                    let op = Op {
-                        verb: Verb::Write,
-                        disk: place,
-                        durable: false,
-                        offset: 0,
-                        len: u64::from(req.len - paid),
-                        mem: req.mem,
-                        segments,
-                        skip,
-                    };
-                    wire.inner.push(token, &op).is_ok()
-                });
-                self.unsettled |= pushed != Some(true);
-                pushed == Some(true)
-            }
-        };
-        if let Some(conn) = self.conns.get_mut(usize::from(n)) {
-            conn.tx_busy = busy;
-        }
-    }
-
-    fn pump_receive<E: Engine>(&mut self, wire: &mut Wire<'_, E>, n: u8) {
-        let Some(conn) = self.conns.get(usize::from(n)) else {
-            return;
-        };
-        if conn.state != State::Up || conn.rx_busy {
-            return;
-        }
-        let (place, end, seg) = (conn.place, conn.end, conn.rx);
-        let direct = match conn.expect {
-            conn::Expect::Data { req, at, left, .. } if left >= DIRECT && conn.start == end => {
-                Some((req, at, left))
-            }
-            _ => None,
-        };
-        let busy = match direct {
-            None => {
-                let op = self.op(Verb::Read, place, &seg.skip(end), RX_BYTES - end);
-                self.start(wire, What::Receive(n), &op.over_one())
-            }
-            Some((index, at, left)) => {
-                let token = Token(self.base + What::Receive(n).number());
-                let pushed = self.reqs.get(index as usize).map(|req| {
-                    let (segments, skip) = after(&req.segments, req.skip, at.into());
-                    let op = Op {
-                        verb: Verb::Read,
-                        disk: place,
-                        durable: false,
-                        offset: 0,
-                        len: left.into(),
-                        mem: req.mem,
-                        segments,
-                        skip,
-                    };
-                    wire.inner.push(token, &op).is_ok()
-                });
-                self.unsettled |= pushed != Some(true);
-                pushed == Some(true)
-            }
-        };
-        if let Some(conn) = self.conns.get_mut(usize::from(n)) {
-            (conn.rx_busy, conn.direct) = (busy, busy && direct.is_some());
-        }
     }
 
     /// An own operation ended.
@@ -615,74 +339,6 @@ impl Client {
         }
         self.orders.place(n);
     }
-}
-
-/// The request for what `req` has to do now.
-fn request_of(req: &Req, index: u32, fua: bool) -> Request {
-    let (command, mut flags) = match req.verb {
-        _ if req.flushing => (Command::Flush, 0),
-        Verb::Read => (Command::Read, 0),
-        Verb::Write => (Command::Write, 0),
-        Verb::Sync => (Command::Flush, 0),
-        Verb::Punch => (Command::WriteZeroes, 0),
-        Verb::Zero => (Command::WriteZeroes, NO_HOLE),
-        Verb::Discard => (Command::Trim, 0),
-    };
-    let flush = command == Command::Flush;
-    if req.durable && fua && !flush && command != Command::Read {
-        flags |= FUA;
-    }
-    Request {
-        command,
-        flags,
-        cookie: u64::from(req.serial) << 32 | u64::from(index),
-        offset: if flush { 0 } else { req.offset },
-        len: if flush { 0 } else { req.len },
-    }
-}
-
-/// An operation on one piece of the client's own memory.
-struct Simple {
-    verb: Verb,
-    disk: DiskId,
-    mem: MemId,
-    seg: [Segment; 1],
-}
-
-impl Simple {
-    fn over_one(&self) -> Op<'_> {
-        Op {
-            verb: self.verb,
-            disk: self.disk,
-            durable: false,
-            offset: 0,
-            len: self.seg.iter().map(|s| u64::from(s.len())).sum(),
-            mem: self.mem,
-            segments: &self.seg,
-            skip: 0,
-        }
-    }
-}
-
-/// Memory for `count` connections and the bell.
-fn buffers(count: u32) -> io::Result<(Arc<Mem>, Segment, Vec<Segment>)> {
-    const PAGE: u32 = 4096;
-    let len = u64::from(PAGE) + u64::from(count) * u64::from(BYTES);
-    let (_, file) = Mapping::memfd("vblk-nbd", len).map_err(io::Error::other)?;
-    let spec = RegionSpec {
-        gpa: 0,
-        len,
-        uva: 0,
-        offset: 0,
-    };
-    let region = Region::map(spec, file).map_err(io::Error::other)?;
-    let mem = Mem::new(vec![region]).map_err(io::Error::other)?;
-    let at = |gpa: u64, len| mem.lookup(gpa, len, &mut 0).unwrap_or_default();
-    let bell = at(0, 8);
-    let first = u64::from(PAGE);
-    let conns = (0..count).map(|n| at(first + u64::from(n) * u64::from(BYTES), BYTES));
-    let conns = conns.collect();
-    Ok((Arc::new(mem), bell, conns))
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@
 use rustix::io::Errno;
 
 use super::conn::{Conn, Expect, State};
-use super::{Client, Engine, Stage, Verb, Wire, after};
-use crate::engine::pieces;
+use super::{Client, Stage, Wire};
+use crate::engine::join::after;
+use crate::engine::{Engine, Verb, pieces};
 use crate::storage::nbd::proto::{
     self, CHUNK_DATA, CHUNK_ERROR, CHUNK_HOLE, CHUNK_NONE, Reply, u32_at, u64_at,
 };

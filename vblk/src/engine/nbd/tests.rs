@@ -427,7 +427,7 @@ fn a_server_that_breaks_the_protocol_is_left_and_the_request_asked_anew() {
         let crate::storage::Storage::Nbd(export) = bench.target.storage() else {
             unreachable!()
         };
-        assert_eq!(export.shared().losses(), 1, "{name}");
+        assert_eq!(export.shared().health().losses, 1, "{name}");
         drop(bench);
         server.join();
     }
@@ -516,6 +516,8 @@ fn a_flush_fails_once_a_server_went_away_with_writes_it_was_not_told_to_flush() 
     assert_eq!(read_back(&mut bench, 0, 1024).0.status, Status::Ok);
     assert_eq!(bench.run(&flush).errno, Some(5));
     assert_eq!(bench.run(&flush).errno, Some(5));
+    let health = bench.target.storage().health();
+    assert!(health.trouble.is_some_and(|t| t.contains("FLUSH fails")) && health.losses == 1);
     drop(bench);
     server.join();
 }

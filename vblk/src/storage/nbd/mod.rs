@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use crossbeam::queue::ArrayQueue;
 use rustix::event::EventfdFlags;
 
-use super::{Shape, Storage};
+use super::{Health, Shape, Storage};
 use crate::disk::{BlockSize, Disk, Serial};
 use address::Address;
 use handshake::{HandshakeError, Info};
@@ -211,17 +211,17 @@ impl Shared {
         self.lost.load(Ordering::Acquire)
     }
 
-    /// Connections that ended.
+    /// How the export is.
     #[must_use]
-    pub fn losses(&self) -> u64 {
-        self.losses.load(Ordering::Relaxed)
-    }
-
-    /// Why there is no connection, if there is none.
-    #[must_use]
-    pub fn trouble(&self) -> Option<String> {
+    pub fn health(&self) -> Health {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.clone()
+        let lost = self.is_lost().then(|| {
+            "the server went away with writes that were not flushed; FLUSH fails".to_owned()
+        });
+        Health {
+            trouble: trouble.clone().or(lost),
+            losses: self.losses.load(Ordering::Relaxed),
+        }
     }
 
     fn set_trouble(&self, why: Option<String>) {
