@@ -19,10 +19,12 @@ mod open;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::engine::Verb;
 use crate::request::{ID_BYTES, Limits};
+use crate::resident::Resident;
 use crate::storage::{Shape, Storage};
 pub use error::DiskError;
 pub use open::Spec;
@@ -107,6 +109,8 @@ pub struct Disk {
     storage: Storage,
     shape: Shape,
     serial: Serial,
+    /// Its pages, where they may be read by copying.
+    resident: Option<Arc<Resident>>,
     /// Verbs that turned out to be unsupported, one bit each.
     unsupported: AtomicU8,
     sync_failed: AtomicBool,
@@ -149,6 +153,7 @@ impl Disk {
             storage,
             shape,
             serial,
+            resident: None,
             unsupported: AtomicU8::new(0),
             sync_failed: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
@@ -265,6 +270,13 @@ impl Disk {
     #[must_use]
     pub fn serial(&self) -> &Serial {
         &self.serial
+    }
+
+    /// Its pages, where they may be read by copying.
+    #[inline]
+    #[must_use]
+    pub fn resident(&self) -> Option<&Arc<Resident>> {
+        self.resident.as_ref()
     }
 
     /// What requests are checked against.

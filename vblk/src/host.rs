@@ -23,6 +23,7 @@ use crate::disk::Disk;
 use crate::engine::router::Router;
 use crate::engine::uring::Uring;
 use crate::io::Io;
+use crate::keeper::Keeper;
 use crate::monitor::{self, Seen};
 use crate::plane::{BlkPlane, Change, DiskKey, NewDisk};
 use crate::service::{DiskStatus, Report, Service, ServiceError, WorkerStatus};
@@ -61,6 +62,7 @@ pub struct Host {
     next_key: AtomicU64,
     stop: Arc<AtomicBool>,
     monitor: Option<JoinHandle<()>>,
+    keeper: Keeper,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -113,6 +115,7 @@ pub fn start(settings: &Settings) -> Result<Arc<dyn Service>, ServiceError> {
         next_key: AtomicU64::new(1),
         stop,
         monitor: Some(monitor),
+        keeper: Keeper::default(),
     }))
 }
 
@@ -253,6 +256,10 @@ impl Host {
             Some(listening) => listening,
             None => Self::listen(&config)?,
         };
+        if let Some(resident) = disk.resident() {
+            resident.set_limit(config.resident.bytes());
+            self.keeper.add(resident);
+        }
         let key = self.next_key.fetch_add(1, Relaxed);
         let name: Arc<str> = Arc::from(config.name.as_str());
         let queues = config.queues.get();
@@ -421,7 +428,7 @@ impl Host {
         }
     }
 
-    /// Give a disk its new weight and cap, if they changed.
+    /// Give a disk its new weight, cap and limit of resident pages, if they changed.
     fn reshare(&self, disk: &mut Running, wanted: &config::Disk) {
         let count = self.workers.len();
         let (_, used) = workers_of(disk.device.disk(), disk.key, wanted.queues.get(), count);
@@ -431,6 +438,9 @@ impl Host {
             for worker in &self.workers {
                 let _ = worker.handle().post(Change::SetShare(disk.key, new));
             }
+        }
+        if let Some(resident) = disk.device.disk().resident() {
+            resident.set_limit(wanted.resident.bytes());
         }
         disk.config = wanted.clone();
     }

@@ -14,10 +14,12 @@ const DISK: Syntax = Syntax {
         "name",
         "serial",
         "cache",
+        "resident",
         "guest-memory",
         "map",
     ],
     numbers: &["queues", "connections", "block-size", "weight", "cap"],
+    switches: &[],
     flags: &[
         ("client", "mode", Flag::Text("client")),
         ("ro", "read_only", Flag::Bool(true)),

@@ -1,16 +1,19 @@
 //! Opening a disk: what it is, whose it is, and what it can do.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
+use towpath_common::mem::Pages;
 
 use super::lock::{self, lock};
 use super::{BlockSize, Disk, DiskError, Serial};
 use crate::config::Cache;
 use crate::request::SECTOR;
+use crate::resident::Resident;
 use crate::storage::{Shape, Storage};
 
 /// How often, and how long apart, a disk is tried that a process seems to use which is gone: the
@@ -97,6 +100,11 @@ impl Disk {
         } else {
             file_discard(&file, end, stat.st_blksize)
         };
+        let pages = if device {
+            None
+        } else {
+            resident(&file, spec, size)
+        };
         let shape = Shape {
             size,
             block,
@@ -115,7 +123,10 @@ impl Disk {
             Storage::File(file)
         };
         let serial = spec.serial.unwrap_or_else(|| Serial::of_path(path));
-        Ok(Disk::of(storage, shape, serial))
+        Ok(Disk {
+            resident: pages,
+            ..Disk::of(storage, shape, serial)
+        })
     }
 }
 
@@ -192,6 +203,22 @@ fn answer_inline(file: &OwnedFd) -> bool {
         return rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK).is_ok();
     }
     false
+}
+
+/// Its pages, to be read by copying, where what they are rests with this kernel alone: not over a
+/// network, where a server may say otherwise, nor in a program (FUSE).
+fn resident(file: &OwnedFd, spec: &Spec, size: u64) -> Option<Arc<Resident>> {
+    /// Of ext4, XFS, btrfs and tmpfs, include/uapi/linux/magic.h.
+    const LOCAL: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+    if spec.cache != Cache::Buffered {
+        return None;
+    }
+    let kind = rustix::fs::fstatfs(file).ok()?.f_type;
+    if !LOCAL.contains(&u64::try_from(kind).ok()?) {
+        return None;
+    }
+    let window = Pages::of_file(file.as_fd(), size).ok()?;
+    Some(Arc::new(Resident::new(window, size)))
 }
 
 /// What O_DIRECT asks of offsets, lengths and addresses.
