@@ -11,7 +11,7 @@
 //! of a volume, or held by another daemon; here it is found out which.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -234,7 +234,7 @@ pub(super) fn name_of(pid: u32) -> Option<String> {
 
 /// The file, for its locks, which [`lock`] took.
 #[cfg(test)]
-pub(super) fn is_locked(file: impl AsFd, byte: i64) -> bool {
+pub(super) fn is_locked(file: impl std::os::fd::AsFd, byte: i64) -> bool {
     let mut found = byte_lock(libc::F_WRLCK, byte);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut found)).unwrap();
     i32::from(found.l_type) != libc::F_UNLCK

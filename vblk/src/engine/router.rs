@@ -544,4 +544,6 @@ impl<E: Engine + AsFd> AsFd for Router<E> {
 }
 
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
 mod tests;

@@ -213,7 +213,7 @@ impl Conn {
     }
 
     /// The half that is being sent, if there is something to send; swaps when it has nothing.
-    pub(super) fn to_send(&mut self) -> Option<&mut Half> {
+    pub(super) fn outgoing(&mut self) -> Option<&mut Half> {
         let sending = 1 - self.filling;
         let idle = |h: &Half| h.items.is_empty();
         if self.halves.get(sending).is_none_or(idle) {

@@ -234,7 +234,7 @@ impl Client {
             self.lose(n, "it does not take what is sent");
             return;
         }
-        let payload = match conn.to_send().and_then(|h| h.items.front().copied()) {
+        let payload = match conn.outgoing().and_then(|h| h.items.front().copied()) {
             Some(Item::Payload(index)) => self.reqs.get(index as usize).map_or(0, |r| r.len),
             _ => 0,
         };

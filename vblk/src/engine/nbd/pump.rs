@@ -127,7 +127,7 @@ impl Client {
             return;
         }
         let place = conn.place;
-        let Some(half) = conn.to_send() else {
+        let Some(half) = conn.outgoing() else {
             return;
         };
         let (seg, at, paid) = (half.seg, half.at, half.paid);

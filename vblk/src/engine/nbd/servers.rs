@@ -152,7 +152,12 @@ fn work(bench: &mut Bench<Engine>, model: &mut [u8], rounds: usize, state: &mut 
     for _ in 0..rounds {
         let mut reads = Vec::new();
         for (i, slot) in (0..DEPTH).zip(&slots) {
-            let sectors = 1 + random(state) % if random(state) % 4 == 0 { 500 } else { 16 };
+            let sectors = 1 + random(state)
+                % if random(state).is_multiple_of(4) {
+                    500
+                } else {
+                    16
+                };
             let len = u32::try_from(sectors * 512).unwrap();
             let at = i * slice + random(state) % (slice / 512 - sectors) * 512;
             let range = usize::try_from(at).unwrap()..usize::try_from(at).unwrap() + len as usize;
@@ -169,7 +174,7 @@ fn work(bench: &mut Bench<Engine>, model: &mut [u8], rounds: usize, state: &mut 
                 }
                 4 => {
                     model[range].fill(0);
-                    let unmap = u32::from(random(state) % 2 == 0);
+                    let unmap = u32::from(random(state).is_multiple_of(2));
                     let sectors = u32::try_from(sectors).unwrap();
                     bench
                         .ram

@@ -339,8 +339,11 @@ fn without_fua_a_durable_write_is_flushed_before_it_completes() {
     server.join();
 }
 
+/// A way to break the protocol, by name.
+type Breach = (&'static str, fn(&mut UnixStream, Asked));
+
 /// Each way to break the protocol: what the server says to a read of 4 KiB at 0.
-fn broken_replies() -> Vec<(&'static str, fn(&mut UnixStream, Asked))> {
+fn broken_replies() -> Vec<Breach> {
     vec![
         ("no magic", |s, _| s.write_all(&[7; 64]).unwrap()),
         ("unknown cookie", |s, a| {

@@ -146,7 +146,7 @@ fn a_detached_stripe_gives_its_childrens_places_back() {
 
 proptest! {
     // A bench has a guest's memory; a few dozen of them are enough.
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     /// Whatever the engine does to operations, a stripe holds what a flat disk would.
     #[test]
