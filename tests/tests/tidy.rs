@@ -31,6 +31,7 @@ const UNSAFE_ALLOWED: [&str; 10] = [
     "common/src/mem/window.rs",
     "common/src/session/adopt.rs",
     "vblk/src/engine/uring",
+    "vblk/src/storage/fiemap.rs",
     "vswitch/src/port/tap_sys.rs",
 ];
 

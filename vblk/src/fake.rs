@@ -80,8 +80,10 @@ impl FakeService {
                 queues,
             }),
             last_error: None,
+            trouble: None,
             stats: DiskStats {
                 connections: 1,
+                storage_losses: 2,
                 queues: vec![stats],
                 ring_broken: BTreeMap::from([("loop".to_owned(), 1)]),
                 latency: BTreeMap::from([(RequestType::Read, latency)]),

@@ -16,8 +16,9 @@ const DISK: Syntax = Syntax {
         "cache",
         "resident",
         "guest-memory",
+        "map",
     ],
-    numbers: &["queues", "block-size", "weight", "cap"],
+    numbers: &["queues", "connections", "block-size", "weight", "cap"],
     switches: &[],
     flags: &[
         ("client", "mode", Flag::Text("client")),

@@ -97,6 +97,7 @@ fn a_file_with_everything() {
     assert_eq!(config.daemon.control, "/run/c.sock".parse().unwrap());
     let expected = Disk {
         name: "web".parse().unwrap(),
+        uuid: None,
         path: Source::File(scratch.path("a.img").into()),
         socket: "/run/web.sock".parse().unwrap(),
         mode: SocketMode::Client,
@@ -109,6 +110,8 @@ fn a_file_with_everything() {
         weight: Weight::try_from(200).unwrap(),
         cap: Some(Cap::try_from(50).unwrap()),
         guest_memory: GuestMemory::Plain,
+        connections: Connections::default(),
+        map: FileMap::File,
     };
     assert_eq!(config.disks, [expected]);
 }
@@ -177,9 +180,9 @@ fn values_are_refused_with_their_place() {
         ),
         (
             "readonly = true",
-            "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `path`, `socket`, \
-             `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, `weight`, \
-             `cap`, `guest_memory`",
+            "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `uuid`, `path`, \
+             `socket`, `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, \
+             `weight`, `cap`, `guest_memory`, `connections`, `map`",
         ),
     ] {
         let text = format!("[[disk]]\npath = \"@/a.img\"\nsocket = \"s\"\n{line}\n");
@@ -205,8 +208,9 @@ fn arguments_are_refused_with_the_keys_that_exist() {
     for (argument, message) in [
         (
             "@/a.img,socket=s,que=1",
-            "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, serial=, \
-             cache=, resident=, guest-memory=, queues=, block-size=, weight=, cap=, client, ro \
+            "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, uuid=, \
+             serial=, cache=, resident=, guest-memory=, map=, queues=, connections=, block-size=, \
+             weight=, cap=, client, ro \
              (a comma in a value is written ,,)",
         ),
         (
