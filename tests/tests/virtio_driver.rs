@@ -212,7 +212,7 @@ fn an_nbd_export_serves_like_a_file_and_a_stopped_server_does_not_hold_the_daemo
     drop(server);
     driver.queues[0].write(0, &driver.memory.addresses[1].0, 8)?;
     driver.transport.get_submission_notifier(0).notify()?;
-    vblk.stop()
+    vblk.daemon().stop()
 }
 
 #[test]
