@@ -196,6 +196,7 @@ pub struct Service {
     program: PathBuf,
     arguments: Vec<String>,
     namespace: Option<String>,
+    variables: Vec<(&'static str, String)>,
     dir: TempDir,
 }
 
@@ -250,27 +251,6 @@ impl Vswitch {
     pub fn serve_in(netns: &Netns, dir: TempDir, ports: &[&str], more: &[&str]) -> Result<Self> {
         Service::serve("vswitch", dir, ("--port", ports), more, Some(netns.name())).map(Self)
     }
-
-    /// Runs a client subcommand, `vswitch port show` for example, against this daemon, and
-    /// returns what it printed.
-    ///
-    /// # Errors
-    /// When it fails, with what it said.
-    pub fn client(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(&self.program)
-            .args(arguments)
-            .arg("--control")
-            .arg(self.path("control"))
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "vswitch {}: {}\n{}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8(output.stdout)?)
-    }
 }
 
 impl Deref for Vswitch {
@@ -321,24 +301,20 @@ impl Service {
         }
         arguments.extend(more.iter().map(|argument| argument.replace("{dir}", &here)));
         let namespace = namespace.map(str::to_owned);
-        let daemon = Self::start(name, &program, &arguments, namespace.as_deref(), dir.path())?;
+        let command = Self::command(&program, &arguments, namespace.as_deref())?;
+        let daemon = Self::start(name, command, dir.path())?;
         Ok(Self {
             daemon,
             name,
             program,
             arguments,
             namespace,
+            variables: Vec::new(),
             dir,
         })
     }
 
-    fn start(
-        name: &str,
-        program: &Path,
-        arguments: &[String],
-        namespace: Option<&str>,
-        dir: &Path,
-    ) -> Result<Daemon> {
+    fn command(program: &Path, arguments: &[String], namespace: Option<&str>) -> Result<Command> {
         let mut command = match namespace {
             None => command(program),
             Some(namespace) => {
@@ -347,7 +323,12 @@ impl Service {
                 ip
             }
         };
-        Daemon::notifying(name, command.args(arguments), dir)
+        command.args(arguments);
+        Ok(command)
+    }
+
+    fn start(name: &str, mut command: Command, dir: &Path) -> Result<Daemon> {
+        Daemon::notifying(name, &mut command, dir)
     }
 
     /// Starts it again, with the same arguments, after it was stopped or killed.
@@ -360,14 +341,39 @@ impl Service {
             self.daemon.process().ended()?.is_some(),
             "{name} still runs"
         );
-        self.daemon = Self::start(
-            name,
-            &self.program,
-            &self.arguments,
-            self.namespace.as_deref(),
-            self.dir.path(),
-        )?;
+        let namespace = self.namespace.as_deref();
+        let mut command = Self::command(&self.program, &self.arguments, namespace)?;
+        command.envs(self.variables.iter().map(|(key, value)| (*key, value)));
+        self.daemon = Self::start(name, command, self.dir.path())?;
         Ok(())
+    }
+
+    /// Runs a client subcommand, `disk show` for example, against this daemon, and
+    /// returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn client(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.program)
+            .args(arguments)
+            .arg("--control")
+            .arg(self.path("control"))
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{} {}: {}\n{}",
+            self.name,
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Gives it an environment variable when it is started again, or takes that away.
+    pub fn set_variable(&mut self, key: &'static str, value: Option<String>) {
+        self.variables.retain(|(known, _)| *known != key);
+        self.variables.extend(value.map(|value| (key, value)));
     }
 
     /// The process.

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use towpath_common::config::{ByteSize, CpuList, DaemonTable, Poll, SocketPath};
+use towpath_common::config::{ByteSize, CpuList, DaemonTable, Name, Poll, SocketPath};
 use towpath_common::logging::LogFilter;
 use vblk::config::{DEFAULT_CONTROL, Sources};
 
@@ -43,7 +43,28 @@ all. OPTIONS, separated by commas (,, for a comma in a value):
   block-size=512|4096    logical block size [that of the device, or 512]
   weight=N               share of the worker's time, 1 to 10000 [100]
   cap=PERCENT            most of a core it may use, 1 to 6400 [no limit]
-  guest-memory=auto|registered|plain  register guest memory with io_uring [auto]";
+  guest-memory=auto|registered|plain  register guest memory with io_uring [auto]
+  iops=N                 most requests a second [no limit]
+  iops-burst=N           requests at once after a pause [what comes in 100 ms]
+  bandwidth=SIZE         most bytes a second, such as 100M [no limit]
+  bandwidth-burst=SIZE   bytes at once after a pause [what comes in 100 ms]
+  group=NAME             also under the limits of this group
+  on-error=report|hold|fail  tell the guest, hold and try again, or fail all from then on [report]
+  shrink                 `vblk disk resize --shrink` may make it smaller";
+
+const SETTINGS: &str = "\
+Settings:
+  iops=N, bandwidth=SIZE              most requests, bytes a second
+  iops-burst=N, bandwidth-burst=SIZE  at once after a pause
+  weight=N, cap=PERCENT               share of its worker (disks only)
+  on-error=report|hold|fail           about failures of the storage (disks only)
+
+They last until the key changes in the configuration, or the daemon ends.
+
+Examples:
+  vblk disk set web iops=500 bandwidth=20M
+  vblk disk set web iops= bandwidth=
+  vblk group set gold bandwidth=1G";
 
 /// Virtual disks for virtual machines over vhost-user, from files and block devices.
 #[derive(Debug, Parser)]
@@ -65,14 +86,36 @@ pub(crate) enum Command {
         /// Its size, such as 20G: a multiple of 512 bytes.
         size: ByteSize,
     },
-    /// Look at the disks of a running daemon.
+    /// Look at the disks of a running daemon, and change them.
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Copy a disk as it is now to a new file while it is served, by cloning (xfs, btrfs).
+    Snapshot {
+        /// The disk.
+        name: Name,
+        /// The file to make, on the same file system.
+        path: PathBuf,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Look at groups of disks, and change them.
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Show what disks and workers have done since the start.
     Stats {
         /// Show rates instead, every second until interrupted.
         #[arg(long)]
         watch: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show the slowest requests of the last minute or two, and where their time went.
+    Slow {
+        /// The disk; without it, all disks.
+        name: Option<Name>,
+        /// How many.
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        count: usize,
         #[command(flatten)]
         target: Target,
     },
@@ -108,6 +151,57 @@ pub(crate) enum DiskCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Give a disk another size while it is served; the guest is told.
+    Resize {
+        /// The disk.
+        name: Name,
+        /// The new size, such as 40G; without it, that of its file or device now.
+        size: Option<ByteSize>,
+        /// Allow a smaller size, for a disk with `shrink = true`: what is cut off is lost.
+        #[arg(long)]
+        shrink: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take what failed on a disk as repaired: FLUSH after a failed fsync, or all after a failure
+    /// with `on-error=fail`.
+    Clear {
+        /// The disk.
+        name: Name,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Change a disk while it is served: what is not named stays as it is.
+    #[command(after_help = SETTINGS)]
+    Set {
+        /// The disk.
+        name: Name,
+        /// What changes; KEY= without a value takes it away.
+        #[arg(value_name = "KEY=VALUE", required = true)]
+        settings: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// One line a group.
+    List {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Change the limits that its disks share.
+    #[command(after_help = SETTINGS)]
+    Set {
+        /// The group.
+        name: Name,
+        /// What changes; KEY= without a value takes it away.
+        #[arg(value_name = "KEY=VALUE", required = true)]
+        settings: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 /// Which daemon to ask, and how to print.
@@ -130,6 +224,10 @@ pub(crate) struct SourceArgs {
     /// A disk to serve (--help lists the options); repeat for more.
     #[arg(long = "disk", value_name = "PATH,socket=SOCKET[,OPTIONS]", long_help = DISK_SYNTAX)]
     disks: Vec<String>,
+    /// Limits that disks share, by `group=NAME`: `iops=N`, `bandwidth=SIZE`, `iops-burst=N`,
+    /// `bandwidth-burst=SIZE`; repeat for more.
+    #[arg(long = "group", value_name = "NAME[,LIMITS]")]
+    groups: Vec<String>,
     /// CPUs to pin workers to, one worker each, such as 2,4-6 [one worker, not pinned].
     #[arg(long = "cpu", value_name = "LIST")]
     cpus: Option<CpuList>,
@@ -149,6 +247,7 @@ impl From<SourceArgs> for Sources {
         Self {
             file: args.config,
             disks: args.disks,
+            groups: args.groups,
             daemon: DaemonTable {
                 cpus: args.cpus,
                 poll: args.poll,

@@ -1,19 +1,27 @@
 //! The client subcommands: ask the daemon, print its answer for a person or as JSON.
 
 use std::io::Write;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
+use towpath_common::config::Name;
 use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
 use vblk::config::{Config, Diff, Sources};
-use vblk::control::{Reload, Stats};
+use vblk::control::{Reload, Resize, Stats, Target as SnapshotTarget};
 use vblk::serve::count_disks;
-use vblk::service::DiskStatus;
+use vblk::service::{DiskStatus, GroupStatus, Resized, SlowRequest, Snapshot};
+use vblk::settings::Settings;
 
 use crate::cli::Target;
 use crate::report;
+
+/// A mistake in words that are not the parser's.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(String);
 
 /// How often `stats --watch` prints.
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
@@ -40,9 +48,85 @@ pub(crate) fn disk_show(target: &Target, name: Option<&str>, out: &mut impl Writ
         })?);
     };
     // Names are safe in a path; what is not a name is not a disk either.
-    let name: towpath_common::config::Name = name.parse()?;
+    let name: Name = name.parse()?;
     let answer: Answer<DiskStatus> = client.get(&format!("/v1/disks/{name}"))?;
     Ok(print(&answer, target.json, out, report::disk)?)
+}
+
+/// `vblk disk set NAME KEY=VALUE…`.
+pub(crate) fn disk_set(
+    target: &Target,
+    name: &Name,
+    words: &[String],
+    out: &mut impl Write,
+) -> Result<()> {
+    let settings = Settings::of_words(words).map_err(Usage)?;
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<DiskStatus> = client.post(&format!("/v1/disks/{name}"), &settings)?;
+    Ok(print(&answer, target.json, out, report::disk)?)
+}
+
+/// `vblk disk clear NAME`.
+pub(crate) fn disk_clear(target: &Target, name: &Name, out: &mut impl Write) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<DiskStatus> = client.post(&format!("/v1/disks/{name}/clear"), &())?;
+    Ok(print(&answer, target.json, out, report::disk)?)
+}
+
+/// `vblk disk resize NAME [SIZE]`.
+pub(crate) fn disk_resize(
+    target: &Target,
+    name: &Name,
+    order: Resize,
+    out: &mut impl Write,
+) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<Resized> = client.post(&format!("/v1/disks/{name}/resize"), &order)?;
+    let description = answer.description.clone();
+    Ok(print(&answer, target.json, out, |_| {
+        format!("{description}\n")
+    })?)
+}
+
+/// `vblk snapshot NAME PATH`.
+pub(crate) fn snapshot(
+    target: &Target,
+    name: &Name,
+    path: &Path,
+    out: &mut impl Write,
+) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let path = std::path::absolute(path)?;
+    let order = SnapshotTarget { path };
+    let answer: Answer<Snapshot> = client.post(&format!("/v1/disks/{name}/snapshot"), &order)?;
+    let description = answer.description.clone();
+    Ok(print(&answer, target.json, out, |_| {
+        format!("{description}\n")
+    })?)
+}
+
+/// `vblk group list`.
+pub(crate) fn group_list(target: &Target, out: &mut impl Write) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<Vec<GroupStatus>> = client.get("/v1/groups")?;
+    Ok(print(&answer, target.json, out, |groups| {
+        report::groups(groups)
+    })?)
+}
+
+/// `vblk group set NAME KEY=VALUE…`.
+pub(crate) fn group_set(
+    target: &Target,
+    name: &Name,
+    words: &[String],
+    out: &mut impl Write,
+) -> Result<()> {
+    let settings = Settings::of_words(words).map_err(Usage)?;
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<GroupStatus> = client.post(&format!("/v1/groups/{name}"), &settings)?;
+    Ok(print(&answer, target.json, out, |group| {
+        report::groups(std::slice::from_ref(group))
+    })?)
 }
 
 /// `vblk stats`.
@@ -61,6 +145,24 @@ pub(crate) fn stats(target: &Target, watch: bool, out: &mut impl Write) -> Resul
         })?;
         before = now;
     }
+}
+
+/// `vblk slow [NAME]`.
+pub(crate) fn slow(
+    target: &Target,
+    name: Option<&Name>,
+    count: usize,
+    out: &mut impl Write,
+) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let path = name.map_or("/v1/slow".to_owned(), |name| {
+        format!("/v1/disks/{name}/slow")
+    });
+    let mut answer: Answer<Vec<SlowRequest>> = client.get(&path)?;
+    if let Some(slow) = &mut answer.data {
+        slow.truncate(count);
+    }
+    Ok(print(&answer, target.json, out, |slow| report::slow(slow))?)
 }
 
 /// `vblk reload`.
@@ -88,7 +190,7 @@ mod tests {
     use super::*;
     use std::thread;
 
-    use axum::extract::Path;
+    use axum::extract::Path as UrlPath;
     use axum::http::StatusCode;
     use axum::{Router, routing::get};
     use towpath_common::control::server::{self, Patience};
@@ -96,7 +198,7 @@ mod tests {
 
     use crate::report::tests::sample_disk;
 
-    async fn one(Path(name): Path<String>) -> Answer<DiskStatus> {
+    async fn one(UrlPath(name): UrlPath<String>) -> Answer<DiskStatus> {
         match name.as_str() {
             "web" => Answer::warning("odd", sample_disk(1)),
             _ => Answer::failed(StatusCode::NOT_FOUND, "there is no such disk"),

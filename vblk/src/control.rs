@@ -4,10 +4,18 @@
 //! |---|---|---|
 //! | GET | `/v1/status` | [`Overview`] |
 //! | GET | `/v1/disks`, `/v1/disks/{name}` | [`DiskStatus`], a list or one |
+//! | POST | `/v1/disks/{name}` | [`Settings`] in, [`DiskStatus`] out |
+//! | POST | `/v1/disks/{name}/clear` | nothing in, [`DiskStatus`] out |
+//! | POST | `/v1/disks/{name}/resize` | [`Resize`] in, [`Resized`] out |
+//! | POST | `/v1/disks/{name}/snapshot` | [`Target`] in, [`Snapshot`] out |
+//! | GET | `/v1/slow`, `/v1/disks/{name}/slow` | [`SlowRequest`], a list |
+//! | GET | `/v1/groups` | [`GroupStatus`], a list |
+//! | POST | `/v1/groups/{name}` | [`Settings`] in, [`GroupStatus`] out |
 //! | GET | `/v1/stats` | [`Stats`] |
 //! | POST | `/v1/reload` | [`Reload`] in, [`Diff`] out |
 //! | GET | `/metrics` | Prometheus text |
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -23,7 +31,10 @@ use towpath_common::control::{Answer, Body, beside, exposition};
 use crate::config::Diff;
 use crate::metrics;
 use crate::serve::{Daemon, count_disks};
-use crate::service::{DiskStats, DiskStatus, WorkerStatus};
+use crate::service::{
+    DiskStats, DiskStatus, GroupStatus, Resized, ServiceError, SlowRequest, Snapshot, WorkerStatus,
+};
+use crate::settings::Settings;
 
 /// The daemon at a glance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,12 +79,37 @@ pub struct Reload {
     pub dry_run: bool,
 }
 
+/// The body of `POST /v1/disks/{name}/resize`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resize {
+    /// The new size; none: that of the file or device now.
+    pub size_bytes: Option<u64>,
+    /// It may be smaller.
+    pub shrink: bool,
+}
+
+/// The body of `POST /v1/disks/{name}/snapshot`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// The file to make; absolute.
+    pub path: PathBuf,
+}
+
 /// All routes.
 pub fn routes(daemon: Arc<Daemon>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/disks", get(disks))
-        .route("/v1/disks/{name}", get(disk))
+        .route("/v1/disks/{name}", get(disk).post(set_disk))
+        .route("/v1/disks/{name}/clear", post(clear_disk))
+        .route("/v1/disks/{name}/slow", get(slow_of_one))
+        .route("/v1/disks/{name}/resize", post(resize))
+        .route("/v1/disks/{name}/snapshot", post(snapshot))
+        .route("/v1/slow", get(slow))
+        .route("/v1/groups", get(groups))
+        .route("/v1/groups/{name}", post(set_group))
         .route("/v1/stats", get(stats))
         .route("/v1/reload", post(reload))
         .route("/metrics", get(scrape))
@@ -122,6 +158,143 @@ async fn disk(
             Answer::failed(StatusCode::NOT_FOUND, description)
         }
     }
+}
+
+/// What was asked for was not done.
+fn refused<T>(error: &ServiceError) -> Answer<T> {
+    let code = match error {
+        ServiceError::Unknown { .. } => StatusCode::NOT_FOUND,
+        ServiceError::Setting(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        ServiceError::Refused(_) => StatusCode::CONFLICT,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    Answer::failed(code, error.to_string())
+}
+
+async fn set_disk(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Body(settings): Body<Settings>,
+) -> Answer<DiskStatus> {
+    beside(move || {
+        let done = daemon.service().set_disk(&name, &settings);
+        disk_after(&daemon, &name, done, "is changed")
+    })
+    .await
+}
+
+async fn clear_disk(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+) -> Answer<DiskStatus> {
+    let done = daemon.service().clear_disk(&name);
+    disk_after(&daemon, &name, done, "is taken as repaired")
+}
+
+/// A disk after something was done to it, or why it was not.
+fn disk_after(
+    daemon: &Daemon,
+    name: &str,
+    done: Result<(), ServiceError>,
+    what: &str,
+) -> Answer<DiskStatus> {
+    if let Err(error) = done {
+        return refused(&error);
+    }
+    let mut disks = daemon.service().disks();
+    disks.retain(|disk| disk.name.as_str() == name);
+    match disks.pop() {
+        Some(disk) => Answer::success(format!("disk {name} {what}"), disk),
+        None => Answer::failed(StatusCode::GONE, format!("disk {name} is gone")),
+    }
+}
+
+async fn resize(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Body(order): Body<Resize>,
+) -> Answer<Resized> {
+    beside(move || {
+        let Resize { size_bytes, shrink } = order;
+        match daemon.service().resize(&name, size_bytes, shrink) {
+            Err(error) => refused(&error),
+            Ok(done) if done.new_bytes == done.old_bytes => {
+                Answer::success(format!("disk {name} has that size already"), done)
+            }
+            Ok(done) => {
+                let (old, new) = (done.old_bytes, done.new_bytes);
+                let text = format!("disk {name} has {new} bytes now, not {old}");
+                if done.told {
+                    Answer::success(text, done)
+                } else {
+                    let later = "no front-end could be told; it sees that when it connects";
+                    Answer::warning(format!("{text}; {later}"), done)
+                }
+            }
+        }
+    })
+    .await
+}
+
+async fn snapshot(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Body(target): Body<Target>,
+) -> Answer<Snapshot> {
+    beside(
+        move || match daemon.service().snapshot(&name, &target.path) {
+            Err(error) => refused(&error),
+            Ok(taken) => {
+                let (path, ms) = (target.path.display(), taken.pause_us / 1000);
+                let us = taken.pause_us % 1000;
+                let text = format!("disk {name} is in {path}; its guest waited {ms}.{us:03} ms");
+                Answer::success(text, taken)
+            }
+        },
+    )
+    .await
+}
+
+async fn slow(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<SlowRequest>> {
+    beside(move || slowest(daemon.service().slow(None))).await
+}
+
+async fn slow_of_one(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+) -> Answer<Vec<SlowRequest>> {
+    beside(move || slowest(daemon.service().slow(Some(&name)))).await
+}
+
+fn slowest(found: Result<Vec<SlowRequest>, ServiceError>) -> Answer<Vec<SlowRequest>> {
+    match found {
+        Ok(slow) => Answer::success("the slowest requests of the last minute or two", slow),
+        Err(error) => refused(&error),
+    }
+}
+
+async fn groups(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<GroupStatus>> {
+    let groups = daemon.service().groups();
+    Answer::success(format!("{} groups", groups.len()), groups)
+}
+
+async fn set_group(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Body(settings): Body<Settings>,
+) -> Answer<GroupStatus> {
+    beside(move || {
+        if let Err(error) = daemon.service().set_group(&name, &settings) {
+            return refused(&error);
+        }
+        let mut groups = daemon.service().groups();
+        groups.retain(|group| group.name.as_str() == name);
+        match groups.pop() {
+            Some(group) => Answer::success(format!("group {name} is changed"), group),
+            None => Answer::failed(StatusCode::GONE, format!("group {name} is gone")),
+        }
+    })
+    .await
 }
 
 async fn stats(State(daemon): State<Arc<Daemon>>) -> Answer<Stats> {

@@ -67,10 +67,20 @@ impl BlkDevice {
         self.registered.load(Relaxed)
     }
 
+    /// The workers that serve it.
+    pub(crate) fn workers(&self) -> &[Handle<Change>] {
+        &self.workers
+    }
+
     /// The disk behind it.
     #[must_use]
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
+    }
+
+    /// The disk has another size: show it from now on.
+    pub(crate) fn resized(&self) {
+        self.config().set_capacity(self.disk.size());
     }
 
     /// A poisoned lock only means that some thread panicked while it copied bytes.

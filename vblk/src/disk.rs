@@ -20,9 +20,10 @@ mod open;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::engine::Verb;
+use crate::policy::Policy;
 use crate::request::{ID_BYTES, Limits};
 use crate::resident::Resident;
 use crate::storage::{Shape, Storage};
@@ -108,12 +109,15 @@ impl Serial {
 pub struct Disk {
     storage: Storage,
     shape: Shape,
+    /// Bytes, whole blocks; changes when it is resized.
+    size: AtomicU64,
     serial: Serial,
     /// Its pages, where they may be read by copying.
     resident: Option<Arc<Resident>>,
     /// Verbs that turned out to be unsupported, one bit each.
     unsupported: AtomicU8,
     sync_failed: AtomicBool,
+    policy: Policy,
     write_through: AtomicBool,
 }
 
@@ -150,12 +154,14 @@ impl Disk {
     #[must_use]
     pub fn of(storage: Storage, shape: Shape, serial: Serial) -> Disk {
         Disk {
+            size: AtomicU64::new(shape.size),
             storage,
             shape,
             serial,
             resident: None,
             unsupported: AtomicU8::new(0),
             sync_failed: AtomicBool::new(false),
+            policy: Policy::default(),
             write_through: AtomicBool::new(false),
         }
     }
@@ -199,7 +205,12 @@ impl Disk {
     /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.shape.size
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// It has `size` bytes now, whole blocks.
+    pub(crate) fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Relaxed);
     }
 
     /// Logical block size.
@@ -251,6 +262,11 @@ impl Disk {
         matches!(self.storage, Storage::Null)
     }
 
+    /// True for a block device.
+    pub(crate) fn is_device(&self) -> bool {
+        matches!(self.storage, Storage::Device(_))
+    }
+
     /// Its open file, if it has one.
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
@@ -283,7 +299,7 @@ impl Disk {
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
-            capacity: self.shape.size,
+            capacity: self.size(),
             block: self.shape.block,
             read_only: self.shape.read_only,
             discard: self.shape.discard.is_some(),
@@ -302,6 +318,19 @@ impl Disk {
     #[must_use]
     pub fn sync_failed(&self) -> bool {
         self.sync_failed.load(Ordering::Relaxed)
+    }
+
+    /// What is done about failures.
+    #[inline]
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// An operator says that the storage is good again: what failed before is over.
+    pub fn clear_failures(&self) {
+        self.sync_failed.store(false, Ordering::Relaxed);
+        self.policy.clear();
     }
 
     pub(crate) fn fail_sync(&self) {

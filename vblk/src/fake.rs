@@ -2,6 +2,7 @@
 //! unless told otherwise and shows made-up figures.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,9 +10,11 @@ use towpath_common::config::Name;
 
 use crate::config::{Config, Disk};
 use crate::service::{
-    Direction, DiskStats, DiskStatus, Latency, QueueStats, QueueStatus, Report, RequestType,
-    Service, ServiceError, SessionStatus, WorkerStatus,
+    Direction, DiskStats, DiskStatus, Failed, GroupStatus, Latency, QueueStats, QueueStatus,
+    Report, RequestType, Resized, Service, ServiceError, SessionStatus, SlowRequest, Snapshot,
+    WorkerStatus,
 };
+use crate::settings::Settings;
 
 /// Two workers, and a connected front-end on every disk.
 #[derive(Debug, Default)]
@@ -71,6 +74,13 @@ impl FakeService {
             locked_bytes: 0,
             block_size: 512,
             queues: disk.queues.get(),
+            limit: disk.limit,
+            group: disk.group.clone(),
+            weight: disk.weight,
+            cap: disk.cap,
+            on_error: disk.on_error,
+            failed: Some(Failed::Flush),
+            held: 2,
             connected: true,
             session: Some(SessionStatus {
                 virtio_features: vec!["VIRTIO_F_VERSION_1".into(), "VIRTIO_BLK_F_FLUSH".into()],
@@ -86,7 +96,10 @@ impl FakeService {
                 storage_losses: 2,
                 queues: vec![stats],
                 ring_broken: BTreeMap::from([("loop".to_owned(), 1)]),
+                stages: BTreeMap::from([("device".to_owned(), latency.clone())]),
                 latency: BTreeMap::from([(RequestType::Read, latency)]),
+                holds: 5,
+                throttled_ns: 3_000_000,
             },
         }
     }
@@ -106,6 +119,52 @@ impl Service for FakeService {
         Ok(Report {
             warnings: named(Self::ODD).map(odd).into_iter().collect(),
         })
+    }
+
+    fn set_disk(&self, name: &str, settings: &Settings) -> Result<(), ServiceError> {
+        let mut disks = self.disks.lock().unwrap();
+        let disk = disks.iter_mut().find(|disk| disk.name.as_str() == name);
+        let disk = disk.ok_or_else(|| ServiceError::unknown("disk", name, &["a"]))?;
+        disk.limit = settings.limit(disk.limit).map_err(ServiceError::Setting)?;
+        Ok(())
+    }
+
+    fn set_group(&self, name: &str, _: &Settings) -> Result<(), ServiceError> {
+        Err(ServiceError::unknown("group", name, &["gold"]))
+    }
+
+    fn clear_disk(&self, name: &str) -> Result<(), ServiceError> {
+        let disks = self.disks.lock().unwrap();
+        let known = disks.iter().any(|disk| disk.name.as_str() == name);
+        let unknown = || ServiceError::unknown("disk", name, &["a"]);
+        known.then_some(()).ok_or_else(unknown)
+    }
+
+    fn slow(&self, _: Option<&str>) -> Result<Vec<SlowRequest>, ServiceError> {
+        Ok(Vec::new())
+    }
+
+    fn resize(&self, _: &str, size: Option<u64>, shrink: bool) -> Result<Resized, ServiceError> {
+        let new_bytes = size.unwrap_or(4 << 30);
+        if new_bytes < 4 << 30 && !shrink {
+            return Err(ServiceError::Refused("no --shrink".to_owned()));
+        }
+        Ok(Resized {
+            old_bytes: 4 << 30,
+            new_bytes,
+            told: false,
+        })
+    }
+
+    fn snapshot(&self, _: &str, _: &Path) -> Result<Snapshot, ServiceError> {
+        Ok(Snapshot {
+            bytes: 4 << 30,
+            pause_us: 1_500,
+        })
+    }
+
+    fn groups(&self) -> Vec<GroupStatus> {
+        Vec::new()
     }
 
     fn disks(&self) -> Vec<DiskStatus> {

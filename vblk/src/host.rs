@@ -6,18 +6,18 @@
 //! not close it.
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use towpath_common::config::{CpuId, Poll, SocketMode};
-use towpath_common::sched::{Cap, Share, Weight};
+use towpath_common::config::{Cap, CpuId, Poll, SocketMode, Weight};
 use towpath_common::session::{Endpoint, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
 use tracing::error;
 
-use crate::config::{self, Config, Daemon as Settings};
+use crate::config::{self, Config, Daemon};
 use crate::device::BlkDevice;
 use crate::disk::Disk;
 use crate::engine::router::Router;
@@ -26,10 +26,15 @@ use crate::io::Io;
 use crate::keeper::Keeper;
 use crate::monitor::{self, Seen};
 use crate::plane::{BlkPlane, Change, DiskKey, NewDisk};
-use crate::service::{DiskStatus, Report, Service, ServiceError, WorkerStatus};
+use crate::service::{
+    DiskStatus, GroupStatus, Report, Resized, Service, ServiceError, SlowRequest, Snapshot,
+    WorkerStatus,
+};
+use crate::settings::Settings;
 use crate::stats::{DiskShared, Events};
 use crate::status;
 use crate::storage;
+use crate::tune::{Limited, Shared, share};
 
 /// Requests in flight on one worker: eight disks at depth 128, and few enough that their slots stay
 /// in the second-level cache.
@@ -48,6 +53,13 @@ pub(crate) struct Running {
     pub(crate) server: Option<Server>,
     /// Sessions of earlier servers of the same disk.
     pub(crate) connections: u64,
+    /// Held by what wants the disk for itself: a resize, a snapshot, a backup.
+    pub(crate) busy: Arc<Mutex<()>>,
+    /// Limits as they are now.
+    pub(crate) limited: Limited,
+    /// Weight and cap as they are now.
+    pub(crate) weight: Weight,
+    pub(crate) cap: Option<Cap>,
 }
 
 /// The data plane.
@@ -55,9 +67,10 @@ pub(crate) struct Running {
 pub struct Host {
     workers: Vec<Worker<Change>>,
     /// Held while a configuration is applied, however long storage takes.
-    applying: Mutex<()>,
+    pub(crate) applying: Mutex<()>,
     /// Held for moments only: the control thread looks at it.
-    disks: Mutex<Vec<Running>>,
+    pub(crate) disks: Mutex<Vec<Running>>,
+    pub(crate) groups: Mutex<Vec<Shared>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     next_key: AtomicU64,
     stop: Arc<AtomicBool>,
@@ -65,7 +78,7 @@ pub struct Host {
     keeper: Keeper,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // State is only ever replaced whole: what a panicking thread left is consistent.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -74,7 +87,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 ///
 /// # Errors
 /// [`ServiceError::Worker`] if one cannot start (no io_uring, no such processor).
-pub fn start(settings: &Settings) -> Result<Arc<dyn Service>, ServiceError> {
+pub fn start(settings: &Daemon) -> Result<Arc<dyn Service>, ServiceError> {
     let events = Events::default();
     let idle = match settings.poll {
         Poll::Adaptive => Idle::Adaptive(SPIN),
@@ -111,6 +124,7 @@ pub fn start(settings: &Settings) -> Result<Arc<dyn Service>, ServiceError> {
         workers,
         applying: Mutex::default(),
         disks: Mutex::default(),
+        groups: Mutex::default(),
         seen,
         next_key: AtomicU64::new(1),
         stop,
@@ -157,17 +171,6 @@ pub(crate) fn workers_of(disk: &Disk, key: DiskKey, queues: u16, workers: usize)
         (first, 1)
     } else {
         (0, usize::from(queues).min(workers))
-    }
-}
-
-fn share(config: &config::Disk, workers: usize) -> Share {
-    let weight = config.weight.get();
-    // A cap over several workers is split evenly: each enforces its part.
-    let per_worker = |cap: u32| cap.div_ceil(u32::try_from(workers).unwrap_or(1)).max(1);
-    let cap = config.cap.map(|c| per_worker(c.get()));
-    Share {
-        weight: Weight::try_from(weight).unwrap_or_default(),
-        cap: cap.and_then(|c| Cap::try_from(c).ok()),
     }
 }
 
@@ -268,6 +271,8 @@ impl Host {
             _ => (Arc::new(DiskShared::new(queues, self.workers.len())), 0),
         };
         let (first, used) = workers_of(&disk, key, queues, self.workers.len());
+        disk.policy().set_mode(config.on_error);
+        let limited = self.limited(config.limit, config.group.as_ref());
         let all = self.workers.iter().cycle().skip(first).take(used);
         let handles: Vec<Handle<Change>> = all.map(Worker::handle).collect();
         for handle in &handles {
@@ -275,7 +280,8 @@ impl Host {
                 key,
                 name: Arc::clone(&name),
                 disk: Arc::clone(&disk),
-                share: share(&config, used),
+                share: share(config.weight, config.cap, used),
+                throttles: limited.throttles.clone(),
                 shared: Arc::clone(&shared),
             };
             let answer = handle.call(|reply| Change::AddDisk(new, reply));
@@ -294,6 +300,10 @@ impl Host {
         let server = Server::start(listening, Arc::clone(&device));
         let server = Some(server.map_err(|e| failed(e.into()))?);
         Ok(Running {
+            busy: Arc::default(),
+            limited,
+            weight: config.weight,
+            cap: config.cap,
             config,
             key,
             device,
@@ -329,8 +339,11 @@ impl Service for Host {
             self.stop_disk(&mut old);
             replaced.push(old);
         }
+        let groups = self.regroup(config);
+        let before = std::mem::replace(&mut *lock(&self.groups), groups);
         if let Err(failure) = self.start_all(prepared, &replaced) {
             // Nothing is expected to fail after `prepare`; if it does, what was is put back.
+            *lock(&self.groups) = before;
             self.put_back(replaced);
             return Err(failure);
         }
@@ -339,10 +352,38 @@ impl Service for Host {
         running.sort_by_key(place);
         for disk in running.iter_mut() {
             if let Some(wanted) = config.disks.iter().find(|d| d.name == disk.config.name) {
-                self.reshare(disk, wanted);
+                self.adjust(disk, wanted);
             }
         }
         Ok(Report::default())
+    }
+
+    fn set_disk(&self, name: &str, settings: &Settings) -> Result<(), ServiceError> {
+        self.tune_disk(name, settings)
+    }
+
+    fn set_group(&self, name: &str, settings: &Settings) -> Result<(), ServiceError> {
+        self.tune_group(name, settings)
+    }
+
+    fn clear_disk(&self, name: &str) -> Result<(), ServiceError> {
+        Host::clear_disk(self, name)
+    }
+
+    fn slow(&self, name: Option<&str>) -> Result<Vec<SlowRequest>, ServiceError> {
+        self.slowest(name)
+    }
+
+    fn resize(&self, name: &str, size: Option<u64>, shrink: bool) -> Result<Resized, ServiceError> {
+        self.resize_disk(name, size, shrink)
+    }
+
+    fn snapshot(&self, name: &str, path: &Path) -> Result<Snapshot, ServiceError> {
+        self.snapshot_disk(name, path)
+    }
+
+    fn groups(&self) -> Vec<GroupStatus> {
+        self.group_status()
     }
 
     fn disks(&self) -> Vec<DiskStatus> {
@@ -428,21 +469,9 @@ impl Host {
         }
     }
 
-    /// Give a disk its new weight, cap and limit of resident pages, if they changed.
-    fn reshare(&self, disk: &mut Running, wanted: &config::Disk) {
-        let count = self.workers.len();
-        let (_, used) = workers_of(disk.device.disk(), disk.key, wanted.queues.get(), count);
-        let (old, new) = (share(&disk.config, used), share(wanted, used));
-        if old != new {
-            // Those that do not serve it let it pass.
-            for worker in &self.workers {
-                let _ = worker.handle().post(Change::SetShare(disk.key, new));
-            }
-        }
-        if let Some(resident) = disk.device.disk().resident() {
-            resident.set_limit(wanted.resident.bytes());
-        }
-        disk.config = wanted.clone();
+    /// The workers, by index.
+    pub(crate) fn workers(&self) -> &[Worker<Change>] {
+        &self.workers
     }
 }
 

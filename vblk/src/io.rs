@@ -56,6 +56,10 @@ pub struct Finished<'a> {
     pub errno: Option<Errno>,
     /// The moment given to [`Io::start`].
     pub started: Cycles,
+    /// When its first operation was submitted, if any was and [`Io::stamp`] told.
+    pub submitted: Option<Cycles>,
+    /// First byte on the disk of what was done last.
+    pub offset: u64,
     /// The guest's memory.
     pub mem: &'a Mem,
     /// The data segments that may have been written, for the dirty log.
@@ -115,6 +119,10 @@ pub struct Io<E: Engine> {
     pool: MemId,
     /// Slots that found no room, to be driven again in this order.
     waiting: VecDeque<Token>,
+    /// Slots whose storage said no, to be tried again after a while (`crate::policy`).
+    held: Vec<(Token, Errno)>,
+    /// Slots whose first operation was pushed since the last [`Io::stamp`].
+    fresh: Vec<Token>,
     /// Operations in flight that kernel threads carry out.
     delegated: u32,
     /// Operations that `submit` had to leave in the engine's queue.
@@ -146,6 +154,8 @@ impl<E: Engine> Io<E> {
             bounce,
             pool,
             waiting: VecDeque::with_capacity(capacity as usize),
+            held: Vec::with_capacity(capacity as usize),
+            fresh: Vec::with_capacity(capacity as usize),
             delegated: 0,
             backlog: 0,
             completions: Box::default(),
@@ -303,6 +313,8 @@ impl<E: Engine> Io<E> {
             bytes: 0,
             errno: outcome.errno,
             started: now,
+            submitted: None,
+            offset: 0,
             mem,
             dirty: Data::default(),
         };
@@ -424,6 +436,8 @@ impl<E: Engine> Io<E> {
             bytes: slot.before + slot.done,
             errno: outcome.errno,
             started: slot.started,
+            submitted: slot.submitted(),
+            offset: slot.offset,
             mem: self.mems.get(slot.mem.0),
             dirty: if read {
                 Data::over(self.slab.segments(token), slot.len)
@@ -470,6 +484,7 @@ fn known(command: &Command<'_>, target: &Disk) -> Option<Outcome> {
     }
     match command {
         Command::GetId { .. } => Some(Outcome::OK),
+        _ if target.policy().has_failed() => Some(Outcome::failed(Errno::IO)),
         // Firmware flushes read-only disks as well; there is nothing to do.
         Command::Flush if target.read_only() => Some(Outcome::OK),
         Command::Flush if target.sync_failed() => Some(Outcome::failed(Errno::IO)),
@@ -480,5 +495,7 @@ fn known(command: &Command<'_>, target: &Disk) -> Option<Outcome> {
     }
 }
 
+#[cfg(test)]
+mod durable;
 #[cfg(test)]
 mod tests;

@@ -18,16 +18,26 @@ pub mod io;
 mod keeper;
 pub mod metrics;
 mod monitor;
+pub mod mortal;
+mod pause;
 pub mod plane;
+pub mod policy;
+pub mod qos;
 pub mod queue;
 pub mod request;
 pub mod resident;
+mod resize;
 pub mod serve;
 pub mod service;
+pub mod settings;
 pub mod slot;
+pub mod slow;
+mod snapshot;
+pub mod stages;
 pub mod stats;
 mod status;
 pub mod storage;
+mod tune;
 
 #[cfg(test)]
 mod fake;

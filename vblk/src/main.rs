@@ -11,13 +11,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use towpath_common::config::{ConfigError, ValueError};
+use towpath_common::config::{ByteSize, ConfigError, ValueError};
 use towpath_common::control::print::{PrintError, sentence};
 use vblk::config::Sources;
+use vblk::control::Resize;
 use vblk::image::{self, ImageError};
 use vblk::serve::{self, ServeError};
 
-use cli::{Cli, Command, DiskCommand};
+use cli::{Cli, Command, DiskCommand, GroupCommand};
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -42,6 +43,35 @@ fn run(command: Command) -> Result<()> {
         Command::Disk(DiskCommand::Show { name, target }) => {
             client::disk_show(&target, name.as_deref(), out)
         }
+        Command::Disk(DiskCommand::Resize {
+            name,
+            size,
+            shrink,
+            target,
+        }) => {
+            let size_bytes = size.map(ByteSize::bytes);
+            client::disk_resize(&target, &name, Resize { size_bytes, shrink }, out)
+        }
+        Command::Disk(DiskCommand::Clear { name, target }) => {
+            client::disk_clear(&target, &name, out)
+        }
+        Command::Disk(DiskCommand::Set {
+            name,
+            settings,
+            target,
+        }) => client::disk_set(&target, &name, &settings, out),
+        Command::Group(GroupCommand::List { target }) => client::group_list(&target, out),
+        Command::Group(GroupCommand::Set {
+            name,
+            settings,
+            target,
+        }) => client::group_set(&target, &name, &settings, out),
+        Command::Snapshot { name, path, target } => client::snapshot(&target, &name, &path, out),
+        Command::Slow {
+            name,
+            count,
+            target,
+        } => client::slow(&target, name.as_ref(), count, out),
         Command::Stats { watch, target } => client::stats(&target, watch, out),
         Command::Check { sources, json } => client::check(&Sources::from(sources), json, out),
         Command::Reload { dry_run, target } => client::reload(&target, dry_run, out),
@@ -52,6 +82,7 @@ fn run(command: Command) -> Result<()> {
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
         || error.is::<ValueError>()
+        || error.is::<client::Usage>()
         || matches!(error.downcast_ref(), Some(ImageError::Size { .. }))
         || matches!(
             error.downcast_ref(),

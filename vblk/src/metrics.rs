@@ -14,6 +14,7 @@ families! {
     REQUESTS: Counter "towpath_vblk_requests_total" "Requests completed, by type.";
     BYTES: Counter "towpath_vblk_bytes_total" "Bytes moved or affected, by direction.";
     SECONDS: Histogram "towpath_vblk_request_seconds" "Time from pop to completion, by type.";
+    STAGES: Histogram "towpath_vblk_stage_seconds" "Where that time went, by stage.";
     ERRORS: Counter "towpath_vblk_errors_total" "Requests failed, by errno of the storage.";
     BROKEN: Counter "towpath_vblk_ring_broken_total" "Rings latched as broken, by reason.";
     REFUSED: Counter "towpath_vblk_refused_total" "Requests refused before they reached the disk.";
@@ -23,6 +24,12 @@ families! {
     TROUBLE: Gauge "towpath_vblk_storage_trouble" "1 while something is wrong with the storage.";
     LOSSES: Counter "towpath_vblk_storage_losses_total" "Connections to the storage lost.";
     IN_FLIGHT: Gauge "towpath_vblk_in_flight" "Requests taken and not yet completed.";
+    THROTTLED: Counter "towpath_vblk_throttled_milliseconds_total"
+        "Time in which limits held it back.";
+    HELD: Gauge "towpath_vblk_held" "Requests held until the storage gets better.";
+    HOLDS: Counter "towpath_vblk_holds_total" "Times a request was held, each try counted.";
+    FAILED: Gauge "towpath_vblk_failed"
+        "1 while FLUSH or everything fails until an operator clears it.";
     LOCKED: Gauge "towpath_vblk_locked_bytes" "Page cache locked in memory for reads.";
     SIZE: Gauge "towpath_vblk_size_bytes" "Capacity of the disk.";
     BUSY: Gauge "towpath_worker_busy_ratio" "Share of time a worker spends on work, 0 to 1.";
@@ -56,6 +63,11 @@ fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
     scrape.gauge(&CONNECTED, &[name], if disk.connected { 1.0 } else { 0.0 });
     scrape.gauge(&LOCKED, &[name], approximate(disk.locked_bytes));
     scrape.gauge(&SIZE, &[name], approximate(disk.size_bytes));
+    scrape.gauge(&HELD, &[name], f64::from(disk.held));
+    scrape.counter(&HOLDS, &[name], disk.stats.holds);
+    let failed = if disk.failed.is_some() { 1.0 } else { 0.0 };
+    scrape.gauge(&FAILED, &[name], failed);
+    scrape.counter(&THROTTLED, &[name], disk.stats.throttled_ns / 1_000_000);
     scrape.gauge(
         &TROUBLE,
         &[name],
@@ -73,6 +85,11 @@ fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
         let labels = [name, ("type", kind.name())];
         let (sum, count) = (latency.sum_ns, latency.count);
         scrape.histogram(&SECONDS, &labels, &latency.buckets, sum, count);
+    }
+    for (stage, latency) in &disk.stats.stages {
+        let labels = [name, ("stage", stage.as_str())];
+        let (sum, count) = (latency.sum_ns, latency.count);
+        scrape.histogram(&STAGES, &labels, &latency.buckets, sum, count);
     }
 }
 

@@ -91,6 +91,10 @@ fn log(event: &Event) {
             let kind = kind.name();
             warn!(disk = &**disk, queue, kind, errno, %error, count, "requests failed");
         }
+        Event::Held { disk, errno } => {
+            let error = io::Error::from_raw_os_error(*errno);
+            warn!(disk = &**disk, errno, %error, "requests are held and tried again");
+        }
         Event::Poisoned { disk } => {
             warn!(
                 disk = &**disk,

@@ -5,77 +5,53 @@
 //! ring that has something to publish, notify. What the system call cost is charged to the disks by
 //! what they put into it.
 
+mod change;
 mod changes;
 
-use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use towpath_common::chain::Burst;
 use towpath_common::clock::{Clock, Cycles};
 use towpath_common::mailbox::ReplyTo;
 use towpath_common::ring::Ring;
-use towpath_common::sched::{EntityId, MAX_ENTITIES, Outcome, Scheduler, Share};
-use towpath_common::session::{Attach, Update};
+use towpath_common::sched::{EntityId, MAX_ENTITIES, Outcome, Scheduler};
 use towpath_common::worker::{Context, Plane, Poller};
 
 use crate::disk::Disk;
-use crate::engine::{DiskId, Engine, Guest, MemId};
+use crate::engine::{DiskId, Engine, MemId};
 use crate::io::Io;
+use crate::mortal::{Mortal, Point};
+use crate::qos::Throttles;
 use crate::queue::{Queue, Visit};
 use crate::request::{Kind, Limits, Ranges};
+use crate::stages::Stages;
 use crate::stats::{DiskShared, Event, Events, Latency};
+pub use change::{Change, DiskKey, NewDisk};
 use towpath_common::bell::Bell;
 
-/// Names a disk on all workers, for the daemon's life.
-pub type DiskKey = u64;
-
-/// What the control plane and the sessions ask of a worker.
-#[derive(Debug)]
-pub enum Change {
-    /// Serve a disk from now on.
-    AddDisk(NewDisk, ReplyTo<io::Result<()>>),
-    /// Stop serving a disk; its queues have been detached.
-    RemoveDisk(DiskKey, ReplyTo<()>),
-    /// Another weight or cap.
-    SetShare(DiskKey, Share),
-    /// The guest's memory map changed; no queue of the disk is attached.
-    Memory(DiskKey, Guest, ReplyTo<io::Result<()>>),
-    /// Serve a queue.
-    Attach(DiskKey, u16, Box<Attach>, ReplyTo<bool>),
-    /// Stop popping, let what is in flight finish, give the ring back.
-    Detach(DiskKey, u16, ReplyTo<Ring>),
-    /// A change that needs no drain.
-    Update(DiskKey, u16, Update),
-}
-
-/// A disk as a worker gets it.
-#[derive(Debug)]
-pub struct NewDisk {
-    /// Its key.
-    pub key: DiskKey,
-    /// Its name, for events.
-    pub name: Arc<str>,
-    /// The disk.
-    pub disk: Arc<Disk>,
-    /// Weight and cap.
-    pub share: Share,
-    /// Where its counters go.
-    pub shared: Arc<DiskShared>,
-}
+/// How long half of the slowest requests are kept.
+const HALF: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct DiskHere {
     key: DiskKey,
     name: Arc<str>,
     id: DiskId,
+    disk: Arc<Disk>,
     /// What requests are checked against.
     limits: Limits,
     mem: Option<MemId>,
     entity: EntityId,
+    throttles: Throttles,
     /// Keys of its queues.
     queues: Vec<u32>,
     shared: Arc<DiskShared>,
     latency: Latency,
+    stages: Stages,
+    /// Popping has stopped, for something that wants the storage to itself.
+    paused: bool,
     /// Requests handed to the engine in this step.
     started: u32,
     poisoned: bool,
@@ -104,6 +80,11 @@ pub struct BlkPlane<E: Engine> {
     burst: Burst,
     ranges: Ranges,
     events: Events,
+    /// When what is held for its storage is tried again.
+    retry_at: Option<Cycles>,
+    /// Answers owed to those that wait until nothing of a disk is in flight.
+    pauses: Vec<(DiskKey, ReplyTo<()>)>,
+    mortal: Mortal,
 }
 
 impl<E: Engine> BlkPlane<E> {
@@ -131,6 +112,9 @@ impl<E: Engine> BlkPlane<E> {
             burst: Burst::new(),
             ranges: Ranges::new(),
             events,
+            retry_at: None,
+            pauses: Vec::new(),
+            mortal: Mortal::of_environment(),
         }
     }
 
@@ -164,6 +148,8 @@ impl<E: Engine> BlkPlane<E> {
             if let Some(Some(disk)) = disk {
                 let took = rate.ns(now.since(f.started));
                 disk.latency[f.kind.index()].record(took);
+                disk.stages.completed(&f, queue.index, now, rate);
+                queue.reaped.add(now);
             }
         });
         any
@@ -191,11 +177,19 @@ impl<E: Engine> BlkPlane<E> {
             let Some(Some(disk)) = disks.get_mut(at) else {
                 return Outcome::Idle;
             };
-            let Some(mem) = disk.mem else {
+            let (Some(mem), false) = (disk.mem, disk.paused) else {
                 return Outcome::Idle;
             };
+            let limited = !disk.throttles.is_open();
+            let mut most = usize::MAX;
             let (mut popped, mut copied) = (0, 0);
             for &key in &disk.queues {
+                if limited {
+                    most = disk.throttles.ask(last);
+                    if most == 0 {
+                        break;
+                    }
+                }
                 let Some(Some(queue)) = queues.get_mut(key as usize) else {
                     continue;
                 };
@@ -213,7 +207,11 @@ impl<E: Engine> BlkPlane<E> {
                     limits,
                     key,
                     now,
+                    most,
                 });
+                if limited {
+                    disk.throttles.take(visited.popped, visited.bytes, last);
+                }
                 if queue.dirty && !was_dirty {
                     dirty.push(key);
                 }
@@ -239,6 +237,7 @@ impl<E: Engine> BlkPlane<E> {
     fn submit(&mut self, now: Cycles) -> Cycles {
         self.io.submit();
         let after = self.clock.now();
+        self.io.stamp(after);
         let BlkPlane { sched, disks, .. } = self;
         let total: u32 = disks.iter().flatten().map(|d| d.started).sum();
         if total > 0 {
@@ -262,13 +261,29 @@ impl<E: Engine> BlkPlane<E> {
             dirty,
             events,
             drains,
+            clock,
+            mortal,
             ..
         } = self;
         for key in dirty.drain(..) {
             let Some(Some(queue)) = queues.get_mut(key as usize) else {
                 continue;
             };
-            queue.publish();
+            let wanted = queue.publish();
+            mortal.at(Point::Used);
+            if queue.reaped.is_empty() {
+                queue.notify(wanted);
+            } else {
+                let used = clock.now();
+                queue.notify(wanted);
+                let notified = wanted.then(|| clock.now());
+                let reaped = std::mem::take(&mut queue.reaped);
+                let at = by_queue.get(key as usize).copied().unwrap_or(u16::MAX);
+                if let Some(Some(disk)) = disks.get_mut(usize::from(at)) {
+                    disk.stages
+                        .told(queue.index, reaped, used, notified, clock.rate());
+                }
+            }
             let broken = queue.newly_broken();
             let failed = queue.failed.take();
             if broken.is_none() && failed.is_none() {
@@ -351,13 +366,26 @@ impl<E: Engine> Plane for BlkPlane<E> {
 
     fn step(&mut self, now: Cycles) -> bool {
         let mut worked = self.reap(now);
-        worked |= self.serve(now);
+        if self.serve(now) {
+            worked = true;
+            self.mortal.at(Point::Fetched);
+        }
         if self.io.in_flight() > 0 {
             let after = self.submit(now);
+            self.mortal.at(Point::Submitted);
             worked |= self.reap(after);
+        }
+        if worked && !self.dirty.is_empty() {
+            self.mortal.at(Point::Completed);
         }
         if !self.dirty.is_empty() || !self.drains.is_empty() {
             self.publish();
+        }
+        if self.io.is_holding() {
+            self.hold(now);
+        }
+        if !self.pauses.is_empty() {
+            self.finish_pauses();
         }
         worked
     }
@@ -367,13 +395,16 @@ impl<E: Engine> Plane for BlkPlane<E> {
         let room = self.io.room() > 0;
         for disk in self.disks.iter().flatten() {
             let parked = self.sched.is_parked(disk.entity);
+            let throttled = !disk.throttles.is_open() && disk.throttles.room(self.clock.now()) == 0;
             for key in &disk.queues {
                 if let Some(Some(queue)) = self.queues.get_mut(*key as usize)
                     && queue.is_open()
                 {
                     // A parked disk's work waits for its cap, which the deadline is about.
                     // And without a free slot only a completion gets us on.
-                    work |= queue.ring.arm() && !parked && room;
+                    // The same for one that is throttled.
+                    let barred = parked || throttled || disk.paused;
+                    work |= queue.ring.arm() && !barred && room;
                 }
             }
         }
@@ -388,12 +419,13 @@ impl<E: Engine> Plane for BlkPlane<E> {
         }
     }
 
-    fn housekeep(&mut self, _: Cycles) {
+    fn housekeep(&mut self, now: Cycles) {
         self.check_poison();
         let BlkPlane {
             queues,
             disks,
             index,
+            clock,
             ..
         } = self;
         for disk in disks.iter_mut().flatten() {
@@ -404,11 +436,19 @@ impl<E: Engine> Plane for BlkPlane<E> {
                     queue.report(shared);
                 }
             }
+            if let Some(throttled) = disk.shared.throttled.get(*index) {
+                let ns = clock.rate().ns(disk.throttles.waited(now));
+                throttled.store(ns, Relaxed);
+            }
             if let Some(shared) = disk.shared.latency.get(*index) {
                 for (mine, shared) in disk.latency.iter_mut().zip(shared) {
                     mine.publish(shared);
                 }
             }
+            if let Some(shared) = disk.shared.stages.get(*index) {
+                disk.stages.publish(shared);
+            }
+            disk.stages.slow.turn(now, clock.rate().of(HALF));
         }
     }
 
@@ -417,6 +457,10 @@ impl<E: Engine> Plane for BlkPlane<E> {
     }
 
     fn deadline(&self, now: Cycles) -> Option<Cycles> {
-        self.sched.next_release(now)
+        let release = self.sched.next_release(now);
+        let disks = self.disks.iter().flatten();
+        let opens = disks.filter_map(|disk| disk.throttles.opens(now)).min();
+        let retry = self.retry_at.filter(|_| self.io.is_holding());
+        release.into_iter().chain(opens).chain(retry).min()
     }
 }

@@ -22,6 +22,7 @@ use towpath_common::session::{Alarm, Attach, Update};
 use crate::engine::{DiskId, Engine, MemId};
 use crate::io::{Finished, Io, Origin, Started};
 use crate::request::{Broken, Data, Kind, Limits, Ranges, Reject, Request, Status};
+use crate::stages::Reaped;
 use crate::stats::{QueueCounters, QueueShared};
 use towpath_common::bell::Bell;
 
@@ -47,6 +48,8 @@ pub struct Queue {
     told_broken: bool,
     /// What it did.
     pub counters: QueueCounters,
+    /// Completed by the engine in this step.
+    pub reaped: Reaped,
     /// Failed in this step: how many, the last kind and errno.
     pub failed: Option<(u64, Kind, i32)>,
 }
@@ -70,6 +73,8 @@ pub struct Visit<'a, E: Engine> {
     pub key: u32,
     /// The time.
     pub now: Cycles,
+    /// Chains that may be popped, by the disk's limits.
+    pub most: usize,
 }
 
 /// What a visit did.
@@ -79,6 +84,8 @@ pub struct Visited {
     pub popped: usize,
     /// Requests handed to the engine.
     pub started: u32,
+    /// Bytes in the chains popped, where [`Visit::most`] was not unlimited.
+    pub bytes: u64,
     /// Reads carried out by copying.
     pub copied: u64,
 }
@@ -117,6 +124,7 @@ impl Queue {
             dirty: false,
             told_broken: false,
             counters,
+            reaped: Reaped::default(),
             failed: None,
         };
         // A predecessor may have died between publishing and notifying; the driver would wait for
@@ -167,15 +175,21 @@ impl Queue {
             limits,
             key,
             now,
+            most,
         } = visit;
         let mut visited = Visited {
-            popped: self.ring.pop(burst, io.room()),
+            popped: self.ring.pop(burst, io.room().min(most)),
             started: 0,
+            bytes: 0,
             copied: 0,
         };
         if visited.popped == 0 {
             self.dirty |= self.is_newly_broken();
             return visited;
+        }
+        if most != usize::MAX {
+            let bytes = |chain: Chain<'_>| chain.readable_len + chain.writable_len;
+            visited.bytes = burst.iter().map(bytes).sum();
         }
         let memory = Arc::clone(self.ring.mem());
         for chain in burst.iter() {
@@ -256,11 +270,18 @@ impl Queue {
         }
     }
 
-    /// Publish what was put, and notify the driver if it wants that.
+    /// Publish what was put; true if the driver wants to be notified.
     #[inline]
-    pub fn publish(&mut self) {
+    #[must_use]
+    pub fn publish(&mut self) -> bool {
         self.dirty = false;
-        if self.ring.publish() {
+        self.ring.publish()
+    }
+
+    /// Notify the driver, if it is `wanted`.
+    #[inline]
+    pub fn notify(&mut self, wanted: bool) {
+        if wanted {
             self.counters.notified += 1;
             self.bell.ring();
         } else {

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use towpath_common::config::ByteSize;
 use towpath_common::control::print::{duration, end, per_second, table, yes_no};
-use vblk::config::Config;
+use vblk::config::{Config, Limit, OnError};
 use vblk::control::Stats;
 use vblk::metrics::errno_name;
-use vblk::service::{Direction, DiskStats, DiskStatus, QueueStatus, RequestType};
+use vblk::service::{
+    Direction, DiskStats, DiskStatus, Failed, GroupStatus, QueueStatus, RequestType, SlowRequest,
+};
 
 /// One line a disk.
 pub(crate) fn disk_list(disks: &[DiskStatus]) -> String {
@@ -57,6 +59,12 @@ pub(crate) fn disk(disk: &DiskStatus) -> String {
         ),
         format!("  connected  {}", yes_no(disk.connected)),
     ];
+    if disk.on_error != OnError::Report || disk.failed.is_some() {
+        lines.push(format!("  failures   {}", failures(disk)));
+    }
+    if disk.limit != Limit::default() || disk.group.is_some() {
+        lines.push(format!("  limits     {}", limits(disk)));
+    }
     if let Some(session) = &disk.session {
         let registered = if session.memory_registered {
             "registered"
@@ -131,6 +139,91 @@ pub(crate) fn rates(before: &Stats, now: &Stats, period: Duration) -> String {
     )
 }
 
+/// What is done about failures, and what came of it.
+fn failures(disk: &DiskStatus) -> String {
+    let policy = match disk.on_error {
+        OnError::Report => "told to the guest",
+        OnError::Hold => "held and tried again",
+        OnError::Fail => "taken as the end of the disk",
+    };
+    let failed = match disk.failed {
+        None => "",
+        Some(Failed::Flush) => "; an fsync failed: FLUSH fails until `vblk disk clear`",
+        Some(Failed::All) => "; everything fails until `vblk disk clear`",
+    };
+    format!("{policy}; {} held now{failed}", disk.held)
+}
+
+/// What limits a disk.
+fn limits(disk: &DiskStatus) -> String {
+    let mut parts = limit(&disk.limit);
+    parts.extend(
+        disk.group
+            .iter()
+            .map(|group| format!("those of group {group}")),
+    );
+    let held_back = duration(disk.stats.throttled_ns);
+    format!("{}; held back for {held_back} so far", parts.join(", "))
+}
+
+/// A limit in words.
+fn limit(limit: &Limit) -> Vec<String> {
+    let burst = |burst: Option<String>| burst.map_or(String::new(), |b| format!(" (burst {b})"));
+    let iops = limit.iops.map(|n| {
+        let burst = burst(limit.iops_burst.map(|b| b.to_string()));
+        format!("{n} requests/s{burst}")
+    });
+    let bytes = limit.bandwidth.map(|n| {
+        let burst = burst(limit.bandwidth_burst.map(|b| b.to_string()));
+        format!("{n}/s{burst}")
+    });
+    iops.into_iter().chain(bytes).collect()
+}
+
+/// One line a request.
+pub(crate) fn slow(slow: &[SlowRequest]) -> String {
+    let rows = slow.iter().map(|request| {
+        let ended = match request.errno {
+            0 => "ok".to_owned(),
+            errno => errno_name(errno).into_owned(),
+        };
+        [
+            request.disk.to_string(),
+            request.queue.to_string(),
+            request.kind.name().to_owned(),
+            request.offset.to_string(),
+            request.bytes.to_string(),
+            duration(request.age_ns),
+            duration(request.total_ns),
+            duration(request.queue_ns),
+            duration(request.device_ns),
+            duration(request.used_ns),
+            duration(request.notify_ns),
+            ended,
+        ]
+    });
+    let header = [
+        "DISK", "QUEUE", "TYPE", "OFFSET", "BYTES", "AGO", "TOOK", "QUEUED", "DEVICE", "USED",
+        "NOTIFY", "ENDED",
+    ];
+    table(header, rows)
+}
+
+/// One line a group.
+pub(crate) fn groups(groups: &[GroupStatus]) -> String {
+    let rows = groups.iter().map(|group| {
+        let limits = limit(&group.limit);
+        let disks: Vec<&str> = group.disks.iter().map(|name| name.as_str()).collect();
+        let limits = if limits.is_empty() {
+            "none".to_owned()
+        } else {
+            limits.join(", ")
+        };
+        [group.name.to_string(), limits, disks.join(" ")]
+    });
+    table(["GROUP", "LIMITS", "DISKS"], rows)
+}
+
 /// One ring of a connection.
 fn ring(queue: &QueueStatus) -> String {
     let state = match (&queue.broken, queue.running, queue.enabled) {
@@ -184,6 +277,19 @@ fn counters(stats: &DiskStats) -> String {
     } else {
         table(header, rows)
     };
+    if !stats.stages.is_empty() {
+        let rows = stats.stages.iter().map(|(stage, latency)| {
+            let times = [
+                latency.p50_ns,
+                latency.p99_ns,
+                latency.p99_9_ns,
+                latency.max_ns,
+            ];
+            let [p50, p99, p99_9, max] = times.map(duration);
+            [format!("  {stage}"), p50, p99, p99_9, max]
+        });
+        text.push_str(&table(["  STAGE", "p50", "p99", "p99.9", "MAX"], rows));
+    }
     for (errno, count) in stats.errors() {
         text.push_str(&format!("  errors {}: {count}\n", errno_name(errno)));
     }

@@ -1,17 +1,19 @@
 //! The boundary between vblk's control plane and its data plane.
 //!
-//! Control knows disks and workers only through [`Service`]: four verbs, and plain values that
+//! Control knows disks and workers only through [`Service`]: a few verbs, and plain values that
 //! the API, the metrics and the command line show as they are. The counters in them are totals
 //! since the daemon started, taken from what the workers published last; reading them never makes
 //! a worker wait.
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use towpath_common::config::{CpuId, Name, SocketMode, SocketPath};
+use towpath_common::config::{Cap, CpuId, Name, SocketMode, SocketPath, Weight};
 
-use crate::config::Config;
+use crate::config::{Config, Limit, OnError};
+use crate::settings::Settings;
 
 /// What the control plane may ask of the data plane. All verbs may be called from any thread.
 pub trait Service: Send + Sync {
@@ -27,8 +29,49 @@ pub trait Service: Send + Sync {
     /// [`ServiceError`], naming what could not be done.
     fn apply(&self, config: &Config) -> Result<Report, ServiceError>;
 
+    /// Changes the limits or the share of a disk that is served. May block.
+    ///
+    /// # Errors
+    /// [`ServiceError::Unknown`], [`ServiceError::Setting`]; nothing has changed then.
+    fn set_disk(&self, name: &str, settings: &Settings) -> Result<(), ServiceError>;
+
+    /// Changes the limits that the disks of a group share. May block.
+    ///
+    /// # Errors
+    /// As [`Service::set_disk`].
+    fn set_group(&self, name: &str, settings: &Settings) -> Result<(), ServiceError>;
+
+    /// Takes what failed on a disk (an fsync; everything, by policy) as repaired.
+    ///
+    /// # Errors
+    /// [`ServiceError::Unknown`].
+    fn clear_disk(&self, name: &str) -> Result<(), ServiceError>;
+
+    /// Gives a disk the size it is told, or the one its storage has now. May block.
+    ///
+    /// # Errors
+    /// [`ServiceError::Unknown`], [`ServiceError::Refused`]; nothing has changed then, unless
+    /// cutting the file was refused after all else was done.
+    fn resize(&self, name: &str, size: Option<u64>, shrink: bool) -> Result<Resized, ServiceError>;
+
+    /// Copies a disk as it is at one moment to a new file, by cloning. May block.
+    ///
+    /// # Errors
+    /// [`ServiceError::Unknown`], [`ServiceError::Refused`]; there is no new file then.
+    fn snapshot(&self, name: &str, path: &Path) -> Result<Snapshot, ServiceError>;
+
+    /// Every group, in the order of the configuration.
+    fn groups(&self) -> Vec<GroupStatus>;
+
     /// Every disk, in the order of the configuration. Must not block.
     fn disks(&self) -> Vec<DiskStatus>;
+
+    /// The slowest requests of the last minute or two, of one disk or of all, the slowest first.
+    /// May block.
+    ///
+    /// # Errors
+    /// [`ServiceError::Unknown`].
+    fn slow(&self, name: Option<&str>) -> Result<Vec<SlowRequest>, ServiceError>;
 
     /// Every worker, by index. Must not block.
     fn workers(&self) -> Vec<WorkerStatus>;
@@ -55,6 +98,22 @@ pub enum ServiceError {
         /// Why, and what to do.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// There is no such thing.
+    #[error("there is no {what} {name:?}; {what}s: {known}")]
+    Unknown {
+        /// A disk, a group.
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// It cannot be done, or not now, and why.
+    #[error("{0}")]
+    Refused(String),
+    /// A setting makes no sense with the others.
+    #[error("{0}")]
+    Setting(&'static str),
     /// A worker could not be started.
     #[error("worker {index}: {source}")]
     Worker {
@@ -63,6 +122,34 @@ pub enum ServiceError {
         /// Why, and what to do.
         source: Box<dyn Error + Send + Sync>,
     },
+}
+
+impl ServiceError {
+    /// Something else has disk `name` to itself.
+    pub(crate) fn busy(name: &str) -> ServiceError {
+        let why = format!("disk {name} is being resized, copied or backed up; try again later");
+        ServiceError::Refused(why)
+    }
+
+    /// There is no `what` called `name` among `known`.
+    pub(crate) fn unknown(what: &'static str, name: &str, known: &[&str]) -> ServiceError {
+        ServiceError::Unknown {
+            what,
+            name: name.to_owned(),
+            known: known.join(", "),
+        }
+    }
+}
+
+/// A group of disks as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its name.
+    pub name: Name,
+    /// What its disks share.
+    pub limit: Limit,
+    /// The disks.
+    pub disks: Vec<Name>,
 }
 
 /// One disk as it is now.
@@ -86,6 +173,27 @@ pub struct DiskStatus {
     pub block_size: u32,
     /// Most queues a guest may use.
     pub queues: u16,
+    /// What it may do in a second, as it is now.
+    #[serde(default)]
+    pub limit: Limit,
+    /// The group whose limits it shares.
+    #[serde(default)]
+    pub group: Option<Name>,
+    /// Share of its worker's time, as it is now.
+    #[serde(default)]
+    pub weight: Weight,
+    /// Most of a core, as it is now.
+    #[serde(default)]
+    pub cap: Option<Cap>,
+    /// What becomes of requests that the storage failed, as it is now.
+    #[serde(default)]
+    pub on_error: OnError,
+    /// What fails until an operator clears the disk, if anything does.
+    #[serde(default)]
+    pub failed: Option<Failed>,
+    /// Requests held for the storage to get better.
+    #[serde(default)]
+    pub held: u32,
     /// Whether a front-end is connected.
     pub connected: bool,
     /// The connection, if there is one.
@@ -98,6 +206,16 @@ pub struct DiskStatus {
     pub trouble: Option<String>,
     /// What it has done.
     pub stats: DiskStats,
+}
+
+/// What fails on a disk until an operator clears it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failed {
+    /// Every FLUSH: an fsync failed, so data is lost that was not yet durable.
+    Flush,
+    /// Every request: one failed, and the policy is `fail`.
+    All,
 }
 
 /// One vhost-user connection.
@@ -150,6 +268,16 @@ pub struct DiskStats {
     pub ring_broken: BTreeMap<String, u64>,
     /// Time from pop to completion, by request type; types never seen may be absent.
     pub latency: BTreeMap<RequestType, Latency>,
+    /// Times a request was held, each try counted.
+    #[serde(default)]
+    pub holds: u64,
+    /// Where that time went, by stage (`queue`, `device`, `used`, `notify`); stages that no
+    /// request went through may be absent.
+    #[serde(default)]
+    pub stages: BTreeMap<String, Latency>,
+    /// Time in which its limits let nothing through, in ns, all workers together.
+    #[serde(default)]
+    pub throttled_ns: u64,
 }
 
 impl DiskStats {
@@ -278,6 +406,55 @@ pub struct Latency {
     pub max_ns: u64,
     /// `(upper bound in ns, samples at or below it)`, ascending; the bounds never change.
     pub buckets: Vec<(u64, u64)>,
+}
+
+/// A disk that has another size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resized {
+    /// What it had, in bytes.
+    pub old_bytes: u64,
+    /// What it has.
+    pub new_bytes: u64,
+    /// Whether a front-end was told; else it sees the size when it connects or asks.
+    pub told: bool,
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Size of the disk.
+    pub bytes: u64,
+    /// How long the disk was at rest, in microseconds: from asking it to until it went on.
+    pub pause_us: u64,
+}
+
+/// A request that took long, and where its time went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowRequest {
+    /// The disk.
+    pub disk: Name,
+    /// The queue.
+    pub queue: u16,
+    /// What it was.
+    pub kind: RequestType,
+    /// First byte on the disk, of its last range if it has several.
+    pub offset: u64,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// What the storage said, zero if it did not fail.
+    pub errno: i32,
+    /// How long ago it completed, in ns.
+    pub age_ns: u64,
+    /// From fetched to notified.
+    pub total_ns: u64,
+    /// From fetched to submitted.
+    pub queue_ns: u64,
+    /// From submitted to completed.
+    pub device_ns: u64,
+    /// From completed to used.
+    pub used_ns: u64,
+    /// From used to notified; zero if the guest wanted no interrupt.
+    pub notify_ns: u64,
 }
 
 /// One worker as it is now.

@@ -45,6 +45,9 @@ pub(crate) struct Slot {
     /// Bytes of earlier extents.
     pub(crate) before: u64,
     pub(crate) started: Cycles,
+    /// From then until the first operation was submitted, in units of 16 cycles (5 ns, up to some
+    /// 20 s); zero if none was.
+    pub(crate) launched: u32,
     pub(crate) status_at: Segment,
     pub(crate) origin: Origin,
     pub(crate) disk: DiskId,
@@ -60,6 +63,8 @@ pub(crate) struct Slot {
     pub(crate) gated: bool,
     /// The operation in flight is carried out by a kernel thread.
     pub(crate) delegated: bool,
+    /// If it fails once more it is not held, whatever the policy.
+    pub(crate) last_try: bool,
     /// The range that is the current extent.
     pub(crate) range: u8,
     /// Tries in a row that moved nothing.
@@ -85,6 +90,7 @@ impl Slot {
             done: 0,
             before: 0,
             started: Cycles::ZERO,
+            launched: 0,
             status_at: Segment::default(),
             origin: Origin::default(),
             disk: DiskId(0),
@@ -95,6 +101,7 @@ impl Slot {
             bounced: false,
             gated: false,
             delegated: false,
+            last_try: false,
             range: 0,
             tries: 0,
             cursor: 0,
@@ -114,9 +121,29 @@ impl Slot {
         (self.origin, self.status_at) = (origin, status_at);
         (self.kind, self.verb) = (kind, Verb::Sync);
         (self.bounced, self.buffer) = (false, None);
+        (self.launched, self.last_try) = (0, false);
         (self.range, self.tries) = (0, 0);
         (self.cursor, self.skip) = (0, 0);
         (self.count, self.block) = (0, NONE);
+    }
+}
+
+/// log2 of the unit of [`Slot::launched`] in cycles.
+const LAUNCH_BITS: u32 = 4;
+
+impl Slot {
+    /// The first operation was submitted at `now`.
+    #[inline]
+    pub(crate) fn launch(&mut self, now: Cycles) {
+        let after = now.since(self.started).0 >> LAUNCH_BITS;
+        self.launched = u32::try_from(after).unwrap_or(u32::MAX).max(1);
+    }
+
+    /// When that was.
+    #[inline]
+    pub(crate) fn submitted(&self) -> Option<Cycles> {
+        let after = u64::from(self.launched) << LAUNCH_BITS;
+        (after > 0).then(|| self.started + Cycles(after))
     }
 }
 

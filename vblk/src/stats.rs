@@ -14,6 +14,7 @@ use towpath_common::ring::Violation;
 use towpath_common::stats::{Histogram, Shared, SharedHistogram};
 
 use crate::request::Kind;
+use crate::stages::STAGES;
 
 /// Request kinds, as rows of tables.
 pub const KINDS: usize = Kind::ALL.len();
@@ -168,6 +169,10 @@ pub struct DiskShared {
     pub queues: Vec<QueueShared>,
     /// Worker by worker, kind by kind.
     pub latency: Vec<[SharedHistogram; KINDS]>,
+    /// Worker by worker, stage by stage.
+    pub stages: Vec<[SharedHistogram; STAGES]>,
+    /// Time in which its limits let nothing through, in ns, worker by worker.
+    pub throttled: Vec<AtomicU64>,
 }
 
 impl DiskShared {
@@ -177,6 +182,8 @@ impl DiskShared {
         DiskShared {
             queues: (0..queues).map(|_| QueueShared::default()).collect(),
             latency: (0..workers).map(|_| Default::default()).collect(),
+            stages: (0..workers).map(|_| Default::default()).collect(),
+            throttled: (0..workers).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 }
@@ -208,6 +215,13 @@ pub enum Event {
         errno: i32,
         /// Failed requests in this burst.
         count: u64,
+    },
+    /// Requests are held until the storage gets better; told at each try.
+    Held {
+        /// Disk.
+        disk: Arc<str>,
+        /// What the storage said last.
+        errno: i32,
     },
     /// Guest memory vanished under us (its file was truncated); the session was ended.
     Poisoned {

@@ -1,15 +1,22 @@
 //! What the data plane shows of itself: its counters and sessions as the API's values.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
+use towpath_common::clock::{Cycles, Rate};
+use towpath_common::config::Name;
 use towpath_common::session::{F_LOG_ALL, F_PROTOCOL_FEATURES, Status};
 use towpath_common::stats::HistogramSnapshot;
 
+use crate::disk::Disk;
 use crate::host::{Running, workers_of};
 use crate::request::Kind;
 use crate::service::{
-    Direction, DiskStats, DiskStatus, Latency, QueueStats, QueueStatus, RequestType, SessionStatus,
+    Direction, DiskStats, DiskStatus, Failed, Latency, QueueStats, QueueStatus, RequestType,
+    SessionStatus, SlowRequest,
 };
+use crate::slow::Trace;
+use crate::stages::Stage;
 use crate::stats::{DiskShared, QueueShared};
 
 /// Upper bounds of the latency buckets shown to Prometheus, in ns: 1-2-5 from a microsecond to ten
@@ -111,11 +118,26 @@ pub(crate) fn disk(running: &Running) -> DiskStatus {
         locked_bytes: disk.resident().map_or(0, |r| r.locked()),
         block_size: disk.block().bytes(),
         queues: config.queues.get(),
+        limit: running.limited.limit,
+        group: config.group.clone(),
+        weight: running.weight,
+        cap: running.cap,
+        on_error: disk.policy().mode(),
+        failed: failed(disk),
+        held: disk.policy().held(),
         connected: status.connected,
         session: status.connected.then(|| session(running, &status)),
         last_error: status.last_error.clone(),
         trouble: disk.storage().health().trouble,
         stats: stats(running, &status),
+    }
+}
+
+fn failed(disk: &Disk) -> Option<Failed> {
+    if disk.policy().has_failed() {
+        Some(Failed::All)
+    } else {
+        disk.sync_failed().then_some(Failed::Flush)
     }
 }
 
@@ -172,6 +194,9 @@ fn stats(running: &Running, status: &Status) -> DiskStats {
             .collect(),
         ring_broken,
         latency: latencies(shared),
+        stages: stages(shared),
+        holds: running.device.disk().policy().holds(),
+        throttled_ns: shared.throttled.iter().map(|n| n.load(Relaxed)).sum(),
     }
 }
 
@@ -213,6 +238,39 @@ fn latencies(shared: &DiskShared) -> BTreeMap<RequestType, Latency> {
         }
     }
     all
+}
+
+fn stages(shared: &DiskShared) -> BTreeMap<String, Latency> {
+    let mut all = BTreeMap::new();
+    for stage in Stage::ALL {
+        let mut merged = HistogramSnapshot::new();
+        for worker in &shared.stages {
+            merged.merge(&worker[stage as usize].snapshot());
+        }
+        if merged.count() > 0 {
+            all.insert(stage.name().to_owned(), latency(&merged));
+        }
+    }
+    all
+}
+
+/// A slow request as the API shows it, of `disk`, `now`.
+pub(crate) fn slow(disk: &Name, trace: &Trace, now: Cycles, rate: Rate) -> SlowRequest {
+    let [queue_ns, device_ns, used_ns, notify_ns] = trace.stages.map(|stage| rate.ns(stage));
+    SlowRequest {
+        disk: disk.clone(),
+        queue: trace.queue,
+        kind: request_type(trace.kind),
+        offset: trace.offset,
+        bytes: trace.bytes,
+        errno: trace.errno,
+        age_ns: rate.ns(now.since(trace.completed)),
+        total_ns: queue_ns + device_ns + used_ns + notify_ns,
+        queue_ns,
+        device_ns,
+        used_ns,
+        notify_ns,
+    }
 }
 
 fn latency(h: &HistogramSnapshot) -> Latency {

@@ -82,7 +82,12 @@ fn the_example_shows_every_key_and_its_default() {
         .flat_map(|disk| &disk.keys)
         .filter(|key| !key.starts_with("path"))
         .collect();
-    assert_eq!(keys, ["block_size: null -> 512"]);
+    let without_default = [
+        "bandwidth_burst: null -> \"20M\"",
+        "block_size: null -> 512",
+        "iops_burst: null -> 200",
+    ];
+    assert_eq!(keys, without_default);
 }
 
 #[test]

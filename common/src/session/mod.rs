@@ -26,7 +26,7 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 pub use adopt::adopt;
 pub use error::SessionError;
-pub use serve::{Endpoint, Listening, Mode, Server};
+pub use serve::{Endpoint, Listening, Mode, Notifier, Server};
 pub use state::{Session, Status};
 pub use vring::Addresses;
 

@@ -156,6 +156,20 @@ impl<D: Device + std::fmt::Debug> Notify for Arc<Mutex<Session<D>>> {
     }
 }
 
+/// Tells the front-end of a [`Server`] what changed.
+#[derive(Debug)]
+pub struct Notifier(Arc<Shared>);
+
+impl Notifier {
+    /// As [`Server::config_changed`].
+    #[must_use]
+    pub fn config_changed(&self) -> bool {
+        let notify = &self.0.notify;
+        let notify = notify.lock().unwrap_or_else(PoisonError::into_inner);
+        notify.as_ref().is_some_and(|n| n.config_changed())
+    }
+}
+
 impl Server {
     /// Serve `device` at `listening` on a thread of its own.
     ///
@@ -195,15 +209,17 @@ impl Server {
         lock(&self.shared.status).clone()
     }
 
-    /// Tell the front-end that configuration space changed; false if it cannot be told.
+    /// Tell the front-end that configuration space changed; false if it cannot be told. Waits
+    /// while the session carries out a message, as a drain.
     #[must_use]
     pub fn config_changed(&self) -> bool {
-        let notify = self
-            .shared
-            .notify
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        notify.as_ref().is_some_and(|n| n.config_changed())
+        self.notifier().config_changed()
+    }
+
+    /// What tells the front-end, for a caller that must not hold on to the server meanwhile.
+    #[must_use]
+    pub fn notifier(&self) -> Notifier {
+        Notifier(Arc::clone(&self.shared))
     }
 
     /// Hang up, drain and end the thread; the socket file of a server is removed.

@@ -6,6 +6,7 @@
 mod device;
 mod filesystem;
 mod harness;
+mod resize;
 mod restart;
 
 use std::fs::File;

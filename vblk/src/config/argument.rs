@@ -1,9 +1,10 @@
-//! `--disk PATH,socket=S,…`: the same disk as in a file, in one argument.
+//! `--disk PATH,socket=S,…`, `--group NAME,…`: the same disk or group as in a file, in one argument.
 
 use towpath_common::config::argument::{Flag, Syntax, read};
 use towpath_common::config::{ConfigError, Place};
 
 use super::disk::DiskTable;
+use super::qos::GroupTable;
 
 /// `--disk`.
 const DISK: Syntax = Syntax {
@@ -17,14 +18,42 @@ const DISK: Syntax = Syntax {
         "resident",
         "guest-memory",
         "map",
+        "bandwidth",
+        "bandwidth-burst",
+        "group",
+        "on-error",
     ],
-    numbers: &["queues", "connections", "block-size", "weight", "cap"],
+    numbers: &[
+        "queues",
+        "connections",
+        "block-size",
+        "weight",
+        "cap",
+        "iops",
+        "iops-burst",
+    ],
     switches: &[],
     flags: &[
         ("client", "mode", Flag::Text("client")),
         ("ro", "read_only", Flag::Bool(true)),
+        ("shrink", "shrink", Flag::Bool(true)),
     ],
 };
+
+/// `--group`.
+const GROUP: Syntax = Syntax {
+    first: "name",
+    texts: &["name", "bandwidth", "bandwidth-burst"],
+    numbers: &["iops", "iops-burst"],
+    switches: &[],
+    flags: &[],
+};
+
+/// Parses one `--group` argument; `place` says which, for errors.
+pub(super) fn parse_group(argument: &str, place: Place) -> Result<GroupTable, ConfigError> {
+    let table = GROUP.table(argument).and_then(read);
+    table.map_err(|message| ConfigError::Invalid { place, message })
+}
 
 /// Every key and flag of `--disk`.
 pub fn argument_keys() -> impl Iterator<Item = &'static str> {

@@ -13,6 +13,9 @@ pub struct Diff {
     /// Disks that are new, gone or changed.
     #[serde(flatten)]
     pub disks: Changes,
+    /// Groups that are new, gone or changed.
+    #[serde(default)]
+    pub groups: Changes,
     /// Keys of `[daemon]` that changed, and take effect at the next start only.
     pub needs_restart: Vec<String>,
 }
@@ -30,6 +33,7 @@ impl fmt::Display for Diff {
             return f.write_str("nothing changes");
         }
         let mut parts = self.disks.sentences("");
+        parts.extend(self.groups.sentences("group "));
         let restart = self.needs_restart.iter();
         parts.extend(restart.map(|key| format!("{key} after a restart")));
         f.write_str(&parts.join("; "))
@@ -41,6 +45,7 @@ impl Config {
     pub fn diff(&self, new: &Self) -> Diff {
         Diff {
             disks: Changes::between(&self.disks, &new.disks, |disk| disk.name.clone()),
+            groups: Changes::between(&self.groups, &new.groups, |group| group.name.clone()),
             needs_restart: changed_keys(&self.daemon, &new.daemon),
         }
     }

@@ -6,6 +6,7 @@ use towpath_common::config::{ByteSize, Cap, Name, SocketMode, SocketPath, ValueE
 use towpath_common::ranged;
 
 use super::catalogue::Uuid;
+use super::qos::{Bandwidth, Iops, Limit};
 use super::source::Source;
 
 /// A disk to serve.
@@ -39,6 +40,15 @@ pub struct Disk {
     pub cap: Option<Cap>,
     /// How guest memory is handed to the kernel.
     pub guest_memory: GuestMemory,
+    /// What it may do in a second.
+    #[serde(flatten)]
+    pub limit: Limit,
+    /// The group whose limits it shares.
+    pub group: Option<Name>,
+    /// What becomes of requests that the storage failed.
+    pub on_error: OnError,
+    /// `vblk disk resize --shrink` may make it smaller.
+    pub shrink: bool,
     /// Connections of each worker to an NBD server.
     pub connections: Connections,
     /// How a file's blocks are reached.
@@ -70,6 +80,15 @@ pub(super) struct DiskTable {
     pub(super) cap: Option<Cap>,
     #[serde(default)]
     pub(super) guest_memory: GuestMemory,
+    iops: Option<Iops>,
+    iops_burst: Option<Iops>,
+    bandwidth: Option<Bandwidth>,
+    bandwidth_burst: Option<Bandwidth>,
+    pub(super) group: Option<Name>,
+    #[serde(default)]
+    on_error: OnError,
+    #[serde(default)]
+    shrink: bool,
     #[serde(default)]
     pub(super) connections: Connections,
     #[serde(default)]
@@ -77,9 +96,19 @@ pub(super) struct DiskTable {
 }
 
 impl DiskTable {
+    pub(super) fn limit(&self) -> Limit {
+        Limit {
+            iops: self.iops,
+            iops_burst: self.iops_burst,
+            bandwidth: self.bandwidth,
+            bandwidth_burst: self.bandwidth_burst,
+        }
+    }
+
     /// The disk under its final name; the serial defaults to as much of the name as fits.
     pub(super) fn complete(self, name: Name) -> Disk {
         Disk {
+            limit: self.limit(),
             uuid: self.uuid,
             path: self.path,
             socket: self.socket,
@@ -93,6 +122,9 @@ impl DiskTable {
             weight: self.weight,
             cap: self.cap,
             guest_memory: self.guest_memory,
+            group: self.group,
+            on_error: self.on_error,
+            shrink: self.shrink,
             connections: self.connections,
             map: self.map,
             name,
@@ -213,6 +245,20 @@ impl From<BlockSize> for u32 {
     fn from(size: BlockSize) -> Self {
         size.bytes()
     }
+}
+
+/// What becomes of requests that the storage failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum OnError {
+    /// The guest is told.
+    #[default]
+    Report = 0,
+    /// They stay in flight and are tried again, until the storage does them or this is changed.
+    Hold = 1,
+    /// The guest is told, and every later request fails, until an operator clears the disk.
+    Fail = 2,
 }
 
 /// How guest memory is handed to the kernel.

@@ -9,6 +9,7 @@ mod argument;
 mod catalogue;
 mod diff;
 mod disk;
+mod qos;
 mod source;
 
 use std::fs;
@@ -25,7 +26,11 @@ pub use argument::argument_keys;
 pub use catalogue::{Content, Storage, Uuid};
 pub use diff::Diff;
 use disk::DiskTable;
-pub use disk::{BlockSize, Cache, Connections, Disk, FileMap, GuestMemory, QueueCount, Serial};
+pub use disk::{
+    BlockSize, Cache, Connections, Disk, FileMap, GuestMemory, OnError, QueueCount, Serial,
+};
+use qos::GroupTable;
+pub use qos::{Bandwidth, Group, Iops, Limit};
 pub use source::Source;
 pub use towpath_common::config::Daemon;
 
@@ -52,6 +57,8 @@ pub struct Config {
     pub storages: Vec<Storage>,
     /// The disks, in the order of the file, then of the command line.
     pub disks: Vec<Disk>,
+    /// Limits that disks share.
+    pub groups: Vec<Group>,
 }
 
 /// [`DEFAULT_CONTROL`], typed.
@@ -66,6 +73,8 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The values of `--disk`, unparsed.
     pub disks: Vec<String>,
+    /// The values of `--group`, unparsed.
+    pub groups: Vec<String>,
     /// Overrides `[daemon]`.
     pub daemon: DaemonTable,
 }
@@ -80,10 +89,20 @@ struct File {
     storages: Vec<Spanned<Storage>>,
     #[serde(default, rename = "disk")]
     disks: Vec<Spanned<DiskTable>>,
+    #[serde(default, rename = "group")]
+    groups: Vec<Spanned<GroupTable>>,
 }
 
 /// A disk as written, and where.
 type Placed = (Place, DiskTable);
+
+/// All that a file says, with the places of its tables.
+type Written = (
+    DaemonTable,
+    Vec<(Place, Storage)>,
+    Vec<Placed>,
+    Vec<(Place, GroupTable)>,
+);
 
 impl Config {
     /// Reads and validates everything; changes nothing.
@@ -95,7 +114,7 @@ impl Config {
         if file.is_none() && sources.disks.is_empty() {
             return Err(ConfigError::Empty(NOTHING_TO_SERVE));
         }
-        let (daemon, storages, mut disks) = match file {
+        let (daemon, storages, mut disks, mut groups) = match file {
             Some(path) => read_file(&Document::read(&path)?)?,
             None => Default::default(),
         };
@@ -106,6 +125,14 @@ impl Config {
             };
             disks.push((place.clone(), argument::parse(argument, place)?));
         }
+        for (index, argument) in sources.groups.iter().enumerate() {
+            let place = Place::Argument {
+                option: "--group",
+                ordinal: index + 1,
+            };
+            groups.push((place.clone(), argument::parse_group(argument, place)?));
+        }
+        refuse_bad_groups(&groups, &disks)?;
         let daemon = daemon.complete(&sources.daemon, DEFAULT_CONTROL);
         let storages = catalogue::check(storages)?;
         for (place, disk) in &mut disks {
@@ -116,6 +143,7 @@ impl Config {
             daemon,
             storages,
             disks: name_all(disks),
+            groups: groups.into_iter().map(|(_, g)| g.complete()).collect(),
         })
     }
 }
@@ -127,19 +155,48 @@ impl Sources {
     }
 }
 
-/// A file's tables, each with its place.
-type Tables = (DaemonTable, Vec<(Place, Storage)>, Vec<Placed>);
-
-fn read_file(document: &Document) -> Result<Tables, ConfigError> {
+fn read_file(document: &Document) -> Result<Written, ConfigError> {
     let file: File = document.parse()?;
     let place = |disk: Spanned<DiskTable>| (document.place(disk.span()), disk.into_inner());
-    let placed = |s: Spanned<Storage>| (document.place(s.span()), s.into_inner());
-    let storages = file.storages.into_iter().map(placed).collect();
-    Ok((
-        file.daemon,
-        storages,
-        file.disks.into_iter().map(place).collect(),
-    ))
+    let disks = file.disks.into_iter().map(place).collect();
+    let place = |group: Spanned<GroupTable>| (document.place(group.span()), group.into_inner());
+    let groups = file.groups.into_iter().map(place).collect();
+    let place = |storage: Spanned<Storage>| (document.place(storage.span()), storage.into_inner());
+    let storages = file.storages.into_iter().map(place).collect();
+    Ok((file.daemon, storages, disks, groups))
+}
+
+/// Refuses groups of one name, and disks in groups that are not there.
+fn refuse_bad_groups(groups: &[(Place, GroupTable)], disks: &[Placed]) -> Result<(), ConfigError> {
+    for (index, (place, group)) in groups.iter().enumerate() {
+        if let Some((first, _)) = groups[..index].iter().find(|(_, g)| g.name == group.name) {
+            return Err(ConfigError::Conflict {
+                what: format!("group name \"{}\"", group.name),
+                first: first.clone(),
+                second: place.clone(),
+                fix: "give each group its own name",
+            });
+        }
+    }
+    let limits = groups.iter().map(|(place, group)| (place, group.limit()));
+    let limits = limits.chain(disks.iter().map(|(place, disk)| (place, disk.limit())));
+    for (place, limit) in limits {
+        if let Some(mistake) = limit.mistake() {
+            return Err(invalid(place, mistake.to_owned()));
+        }
+    }
+    for (place, disk) in disks {
+        if let Some(name) = &disk.group
+            && !groups.iter().any(|(_, group)| group.name == *name)
+        {
+            let fix = "describe it in a [[group]] table, or with --group";
+            return Err(invalid(
+                place,
+                format!("there is no group \"{name}\"; {fix}"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses disks that contend with each other or with the daemon.

@@ -89,6 +89,17 @@ fn a_file_with_everything() {
             weight = 200
             cap = 50
             guest_memory = "plain"
+            iops = 500
+            iops_burst = 1000
+            bandwidth = "20M"
+            bandwidth_burst = "40M"
+            group = "gold"
+            on_error = "hold"
+            shrink = true
+
+            [[group]]
+            name = "gold"
+            iops = 3000
             "#,
         )
         .unwrap();
@@ -110,10 +121,59 @@ fn a_file_with_everything() {
         weight: Weight::try_from(200).unwrap(),
         cap: Some(Cap::try_from(50).unwrap()),
         guest_memory: GuestMemory::Plain,
+        limit: Limit {
+            iops: Some(Iops::try_from(500).unwrap()),
+            iops_burst: Some(Iops::try_from(1000).unwrap()),
+            bandwidth: Some("20M".parse().unwrap()),
+            bandwidth_burst: Some("40M".parse().unwrap()),
+        },
+        group: Some("gold".parse().unwrap()),
+        on_error: OnError::Hold,
+        shrink: true,
         connections: Connections::default(),
         map: FileMap::File,
     };
     assert_eq!(config.disks, [expected]);
+    let gold = Limit {
+        iops: Some(Iops::try_from(3000).unwrap()),
+        ..Limit::default()
+    };
+    assert_eq!(config.groups[0].limit, gold);
+}
+
+#[test]
+fn limits_that_limit_nothing_and_groups_that_are_not_there_are_refused() {
+    let scratch = Scratch::new();
+    for (disk, group, message) in [
+        ("iops_burst = 5", "name = \"gold\"", "set iops, too"),
+        (
+            "",
+            "name = \"gold\"\nbandwidth_burst = \"1M\"",
+            "set bandwidth, too",
+        ),
+        ("bandwidth = \"1\"", "name = \"gold\"", "write at least 4K"),
+        (
+            "iops = 0",
+            "name = \"gold\"",
+            "iops must be 1 to 100000000, not 0",
+        ),
+        (
+            "group = \"silver\"",
+            "name = \"gold\"",
+            "there is no group \"silver\"",
+        ),
+        (
+            "",
+            "name = \"gold\"\n[[group]]\nname = \"gold\"",
+            "group name \"gold\"",
+        ),
+    ] {
+        let text = format!(
+            "[[disk]]\npath = \"@/a.img\"\nsocket = \"/run/s\"\n{disk}\n[[group]]\n{group}\n"
+        );
+        let error = scratch.file(&text).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
 }
 
 #[test]

@@ -122,6 +122,56 @@ fn an_unknown_disk_is_answered_with_the_known_ones() {
 }
 
 #[test]
+fn a_disk_is_changed_by_what_is_posted_to_it() {
+    let running = Running::start();
+    let set = |body: &serde_json::Value| -> Answer<DiskStatus> {
+        running.client.post("/v1/disks/a", body).unwrap()
+    };
+    let disk = set(&serde_json::json!({"iops": 500, "bandwidth": "10M"})).data;
+    assert_eq!(disk.unwrap().limit.iops.unwrap().get(), 500);
+    let disk = set(&serde_json::json!({"unset": ["iops"]})).data.unwrap();
+    assert!(disk.limit.iops.is_none() && disk.limit.bandwidth.is_some());
+    for (body, message) in [
+        (serde_json::json!({"iops_burst": 5}), "set iops, too"),
+        (serde_json::json!({"iops": 0}), "iops must be 1 to"),
+        (serde_json::json!({"size": 1}), "unknown field `size`"),
+    ] {
+        let answer = set(&body);
+        assert_eq!(answer.status, Status::Failed);
+        assert!(
+            answer.description.contains(message),
+            "{}",
+            answer.description
+        );
+    }
+    for (path, message) in [
+        ("/v1/disks/c/clear", "there is no disk \"c\""),
+        ("/v1/groups/c", "there is no group \"c\""),
+    ] {
+        let answer: Answer<serde_json::Value> =
+            running.client.post(path, &Settings::default()).unwrap();
+        assert!(
+            answer.description.contains(message),
+            "{}",
+            answer.description
+        );
+    }
+}
+
+#[test]
+fn a_resize_that_nobody_was_told_of_is_a_warning() {
+    let running = Running::start();
+    let resize = |size_bytes, shrink| -> Answer<Resized> {
+        let order = Resize { size_bytes, shrink };
+        running.client.post("/v1/disks/a/resize", &order).unwrap()
+    };
+    assert_eq!(resize(Some(8 << 30), false).status, Status::Warning);
+    assert_eq!(resize(None, false).status, Status::Success);
+    assert_eq!(resize(Some(1 << 30), false).status, Status::Failed);
+    assert_eq!(resize(Some(1 << 30), true).data.unwrap().new_bytes, 1 << 30);
+}
+
+#[test]
 fn statistics_keep_their_names_in_json() {
     let running = Running::start();
     let stats: Answer<Stats> = running.client.get("/v1/stats").unwrap();
@@ -156,6 +206,11 @@ fn metrics_follow_from_the_status() {
         "towpath_vblk_notifications_total{disk=\"a\",queue=\"0\",outcome=\"suppressed\"} 9",
         "towpath_vblk_request_seconds_bucket{disk=\"a\",type=\"read\",le=\"0.000001024\"} 3",
         "towpath_vblk_request_seconds_count{disk=\"a\",type=\"read\"} 4",
+        "towpath_vblk_stage_seconds_count{disk=\"a\",stage=\"device\"} 4",
+        "towpath_vblk_throttled_milliseconds_total{disk=\"a\"} 3",
+        "towpath_vblk_held{disk=\"a\"} 2",
+        "towpath_vblk_holds_total{disk=\"a\"} 5",
+        "towpath_vblk_failed{disk=\"a\"} 1",
         "towpath_worker_busy_ratio{worker=\"1\"} 0.25",
     ] {
         assert!(text.contains(&format!("{line}\n")), "{line} not in\n{text}");

@@ -13,6 +13,8 @@ mod guest;
 mod join;
 pub mod memory;
 mod nbd;
+#[cfg(test)]
+pub mod recording;
 pub mod router;
 pub mod uring;
 mod uring_donor;

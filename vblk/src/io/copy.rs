@@ -37,6 +37,8 @@ impl<E: Engine> Io<E> {
             bytes: dirty.len(),
             errno: None,
             started,
+            submitted: None,
+            offset: 0,
             mem: self.mems.get(mem.0),
             dirty,
         }

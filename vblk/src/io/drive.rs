@@ -6,8 +6,9 @@
 use rustix::io::Errno;
 
 use super::bounce::{CHUNK, ZERO_BYTES};
-use super::{Io, Outcome};
-use crate::engine::{Engine, Op, Token, Verb, pieces};
+use super::{Cycles, Io, Outcome};
+use crate::engine::{DiskId, Engine, Op, Token, Verb, pieces};
+use crate::policy::Verdict;
 use crate::request::Kind;
 
 /// Tries in a row that may end in EAGAIN or EINTR before a request fails. Both are rare through
@@ -49,7 +50,7 @@ impl<E: Engine> Io<E> {
             bytes = target.block().floor(slot.done + bytes) - slot.done;
         }
         if bytes == 0 || bytes > left {
-            return Some(Outcome::failed(Errno::IO));
+            return self.give_up(token, Errno::IO);
         }
         if let (Some(buffer), Verb::Read) = (slot.buffer, slot.verb) {
             let mem = self.mems.get(slot.mem.0);
@@ -135,9 +136,86 @@ impl<E: Engine> Io<E> {
                 if verb == Verb::Sync {
                     target.fail_sync();
                 }
-                Some(Outcome::failed(errno))
+                self.give_up(token, errno)
             }
         }
+    }
+
+    /// The storage will not do it now: what the disk's policy says about that.
+    #[cold]
+    fn give_up(&mut self, token: Token, errno: Errno) -> Option<Outcome> {
+        let slot = self.slab.get_mut(token);
+        let policy = self.disks.get(slot.disk.0).policy();
+        match policy.judge(slot.verb, errno) {
+            Verdict::Hold if !slot.last_try => {
+                policy.hold();
+                slot.tries = 0;
+                self.held.push((token, errno));
+                None
+            }
+            _ => Some(Outcome::failed(errno)),
+        }
+    }
+
+    /// What was pushed for the first time since the last call was submitted at `now`.
+    #[inline]
+    pub fn stamp(&mut self, now: Cycles) {
+        for token in self.fresh.drain(..) {
+            self.slab.get_mut(token).launch(now);
+        }
+    }
+
+    /// Requests in flight on `disk`.
+    #[must_use]
+    pub fn in_flight_on(&self, disk: DiskId) -> u32 {
+        self.disks.in_flight(disk.0)
+    }
+
+    /// Requests wait for the storage to get better.
+    #[inline]
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// A disk with held requests and what the storage said last.
+    #[must_use]
+    pub fn held(&self) -> Option<(DiskId, Errno)> {
+        let (token, errno) = self.held.last()?;
+        Some((self.slab.get(*token).disk, *errno))
+    }
+
+    /// Try what is held again, from the next [`Io::reap`] on.
+    #[cold]
+    pub fn retry(&mut self) {
+        for (token, _) in self.held.drain(..) {
+            self.disks
+                .get(self.slab.get(token).disk.0)
+                .policy()
+                .release();
+            self.waiting.push_back(token);
+        }
+    }
+
+    /// Try what is held of `queue` once more, and then tell.
+    #[cold]
+    pub fn end_holds(&mut self, queue: u32) {
+        let Io {
+            held,
+            slab,
+            disks,
+            waiting,
+            ..
+        } = self;
+        held.retain(|(token, _)| {
+            let slot = slab.get_mut(*token);
+            if slot.origin.queue != queue {
+                return true;
+            }
+            slot.last_try = true;
+            disks.get(slot.disk.0).policy().release();
+            waiting.push_back(*token);
+            false
+        });
     }
 
     /// Push what the slot has to do next, or let it wait; an outcome if that can never be done.
@@ -192,6 +270,9 @@ impl<E: Engine> Io<E> {
             Ok(()) => {
                 let slot = self.slab.get_mut(token);
                 slot.delegated = self.disks.get(slot.disk.0).delegates(slot.verb);
+                if slot.launched == 0 && self.fresh.len() < self.fresh.capacity() {
+                    self.fresh.push(token);
+                }
                 self.delegated += u32::from(slot.delegated);
                 None
             }

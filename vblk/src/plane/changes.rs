@@ -1,6 +1,7 @@
 //! What changes on a worker between two steps: disks, memory maps, queues.
 
 use std::io;
+use std::sync::Arc;
 
 use rustix::fd::AsFd;
 use towpath_common::clock::Cycles;
@@ -10,7 +11,11 @@ use towpath_common::session::Attach;
 
 use super::{BlkPlane, Change, DiskHere, DiskKey, NewDisk};
 use crate::engine::{Engine, Guest};
+use crate::policy::RETRY;
+use crate::qos::Throttles;
 use crate::queue::Queue;
+use crate::stages::Stages;
+use crate::stats::Event;
 use towpath_common::bell::Bell;
 
 impl<E: Engine> BlkPlane<E> {
@@ -28,7 +33,37 @@ impl<E: Engine> BlkPlane<E> {
                     self.sched.set_share(entity, share, now);
                 }
             }
+            Change::Throttle(key, [own, group]) => {
+                if let Some((_, disk)) = self.find(key) {
+                    disk.throttles.replace(own, group);
+                }
+            }
             Change::Memory(key, guest, reply) => reply.send(self.set_memory(key, &guest)),
+            Change::Pause(key, reply) => {
+                // Of an unknown disk nothing is in flight, and dropping the reply tells.
+                if let Some((_, disk)) = self.find(key) {
+                    disk.paused = true;
+                    self.pauses.push((key, reply));
+                    self.finish_pauses();
+                }
+            }
+            Change::Resume(key) => {
+                if let Some((_, disk)) = self.find(key) {
+                    disk.paused = false;
+                }
+            }
+            Change::Resize(key, reply) => {
+                if let Some((_, disk)) = self.find(key) {
+                    disk.limits = disk.disk.limits();
+                    reply.send(());
+                }
+            }
+            Change::Slow(key, reply) => {
+                if let Some((_, disk)) = self.find(key) {
+                    let slowest = disk.stages.slow.list();
+                    reply.send((now, slowest));
+                }
+            }
             Change::Attach(key, index, attach, reply) => {
                 reply.send(self.attach(key, index, *attach));
             }
@@ -40,6 +75,46 @@ impl<E: Engine> BlkPlane<E> {
                     queue.update(update);
                 }
             }
+        }
+    }
+
+    /// Answer those that wait for a disk of which nothing is in flight any more.
+    #[cold]
+    pub(super) fn finish_pauses(&mut self) {
+        let mut at = 0;
+        while let Some((key, _)) = self.pauses.get(at) {
+            let key = *key;
+            let id = self.find(key).map(|(_, disk)| disk.id);
+            if id.is_some_and(|id| self.io.in_flight_on(id) > 0) {
+                at += 1;
+                continue;
+            }
+            self.pauses.swap_remove(at).1.send(());
+        }
+    }
+
+    /// Requests are held: have them tried again when it is time.
+    #[cold]
+    pub(super) fn hold(&mut self, now: Cycles) {
+        match self.retry_at {
+            None => {
+                self.retry_at = Some(now + self.clock.rate().of(RETRY));
+                let Some((id, errno)) = self.io.held() else {
+                    return;
+                };
+                let mut disks = self.disks.iter().flatten();
+                if let Some(disk) = disks.find(|disk| disk.id == id) {
+                    self.events.tell(Event::Held {
+                        disk: Arc::clone(&disk.name),
+                        errno: errno.raw_os_error(),
+                    });
+                }
+            }
+            Some(at) if at <= now => {
+                self.retry_at = None;
+                self.io.retry();
+            }
+            Some(_) => {}
         }
     }
 
@@ -69,6 +144,7 @@ impl<E: Engine> BlkPlane<E> {
             name,
             disk,
             share,
+            throttles: [own, group],
             shared,
         } = new;
         let entity = self.sched.add(share, now).map_err(io::Error::other)?;
@@ -84,11 +160,15 @@ impl<E: Engine> BlkPlane<E> {
             name,
             id,
             limits: disk.limits(),
+            disk,
             mem: None,
             entity,
+            throttles: Throttles::new(own, group),
             queues: Vec::new(),
             shared,
             latency: Box::default(),
+            stages: Stages::default(),
+            paused: false,
             started: 0,
             poisoned: false,
         };
@@ -187,6 +267,7 @@ impl<E: Engine> BlkPlane<E> {
             let slot = *slot as usize;
             let done = |q: &Queue| q.ring.in_flight() == 0 && !q.dirty;
             if !self.queues[slot].as_ref().is_some_and(done) {
+                self.io.end_holds(self.drains[at].0);
                 at += 1;
                 continue;
             }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use towpath_common::config::SocketMode;
+use towpath_common::config::{SocketMode, Weight};
+use vblk::config::{Limit, OnError};
 use vblk::control::NamedStats;
 use vblk::service::{Latency, QueueStats, SessionStatus, WorkerStatus};
 
@@ -41,6 +42,13 @@ pub(crate) fn sample_disk(reads: u64) -> DiskStatus {
         locked_bytes: 0,
         block_size: 4096,
         queues: 16,
+        limit: Limit::default(),
+        group: None,
+        weight: Weight::default(),
+        cap: None,
+        on_error: OnError::Report,
+        failed: None,
+        held: 0,
         connected: true,
         last_error: None,
         trouble: None,

@@ -1,0 +1,131 @@
+//! Snapshots while a guest writes: each holds exactly what was acknowledged at one moment between
+//! asking for it and the answer, and the guest sees no error.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use towpath_tests::daemon::Vblk;
+use towpath_tests::records::{Block, record};
+
+use crate::create_image;
+use crate::kills::{Guest, IMAGE_BYTES, LANES, place, window};
+
+/// An xfs in a file, mounted; unmounted when dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// None, with a printed reason, where that cannot be done.
+    fn new(dir: &Path) -> Result<Option<Mounted>> {
+        let (file, place) = (dir.join("xfs"), dir.join("mounted"));
+        create_image(&file, 512 << 20)?;
+        fs::create_dir(&place)?;
+        for (program, arguments) in [
+            ("mkfs.xfs", vec!["-q", "-m", "reflink=1"]),
+            ("mount", vec!["-o", "loop"]),
+        ] {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(&file);
+            if program == "mount" {
+                command.arg(&place);
+            }
+            match command.output() {
+                Ok(output) if output.status.success() => {}
+                other => {
+                    println!("skipped: no xfs can be mounted here: {program}: {other:?}");
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(Mounted(place)))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(&self.0).status();
+        assert!(status.is_ok_and(|s| s.success()) || std::thread::panicking());
+    }
+}
+
+/// True if `image` holds the first `count` records of `lane` and nothing later.
+fn holds(image: &File, lane: u16, count: u64) -> Result<bool> {
+    let mut block = Block::default();
+    for seq in count.saturating_sub(window(lane))..count {
+        image.read_exact_at(&mut block.0, place(lane, seq))?;
+        if block != record(lane.into(), seq) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[test]
+fn a_snapshot_is_one_moment_of_a_disk_that_is_being_written() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let Some(mounted) = Mounted::new(scratch.path())? else {
+        return Ok(());
+    };
+    let dir = tempfile::tempdir_in(&mounted.0)?;
+    create_image(&dir.path().join("image"), IMAGE_BYTES)?;
+    let disk = "{dir}/image,socket={dir}/disk,queues=1,name=d";
+    let mut vblk = Vblk::serve(dir, &[disk], &[])?;
+    let mut guest = Guest::connect(&vblk)?;
+    for round in 0..5 {
+        for _ in 0..200 {
+            guest.post()?;
+            guest.reap()?;
+        }
+        let path = vblk.path(&format!("snapshot{round}"));
+        let before = guest.written();
+        let text = path.display().to_string();
+        let said = std::thread::scope(|scope| {
+            let taking = scope.spawn(|| vblk.client(&["snapshot", "d", &text]));
+            while !taking.is_finished() {
+                guest.post()?;
+                if guest.reap()? == 0 {
+                    std::thread::yield_now();
+                }
+            }
+            taking
+                .join()
+                .map_err(|_| anyhow::anyhow!("the client panicked"))?
+        })?;
+        println!("{}", said.trim());
+        let (image, after) = (File::open(&path)?, guest.written());
+        ensure!(image.metadata()?.len() == IMAGE_BYTES);
+        for lane in 0..LANES {
+            let at = usize::from(lane);
+            let mut moments = before[at]..=after[at] + 1;
+            let found = moments.find(|count| holds(&image, lane, *count).unwrap_or(false));
+            found.with_context(|| {
+                let (before, after) = (before[at], after[at]);
+                format!("round {round}, lane {lane}: no moment from {before} to {after} records")
+            })?;
+        }
+        ensure!(
+            vblk.client(&["snapshot", "d", &text]).is_err(),
+            "a file is not overwritten"
+        );
+        // The disk goes on, and the snapshot keeps what it had.
+        guest.settle()?;
+        guest.check(&File::open(vblk.path("image"))?)?;
+    }
+    let elsewhere = scratch.path().join("copy").display().to_string();
+    let refused = vblk
+        .client(&["snapshot", "d", &elsewhere])
+        .unwrap_err()
+        .to_string();
+    ensure!(
+        refused.contains("on the file system of the disk"),
+        "{refused}"
+    );
+    ensure!(!scratch.path().join("copy").exists());
+    drop(guest);
+    vblk.daemon().stop()?;
+    drop(vblk);
+    drop(mounted);
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! A disk at rest for a moment: no request of it is in flight, none is taken, and its guest only
+//! waits.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::device::BlkDevice;
+use crate::plane::{Change, DiskKey};
+use crate::service::ServiceError;
+
+/// A disk at rest, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Paused {
+    device: Arc<BlkDevice>,
+    key: DiskKey,
+    since: Instant,
+}
+
+/// Stop taking requests of a disk and wait for those in flight.
+///
+/// # Errors
+/// If a worker does not get there: its storage is stuck. The disk goes on then.
+pub(crate) fn pause(device: &Arc<BlkDevice>, key: DiskKey) -> Result<Paused, ServiceError> {
+    if device.disk().policy().held() > 0 {
+        let why = "its storage fails and requests are held; repair it, or set on-error=report";
+        return Err(ServiceError::Refused(why.to_owned()));
+    }
+    // Dropped on an error, too: what was paused goes on.
+    let paused = Paused {
+        device: Arc::clone(device),
+        key,
+        since: Instant::now(),
+    };
+    for worker in device.workers() {
+        let answer = worker.call(|reply| Change::Pause(key, reply));
+        answer.map_err(|e| ServiceError::Refused(format!("it cannot be brought to rest: {e}")))?;
+    }
+    Ok(paused)
+}
+
+impl Paused {
+    /// For how long it has been at rest, or on its way there.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        for worker in self.device.workers() {
+            // A worker that is gone serves nobody.
+            let _ = worker.post(Change::Resume(self.key));
+        }
+    }
+}

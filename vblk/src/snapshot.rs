@@ -1,0 +1,112 @@
+//! A copy of a disk as it is at one moment, while it is served.
+//!
+//! The disk is brought to rest, what it holds is made durable, the file is cloned (FICLONE: the file
+//! system shares the blocks, so that takes no longer for a large file), and the disk goes on. The
+//! guest sees requests that took a little longer. What it had not flushed may be in the snapshot, as
+//! after a power cut: its file system recovers, as it would then.
+//!
+//! Where the file system cannot clone, nothing is copied behind the operator's back while the guest
+//! waits: it is refused, and says why.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{fdatasync, ioctl_ficlone};
+use rustix::io::Errno;
+
+use crate::disk::Disk;
+use crate::host::{Host, lock};
+use crate::pause::pause;
+use crate::service::{ServiceError, Snapshot};
+use crate::tune::find;
+
+fn refused(why: impl Into<String>) -> ServiceError {
+    ServiceError::Refused(why.into())
+}
+
+impl Host {
+    pub(crate) fn snapshot_disk(&self, name: &str, path: &Path) -> Result<Snapshot, ServiceError> {
+        let (device, key, busy) = {
+            let mut disks = lock(&self.disks);
+            let running = find(&mut disks, name)?;
+            (
+                Arc::clone(&running.device),
+                running.key,
+                Arc::clone(&running.busy),
+            )
+        };
+        let _alone = busy.try_lock().map_err(|_| ServiceError::busy(name))?;
+        let disk = device.disk();
+        if disk.is_device() || disk.file().is_none() {
+            let why = "it is not a file; for a logical volume, use `lvcreate --snapshot`";
+            return Err(refused(why));
+        }
+        if !path.is_absolute() {
+            let path = path.display();
+            return Err(refused(format!(
+                "{path} is not absolute: the daemon has a place of its own"
+            )));
+        }
+        let target = create(path)?;
+        let taken = pause(&device, key).and_then(|at_rest| {
+            clone(disk, &target)?;
+            Ok(at_rest.elapsed())
+        });
+        let taken = taken.and_then(|paused| settle(&target, path).map(|()| paused));
+        match taken {
+            Ok(paused) => {
+                let pause_us = u64::try_from(paused.as_micros()).unwrap_or(u64::MAX);
+                tracing::info!(disk = name, path = %path.display(), pause_us, "snapshot taken");
+                Ok(Snapshot {
+                    bytes: disk.size(),
+                    pause_us,
+                })
+            }
+            Err(error) => {
+                // It is ours and holds nothing.
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// An empty file that was not there before.
+fn create(path: &Path) -> Result<File, ServiceError> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create_new(true).mode(0o600);
+    let failed = |e| refused(format!("cannot create {}: {e}", path.display()));
+    options.open(path).map_err(failed)
+}
+
+/// Clone what is durable of `disk`, which is at rest.
+fn clone(disk: &Disk, target: &File) -> Result<(), ServiceError> {
+    let Some(source) = disk.file() else {
+        return Err(refused("there is no file behind it"));
+    };
+    if let Err(error) = fdatasync(source) {
+        // What the pages held is lost, as after a FLUSH that failed.
+        disk.fail_sync();
+        return Err(refused(format!("its file cannot be made durable: {error}")));
+    }
+    ioctl_ficlone(target, source).map_err(|error| match error {
+        Errno::XDEV => refused("the snapshot has to be on the file system of the disk"),
+        Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL => refused(
+            "the file system cannot clone files (xfs and btrfs can): put the disk on one that can, \
+             or on a logical volume, and use `lvcreate --snapshot`",
+        ),
+        error => refused(format!("cannot clone its file: {error}")),
+    })
+}
+
+/// Make the snapshot and its name durable; the disk goes on meanwhile.
+fn settle(target: &File, path: &Path) -> Result<(), ServiceError> {
+    let failed = |e| refused(format!("cannot make {} durable: {e}", path.display()));
+    target.sync_all().map_err(failed)?;
+    let parent = path.parent().unwrap_or(path);
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed)
+}
