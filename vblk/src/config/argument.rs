@@ -12,6 +12,7 @@ const DISK: Syntax = Syntax {
         "path",
         "socket",
         "name",
+        "uuid",
         "serial",
         "cache",
         "resident",

@@ -81,8 +81,8 @@ fn start(kind: Kind, dir: &Path, image: &Path, read_only: bool) -> Option<Server
             let config = dir.join("nbd-server.conf");
             let ro = if read_only { "readonly = true\n" } else { "" };
             let text = format!(
-                "[generic]\nport = {port}\nunixsock = {socket}\nallowlist = true\n[e]\nexportname = {image}\n\
-                 flush = true\nfua = true\ntrim = true\n{ro}"
+                "[generic]\nport = {port}\nunixsock = {socket}\nallowlist = true\n\
+                 [e]\nexportname = {image}\nflush = true\nfua = true\ntrim = true\n{ro}"
             );
             fs::write(&config, text).unwrap();
             let config = config.to_str().unwrap().to_owned();
