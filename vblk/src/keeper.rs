@@ -149,12 +149,13 @@ fn tend(ward: &mut Ward, now: Instant, memory: u64) -> bool {
         }
         return !resident.is_lost();
     }
-    if memory >= AVAILABLE && !ward.full {
-        if let Err(error) = resident.promote() {
-            ward.full = true;
-            info!(%error, locked = resident.locked(), "no more of a disk's cached pages can be \
-                locked; raise LimitMEMLOCK or grant CAP_IPC_LOCK, or say resident=0");
-        }
+    if memory >= AVAILABLE
+        && !ward.full
+        && let Err(error) = resident.promote()
+    {
+        ward.full = true;
+        info!(%error, locked = resident.locked(), "no more of a disk's cached pages can be \
+            locked; raise LimitMEMLOCK or grant CAP_IPC_LOCK, or say resident=0");
     }
     true
 }
