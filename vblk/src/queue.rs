@@ -100,6 +100,7 @@ impl Queue {
             err,
             enabled,
             alarm,
+            ..
         } = attach;
         bell.aim(call.as_ref().map(AsFd::as_fd))?;
         let mut queue = Queue {

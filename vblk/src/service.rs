@@ -108,6 +108,15 @@ pub struct SessionStatus {
     pub memory_registered: bool,
     /// Rings the front-end has set up.
     pub queues: Vec<QueueStatus>,
+    /// Whether a restart of the daemon leaves it as it is.
+    #[serde(default)]
+    pub kept: bool,
+    /// Whether it goes on from before the daemon's last start.
+    #[serde(default)]
+    pub resumed: bool,
+    /// It ended the daemon too often: it is held and not served, until it is released.
+    #[serde(default)]
+    pub quarantined: bool,
 }
 
 /// One ring of a connection.

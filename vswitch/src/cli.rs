@@ -26,7 +26,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Switch frames until told to stop.
     #[command(after_help = help::SERVE)]
-    Serve(SourceArgs),
+    Serve {
+        /// Start it again if it ends, in a way that virtual machines do not notice: for hosts where
+        /// systemd does not do that, and for containers. SIGUSR2 restarts it.
+        #[arg(long)]
+        keep: bool,
+        #[command(flatten)]
+        sources: SourceArgs,
+    },
     /// Look at ports and uplinks, add, change and remove ports.
     #[command(subcommand)]
     Port(PortCommand),

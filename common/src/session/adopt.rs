@@ -15,21 +15,16 @@ use rustix::net::{SendFlags, send};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::error::SessionError;
+use super::kept::Kept as Keeping;
 use super::state::{Log, Session, Status};
 use super::vring::Vring;
 use super::{Alarm, Device};
-use crate::keep::{KeepError, Kept, Record, Table, VERSION, VringRecord};
-use crate::mem::{DirtyLog, Mapping, Mem, MemError, Region};
+use crate::keep::{KeepError, Kept, Record, SESSION, Table, VringRecord};
+use crate::mem::{DirtyLog, Mapping, Mem, Region};
 use crate::ring::inflight::InflightTable;
 
 impl From<SessionError> for KeepError {
     fn from(e: SessionError) -> KeepError {
-        KeepError::Unfit(e.to_string())
-    }
-}
-
-impl From<MemError> for KeepError {
-    fn from(e: MemError) -> KeepError {
         KeepError::Unfit(e.to_string())
     }
 }
@@ -54,9 +49,8 @@ impl<D: Device> Session<D> {
     /// If there are no file descriptors left.
     pub fn keep(&self) -> Result<Kept, KeepError> {
         let regions = self.mem.regions();
-        let mut kept = Kept::new(Record {
-            version: VERSION,
-            device: self.device.name().to_owned(),
+        let record = Record {
+            identity: self.device.identity(),
             features: self.features,
             protocol: self.protocol,
             device_status: self.device_status,
@@ -65,8 +59,8 @@ impl<D: Device> Session<D> {
             inflight: self.inflight.as_ref().map(table_record),
             vrings: self.vrings.iter().map(vring_record).collect(),
             settings: self.device.settings(),
-            fds: Vec::new(),
-        });
+        };
+        let mut kept = Kept::new(SESSION, self.device.name(), &record)?;
         for (i, region) in regions.iter().enumerate() {
             kept.keep(format!("mem.{i}"), region.file())?;
         }
@@ -77,7 +71,7 @@ impl<D: Device> Session<D> {
             kept.keep("inflight", table.file())?;
         }
         if let Some(channel) = &self.backend_req {
-            kept.keep("backend_req", &channel.try_clone()?.into())?;
+            kept.keep("backend_req", channel)?;
         }
         for (i, v) in self.vrings.iter().enumerate() {
             let own = v.own_inflight.as_ref().map(InflightTable::file);
@@ -97,7 +91,7 @@ impl<D: Device> Session<D> {
     }
 
     /// Go on where another process stopped: the rings are attached again, and hand out first what
-    /// was in flight.
+    /// was in flight. `keeping` keeps it from now on.
     ///
     /// # Errors
     /// [`KeepError`]; nothing is attached then.
@@ -106,9 +100,18 @@ impl<D: Device> Session<D> {
         alarm: Arc<Alarm>,
         status: Arc<Mutex<Status>>,
         mut kept: Kept,
+        keeping: Option<Keeping>,
     ) -> Result<Session<D>, KeepError> {
         let mut session = Session::new(device, alarm, status);
-        let record = kept.record.clone();
+        session.keeping = keeping;
+        let record: Record = kept.body()?;
+        let identity = session.device.identity();
+        if record.identity != identity {
+            let was = record.identity;
+            return Err(KeepError::Unfit(format!(
+                "the device was {was:?} and is {identity:?} now"
+            )));
+        }
         if record.vrings.len() > session.vrings.len() {
             let (kept, have) = (record.vrings.len(), session.vrings.len());
             return Err(KeepError::Unfit(format!(
@@ -143,7 +146,10 @@ impl<D: Device> Session<D> {
         }
         session.device.restore(&record.settings);
         session.device.memory(&session.mem);
-        if let Err(e) = session.resume() {
+        session.restoring = true;
+        let resumed = session.resume();
+        session.restoring = false;
+        if let Err(e) = resumed {
             session.end();
             return Err(e.into());
         }

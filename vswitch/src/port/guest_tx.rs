@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use towpath_common::bell::Bell;
 use towpath_common::chain::{BURST, Burst};
+use towpath_common::keep::Cell;
 use towpath_common::ring::{Ring, Violation};
 use towpath_common::session::{Attach, Update};
 
@@ -26,6 +27,8 @@ pub struct GuestTx {
     kick: Option<OwnedFd>,
     line: Line,
     may_send: Offloads,
+    /// Where a successor reads which frames may have been sent.
+    cell: Option<Cell>,
     /// What it did.
     pub counters: QueueCounters,
 }
@@ -44,6 +47,7 @@ impl GuestTx {
         counters: QueueCounters,
         features: u64,
     ) -> io::Result<GuestTx> {
+        let cell = attach.cell.clone();
         let (mut ring, kick, line) = Line::of(attach, bell)?;
         ring.disarm();
         Ok(GuestTx {
@@ -53,6 +57,7 @@ impl GuestTx {
             kick,
             line,
             may_send: features::may_send(features),
+            cell,
             counters,
         })
     }
@@ -92,6 +97,11 @@ impl GuestTx {
         let frames = self.ring.pop(burst, BURST);
         if frames == 0 {
             return 0;
+        }
+        // The first copy can be seen before the ring says that the frames were taken; whoever comes
+        // after a crash in between must not send them twice.
+        if let Some(cell) = &self.cell {
+            cell.begin(self.ring.next_avail());
         }
         let mem = Arc::clone(self.ring.mem());
         let ingress = Ingress {
