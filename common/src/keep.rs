@@ -16,6 +16,7 @@
 //! and what a daemon keeps for itself (`tap`: an interface's queues). A document carries a version. A successor reads its own and older versions,
 //! and refuses newer ones, after which the front-end reconnects as if it had met a new back-end.
 
+mod crash;
 mod journal;
 mod keeper;
 mod ledger;

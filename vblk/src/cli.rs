@@ -114,6 +114,13 @@ pub(crate) enum DiskCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Serve a session again that is quarantined: the daemon crashed over it three times.
+    Release {
+        /// Its disk.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 /// Which daemon to ask, and how to print.

@@ -399,6 +399,16 @@ impl Service for Host {
             .collect()
     }
 
+    fn release(&self, name: &str) -> bool {
+        let disks = lock(&self.disks);
+        let mut disks = disks
+            .iter()
+            .filter(|disk| disk.config.name.as_str() == name);
+        let server = disks.find_map(|disk| disk.server.as_ref());
+        let held = server.filter(|server| server.status().quarantined);
+        held.inspect(|server| server.release()).is_some()
+    }
+
     fn drain(&self) {
         let all: Vec<Running> = lock(&self.disks).drain(..).collect();
         for mut disk in all {

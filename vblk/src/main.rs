@@ -47,6 +47,9 @@ fn run(command: Command) -> Result<()> {
         Command::Disk(DiskCommand::Show { name, target }) => {
             client::disk_show(&target, name.as_deref(), out)
         }
+        Command::Disk(DiskCommand::Release { name, target }) => {
+            client::disk_release(&target, &name, out)
+        }
         Command::Stats { watch, target } => client::stats(&target, watch, out),
         Command::Check { sources, json } => client::check(&Sources::from(sources), json, out),
         Command::Reload { dry_run, target } => client::reload(&target, dry_run, out),

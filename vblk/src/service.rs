@@ -33,6 +33,12 @@ pub trait Service: Send + Sync {
     /// Every worker, by index. Must not block.
     fn workers(&self) -> Vec<WorkerStatus>;
 
+    /// Serves the session of the disk `name` again, which is quarantined; false if there is none.
+    fn release(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Stops taking requests, completes those in flight, and closes all sessions. Blocks.
     fn drain(&self);
 }

@@ -91,6 +91,13 @@ pub(crate) enum PortCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Serve a session again that is quarantined: the daemon crashed over it three times.
+    Release {
+        /// Its port.
+        name: Name,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Add a port.
     #[command(after_help = help::PORT)]
     Add {

@@ -286,6 +286,16 @@ impl Service for Host {
         lookout.routes()
     }
 
+    fn release(&self, name: &str) -> bool {
+        let ports = lock(&self.ports);
+        let server = ports.iter().find_map(|port| match &port.kind {
+            Kind::Guest(config, Some(server)) if config.name.as_str() == name => Some(server),
+            _ => None,
+        });
+        let held = server.filter(|server| server.status().quarantined);
+        held.inspect(|server| server.release()).is_some()
+    }
+
     fn drain(&self) {
         if self.keeper.keeps() {
             self.leave();

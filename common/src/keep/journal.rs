@@ -1,8 +1,7 @@
 //! What changes too often to be told to the manager, in memory that outlives the process.
 //!
 //! A page of shared memory a session, kept with its record: whether a message is being handled,
-//! how many times in a row a successor began to restore it, and for each vring one word for its
-//! device. A word is a plain store into the page, which a killed process leaves as it was.
+//! how often a process crashed over it, and for each vring two words for its device. A word is a plain store into the page, which a killed process leaves as it was.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -13,7 +12,10 @@ use crate::mem::{Mapping, View};
 
 /// Offsets in the first line, 64-bit words.
 const STAGE: usize = 0;
-const ATTEMPTS: usize = 8;
+const STRIKES: usize = 8;
+const RESTORING: usize = 16;
+/// Offset in a vring's line: its device is at work on it.
+const BUSY: usize = 8;
 /// One line of cache for the head and for each vring: they belong to different threads.
 const LINE: usize = 64;
 /// Set in a vring's word once its device wrote one; the index is below.
@@ -76,24 +78,34 @@ impl Journal {
         self.view.load_u64(STAGE, Relaxed) != 0
     }
 
-    /// Somebody begins to restore the session; gives how often that was begun in a row, this time
-    /// included.
+    /// A successor takes the session; `crashed`: its predecessor did not end by anybody's wish. If
+    /// it was at work for this session then, that is a strike. Gives the strikes so far.
     #[must_use]
-    pub fn attempt(&self) -> u64 {
-        let attempts = self.attempts().saturating_add(1);
-        self.view.store_u64(ATTEMPTS, attempts, Release);
-        attempts
+    pub fn begin(&self, crashed: bool) -> u64 {
+        let busy = |vring: u16| {
+            let at = LINE * (usize::from(vring) + 1) + BUSY;
+            self.view.load_u64(at, Relaxed) != 0
+        };
+        let at_work = (0..self.vrings).any(busy) || self.view.load_u64(RESTORING, Relaxed) != 0;
+        let strikes = self.view.load_u64(STRIKES, Relaxed);
+        let strikes = strikes.saturating_add(u64::from(crashed && at_work));
+        self.view.store_u64(STRIKES, strikes, Release);
+        for vring in 0..self.vrings {
+            let at = LINE * (usize::from(vring) + 1) + BUSY;
+            self.view.store_u64(at, 0, Release);
+        }
+        self.view.store_u64(RESTORING, 1, Release);
+        strikes
     }
 
-    /// Attempts so far without success.
-    #[must_use]
-    pub fn attempts(&self) -> u64 {
-        self.view.load_u64(ATTEMPTS, Relaxed)
-    }
-
-    /// It is restored, or is to be tried again from the beginning.
+    /// It is restored, or held.
     pub fn settle(&self) {
-        self.view.store_u64(ATTEMPTS, 0, Release);
+        self.view.store_u64(RESTORING, 0, Release);
+    }
+
+    /// Strikes are forgotten.
+    pub fn forgive(&self) {
+        self.view.store_u64(STRIKES, 0, Release);
     }
 
     /// The word of a vring.
@@ -117,6 +129,12 @@ pub struct Cell {
 }
 
 impl Cell {
+    /// The device is at work on the vring, or is done for now.
+    #[inline]
+    pub fn set_busy(&self, busy: bool) {
+        self.view.store_u64(self.at + BUSY, busy.into(), Release);
+    }
+
     /// Up to here.
     #[inline]
     pub fn begin(&self, next_avail: u16) {
@@ -146,8 +164,6 @@ mod tests {
     fn a_successor_reads_what_was_written_last() {
         let journal = Journal::create(2).unwrap();
         assert!(!journal.was_handling());
-        assert_eq!(journal.attempt(), 1);
-        assert_eq!(journal.attempt(), 2);
         journal.set_handling(true);
         let cell = journal.cell(1).unwrap();
         assert_eq!(cell.begun(), None);
@@ -155,13 +171,33 @@ mod tests {
         let file = journal.file().try_clone().unwrap();
         let next = Journal::adopt(file, 2).unwrap();
         assert!(next.was_handling());
-        assert_eq!(next.attempts(), 2);
         assert_eq!(next.cell(1).unwrap().begun(), Some(u16::MAX));
         assert_eq!(next.cell(0).unwrap().begun(), None);
         assert!(next.cell(2).is_none());
-        next.settle();
         next.cell(1).unwrap().clear();
-        assert_eq!((journal.attempts(), cell.begun()), (0, None));
+        assert_eq!(cell.begun(), None);
+    }
+
+    #[test]
+    fn only_a_crash_at_work_is_a_strike() {
+        let journal = Journal::create(2).unwrap();
+        let cell = journal.cell(1).unwrap();
+        assert_eq!(journal.begin(true), 0, "nothing was done for it");
+        assert_eq!(journal.begin(false), 0, "killed while it was restored");
+        assert_eq!(journal.begin(true), 1, "crashed while it was restored");
+        journal.settle();
+        cell.set_busy(true);
+        assert_eq!(journal.begin(false), 1, "killed at work");
+        journal.settle();
+        cell.set_busy(true);
+        assert_eq!(journal.begin(true), 2, "crashed at work");
+        journal.settle();
+        cell.set_busy(true);
+        cell.set_busy(false);
+        assert_eq!(journal.begin(true), 2, "crashed over another one");
+        journal.forgive();
+        journal.settle();
+        assert_eq!(journal.begin(true), 0);
     }
 
     #[test]

@@ -17,19 +17,22 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tracing::warn;
 
+use super::crash::Crash;
 use super::{KeepError, Kept, pass};
 
 /// Longest wait for a manager that does not read.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How names of ours begin; then the serial number.
 const PREFIX: &str = "towpath-";
+/// The kind of the word that tells a crash.
+const CRASH: &str = "crash";
 /// The name of a listening control socket (socket activation).
 const CONTROL: &str = "control";
 
@@ -48,6 +51,8 @@ struct Inner {
     control: Mutex<Option<OwnedFd>>,
     /// Times the manager could not be told.
     failures: AtomicU64,
+    /// The process before this one crashed.
+    crashed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -71,7 +76,36 @@ impl Keeper {
             (Some(1u32..), Some(path)) => Shelf::Manager(path),
             _ => Shelf::None,
         };
-        Keeper::new(shelf, kept)
+        let keeper = Keeper::new(shelf, kept);
+        if keeper.keeps()
+            && let Err(error) = keeper.watch()
+        {
+            warn!(%error, "a crash will not be told from a kill");
+        }
+        keeper
+    }
+
+    /// Know whether the process before this one crashed, and let the next one know of this.
+    fn watch(&self) -> Result<(), KeepError> {
+        let (mut place, file) = match self.claim(CRASH, "") {
+            Some((place, mut kept)) => (place, kept.take("word")),
+            None => (self.place(), None),
+        };
+        let fresh = file.is_none();
+        let crash = Crash::watch(file)?;
+        self.0.crashed.store(crash.before, Relaxed);
+        if fresh {
+            let mut kept = Kept::new(CRASH, "", &())?;
+            kept.keep("word", &crash.file)?;
+            place.put(&kept)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the process before this one ended by a fault of its own.
+    #[must_use]
+    pub fn crashed(&self) -> bool {
+        self.0.crashed.load(Relaxed)
     }
 
     /// Nobody keeps anything.
@@ -99,6 +133,7 @@ impl Keeper {
             left: Mutex::default(),
             control: Mutex::default(),
             failures: AtomicU64::new(0),
+            crashed: AtomicBool::new(false),
         }));
         keeper.found(kept);
         keeper

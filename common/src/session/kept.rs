@@ -7,6 +7,7 @@
 //! rings at work are not among them.
 
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -17,8 +18,10 @@ use crate::chain::{BURST, Burst};
 use crate::keep::{Cell, Journal, KeepError, Keeper, Kept as Document, Place, Settings};
 use crate::ring::Ring;
 
-/// Times that a session may end a process before it is quarantined.
-pub(super) const ATTEMPTS: u64 = 3;
+/// Crashes of a process over a session after which it is quarantined.
+pub(super) const STRIKES: u64 = 3;
+/// A session that was served for so long since the last one begins anew.
+const FORGIVEN: Duration = Duration::from_secs(600);
 
 /// Who keeps the sessions of a server, and what a predecessor left of the last one.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub struct Kept {
     journal: Journal,
     /// What the device was told, as kept last.
     settings: Settings,
+    /// Served since then.
+    since: Instant,
     /// The last attempt to keep it failed.
     failing: bool,
 }
@@ -77,6 +82,7 @@ impl Kept {
                 None => Journal::create(vrings)?,
             },
             settings: Settings::default(),
+            since: Instant::now(),
             failing: false,
         })
     }
@@ -125,6 +131,11 @@ impl<D: Device> Session<D> {
 
     /// Keep what the device was told by other ways than messages since it was kept last.
     pub(super) fn refresh(&mut self) {
+        if let Some(keeping) = &self.keeping
+            && keeping.since.elapsed() > FORGIVEN
+        {
+            keeping.journal.forgive();
+        }
         let settings = self.device.settings();
         if self
             .keeping

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::adopt::adopt;
-use super::kept::{ATTEMPTS, Kept};
+use super::kept::{Kept, STRIKES};
 use super::serve::{Shared, locked};
 use super::state::{Session, lock};
 use super::{Alarm, Device};
@@ -110,14 +110,14 @@ impl Shared {
         stream: &UnixStream,
         journal: &Journal,
     ) -> ControlFlow<Verdict> {
-        let attempts = journal.attempt();
-        if attempts <= ATTEMPTS {
+        let times = journal.begin(self.keeper.crashed());
+        if times < STRIKES {
             return ControlFlow::Continue(());
         }
-        let times = attempts - 1;
+        journal.settle();
         let why = format!(
-            "the session ended this daemon {times} times and is quarantined: its requests wait \
-             until it is released, or until the front-end goes"
+            "the daemon crashed {times} times over this session, which is quarantined: its \
+             requests wait until it is released, or until the front-end goes"
         );
         error!(device = name, times, "{why}");
         {
@@ -136,7 +136,7 @@ impl Shared {
                 // The bell is read, or it would ring for ever.
                 let _ = rustix::io::read(&self.bell, &mut [0; 8]);
                 lock(&self.status).quarantined = false;
-                journal.settle();
+                journal.forgive();
                 return ControlFlow::Continue(());
             }
             if self.leave.load(Ordering::SeqCst) {

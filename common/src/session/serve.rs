@@ -60,7 +60,7 @@ pub(super) struct Shared {
     current: Mutex<Option<Arc<Alarm>>>,
     pub(super) status: Arc<Mutex<Status>>,
     notify: Mutex<Option<Box<dyn Notify>>>,
-    keeper: Keeper,
+    pub(super) keeper: Keeper,
 }
 
 /// A session that can be told something, whatever its device.

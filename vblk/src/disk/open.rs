@@ -15,8 +15,8 @@ use crate::request::SECTOR;
 /// How often, and how long apart, a disk is tried that a process seems to use which is gone: the
 /// kernel takes an io_uring apart in the background, and only then closes its files, so a daemon
 /// that was killed holds its disks a moment longer.
-const PATIENCE: u32 = 200;
-const PAUSE: Duration = Duration::from_millis(10);
+const PATIENCE: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What to open, and how.
 #[derive(Debug, Clone)]
@@ -161,7 +161,12 @@ fn lock(file: &OwnedFd, spec: &Spec, stat: &rustix::fs::Stat) -> Result<(), Disk
     let mut pid = None;
     for _ in 0..PATIENCE {
         match rustix::fs::flock(file, how) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                if spec.read_only {
+                    outwait_the_dead(stat);
+                }
+                return Ok(());
+            }
             Err(Errno::WOULDBLOCK) => {}
             Err(e) => return Err(fail("lock", &spec.path, e)),
         }
@@ -177,6 +182,23 @@ fn lock(file: &OwnedFd, spec: &Spec, stat: &rustix::fs::Stat) -> Result<(), Disk
         path: spec.path.clone(),
         pid,
     })
+}
+
+/// A shared lock does not wait for a process that was killed while it read: what it had asked for
+/// may still be on its way into a guest's memory. Its lock goes with the last of that.
+fn outwait_the_dead(stat: &rustix::fs::Stat) {
+    let is_alive = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    for _ in 0..PATIENCE {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        let mut dead = locks.lines().filter_map(|line| {
+            let pid = lock_holder(line, stat.st_dev, stat.st_ino)?;
+            (!is_alive(pid)).then_some(pid)
+        });
+        if dead.next().is_none() {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Let io_uring read and write tmpfs in the submitting thread: its pages are in memory, yet tmpfs

@@ -101,6 +101,7 @@ impl GuestTx {
         // The first copy can be seen before the ring says that the frames were taken; whoever comes
         // after a crash in between must not send them twice.
         if let Some(cell) = &self.cell {
+            cell.set_busy(true);
             cell.begin(self.ring.next_avail());
         }
         let mem = Arc::clone(self.ring.mem());
@@ -122,6 +123,9 @@ impl GuestTx {
         }
         self.ring.put_all(burst.ids().map(|id| (id, 0)));
         self.publish();
+        if let Some(cell) = &self.cell {
+            cell.set_busy(false);
+        }
         frames
     }
 
