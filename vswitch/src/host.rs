@@ -313,8 +313,10 @@ impl Host {
     fn leave(&self) {
         let mut servers = Vec::new();
         for port in lock(&self.ports).iter_mut() {
-            if let Kind::Guest(_, server) = &mut port.kind {
-                servers.extend(server.take());
+            match &mut port.kind {
+                Kind::Guest(_, server) => servers.extend(server.take()),
+                // What is kept at the old place stays there.
+                Kind::Uplink(_, _, place) => *place = self.keeper.place(),
             }
         }
         for server in servers {

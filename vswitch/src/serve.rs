@@ -79,9 +79,9 @@ pub fn serve(
     start: impl FnOnce(&Config, Keeper) -> Result<Arc<dyn Service>, ServiceError>,
 ) -> Result<(), ServeError> {
     let started = Instant::now();
-    let keeper = Keeper::inherit();
     let config = Config::load(&sources)?;
     logging::init("vswitch", config.daemon.log.as_ref())?;
+    let keeper = Keeper::inherit();
     let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
     let service = start(&config, keeper)?;
     let report = service.apply(&config)?;

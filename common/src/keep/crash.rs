@@ -44,7 +44,9 @@ impl Crash {
         };
         let mut word = [0; 8];
         let before = mapping.read(0, &mut word) && word != [0; 8];
-        mapping.write(0, &[0; 8]);
+        if !mapping.write(0, &[0; 8]) {
+            return Err(KeepError::Unfit("a crash word too small".to_owned()));
+        }
         let at = mapping.host(0, 8);
         // The handlers use it as long as the process lives.
         std::mem::forget(mapping);

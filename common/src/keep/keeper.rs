@@ -65,8 +65,8 @@ enum Shelf {
 }
 
 impl Keeper {
-    /// The manager that started this process, if it keeps things, and what it kept. To be called
-    /// before anything else opens a file; later calls know of nothing that was kept.
+    /// The manager that started this process, if it keeps things, and what it kept. Later calls know
+    /// of nothing that was kept.
     #[must_use]
     pub fn inherit() -> Keeper {
         let kept = pass::inherited();
@@ -106,6 +106,12 @@ impl Keeper {
     #[must_use]
     pub fn crashed(&self) -> bool {
         self.0.crashed.load(Relaxed)
+    }
+
+    /// As if the process before this one had crashed, for tests.
+    #[cfg(test)]
+    pub(crate) fn blame(&self) {
+        self.0.crashed.store(true, Relaxed);
     }
 
     /// Nobody keeps anything.

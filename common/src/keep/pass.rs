@@ -23,8 +23,7 @@ const START: RawFd = 3;
 /// Most descriptors that are looked at.
 const MOST: usize = 1 << 16;
 
-/// What the parent passed on, with names; nothing when asked again. To be called before anything
-/// else opens a file.
+/// What the parent passed on, with names; nothing when asked again.
 #[must_use]
 pub(super) fn inherited() -> Vec<(String, OwnedFd)> {
     static ASKED: AtomicBool = AtomicBool::new(false);

@@ -99,38 +99,51 @@ impl<D: Device> Session<D> {
         device: Arc<D>,
         alarm: Arc<Alarm>,
         status: Arc<Mutex<Status>>,
-        mut kept: Kept,
+        kept: Kept,
         keeping: Option<Keeping>,
     ) -> Result<Session<D>, KeepError> {
         let mut session = Session::new(device, alarm, status);
         session.keeping = keeping;
+        match session.take_over(kept) {
+            Ok(()) => {
+                session.report();
+                Ok(session)
+            }
+            Err(error) => {
+                session.forget();
+                Err(error)
+            }
+        }
+    }
+
+    fn take_over(&mut self, mut kept: Kept) -> Result<(), KeepError> {
         let record: Record = kept.body()?;
-        let identity = session.device.identity();
+        let identity = self.device.identity();
         if record.identity != identity {
             let was = record.identity;
             return Err(KeepError::Unfit(format!(
                 "the device was {was:?} and is {identity:?} now"
             )));
         }
-        if record.vrings.len() > session.vrings.len() {
-            let (kept, have) = (record.vrings.len(), session.vrings.len());
+        if record.vrings.len() > self.vrings.len() {
+            let (kept, have) = (record.vrings.len(), self.vrings.len());
             return Err(KeepError::Unfit(format!(
                 "{kept} vrings, the device has {have}"
             )));
         }
-        session.set_features(record.features)?;
-        session.set_protocol_features(record.protocol)?;
-        session.device_status = record.device_status;
+        self.set_features(record.features)?;
+        self.set_protocol_features(record.protocol)?;
+        self.device_status = record.device_status;
         let mut regions = Vec::new();
         for (i, spec) in record.regions.into_iter().enumerate() {
             regions.push(Region::map(spec, kept.need(&format!("mem.{i}"))?)?);
         }
-        session.mem = Arc::new(Mem::new(regions)?);
+        self.mem = Arc::new(Mem::new(regions)?);
         if let Some((offset, len)) = record.log {
             let file = kept.need("log")?;
             let mapping = Mapping::of_file(std::os::fd::AsFd::as_fd(&file), offset, len)?;
-            let log = DirtyLog::new(mapping, session.mem.end())?;
-            session.log = Some(Log {
+            let log = DirtyLog::new(mapping, self.mem.end())?;
+            self.log = Some(Log {
                 log,
                 file,
                 offset,
@@ -138,23 +151,22 @@ impl<D: Device> Session<D> {
             });
         }
         if let Some(at) = record.inflight {
-            session.inflight = Some(table(kept.need("inflight")?, at)?);
+            self.inflight = Some(table(kept.need("inflight")?, at)?);
         }
-        session.backend_req = kept.take("backend_req").map(UnixStream::from);
-        for (i, (vring, r)) in session.vrings.iter_mut().zip(record.vrings).enumerate() {
+        self.backend_req = kept.take("backend_req").map(UnixStream::from);
+        for (i, (vring, r)) in self.vrings.iter_mut().zip(record.vrings).enumerate() {
             *vring = restore_vring(i, r, &mut kept)?;
         }
-        session.device.restore(&record.settings);
-        session.device.memory(&session.mem);
-        session.restoring = true;
-        let resumed = session.resume();
-        session.restoring = false;
+        self.device.restore(&record.settings);
+        self.device.memory(&self.mem);
+        self.restoring = true;
+        let resumed = self.resume();
+        self.restoring = false;
         if let Err(e) = resumed {
-            session.end();
+            self.end();
             return Err(e.into());
         }
-        session.report();
-        Ok(session)
+        Ok(())
     }
 }
 

@@ -199,7 +199,8 @@ pub(super) fn take_up(cell: &Cell, ring: &mut Ring, restoring: bool) {
 }
 
 fn give_up(ring: &mut Ring, to: u16) -> u16 {
-    let owed = to.wrapping_sub(ring.next_avail());
+    // The front-end's in-flight table, if there is one, has them first.
+    let owed = to.wrapping_sub(ring.next_used());
     if owed > ring.size() {
         return 0; // The word is older than the ring.
     }
