@@ -2,12 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use towpath_common::bell::Bell;
 use towpath_common::chain::{BURST, Burst};
 use towpath_common::keep::Cell;
-use towpath_common::ring::{Ring, Violation};
+use towpath_common::ring::{Ring, Violation, fence};
 use towpath_common::session::{Attach, Update};
 
 use super::line::Line;
@@ -64,7 +63,9 @@ impl GuestTx {
 
     /// Give back the ring, for its session, and the bell, which signals nothing any more.
     #[must_use]
-    pub fn into_parts(self) -> (Ring, Option<Bell>) {
+    pub fn into_parts(mut self) -> (Ring, Option<Bell>) {
+        fence();
+        self.settle();
         (self.ring, self.line.into_bell())
     }
 
@@ -91,7 +92,8 @@ impl GuestTx {
         self.kick.as_ref().map(AsFd::as_fd)
     }
 
-    /// Forward a burst; gives its size.
+    /// Forward a burst; gives its size. [`GuestTx::settle`] is to be called before the worker does
+    /// anything else.
     #[inline]
     pub fn visit(&mut self, switch: &mut Switch, burst: &mut Burst, now: Moment) -> usize {
         let frames = self.ring.pop(burst, BURST);
@@ -104,7 +106,6 @@ impl GuestTx {
             cell.set_busy(true);
             cell.begin(self.ring.next_avail());
         }
-        let mem = Arc::clone(self.ring.mem());
         let ingress = Ingress {
             port: self.port,
             may_send: self.may_send,
@@ -112,7 +113,8 @@ impl GuestTx {
             counters: &mut self.counters,
         };
         if self.line.enabled {
-            switch.forward(Source::Guest { mem: &mem, burst }, ingress, now);
+            let mem = self.ring.mem();
+            switch.forward(Source::Guest { mem, burst }, ingress, now);
         } else {
             // vhost-user, "Ring states": a network device drains a ring that is not enabled.
             switch.discard_disabled(&ingress, frames);
@@ -122,16 +124,18 @@ impl GuestTx {
             self.ring.latch(Violation::Request(why));
         }
         self.ring.put_all(burst.ids().map(|id| (id, 0)));
-        self.publish();
+        self.ring.expose();
         if let Some(cell) = &self.cell {
             cell.set_busy(false);
         }
         frames
     }
 
+    /// Notify the driver of what was taken of late, if it wants that; the caller passed a
+    /// [`fence`] since.
     #[inline]
-    fn publish(&mut self) {
-        if self.ring.publish() {
+    pub fn settle(&mut self) {
+        if self.ring.owes_call() {
             self.counters.notified += 1;
             self.line.notify();
         } else {
