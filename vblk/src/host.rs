@@ -363,9 +363,8 @@ impl Service for Host {
                 self.reshare(disk, wanted);
             }
         }
-        for server in running.iter().filter_map(|disk| disk.server.as_ref()) {
-            server.go();
-        }
+        let servers = running.iter().filter_map(|disk| disk.server.as_ref());
+        servers.for_each(Server::go);
         // Disks that a predecessor served and that are configured no more.
         for (mut place, kept) in self.keeper.claim_rest() {
             warn!(
@@ -408,9 +407,7 @@ impl Service for Host {
 
     fn release(&self, name: &str) -> bool {
         let disks = lock(&self.disks);
-        let mut disks = disks
-            .iter()
-            .filter(|disk| disk.config.name.as_str() == name);
+        let mut disks = disks.iter().filter(|d| d.config.name.as_str() == name);
         let server = disks.find_map(|disk| disk.server.as_ref());
         let held = server.filter(|server| server.status().quarantined);
         held.inspect(|server| server.release()).is_some()
