@@ -123,6 +123,7 @@ impl Bed {
             err: None,
             enabled: true,
             alarm: Arc::clone(&self.alarm),
+            cell: None,
         };
         self.device.attach(queue, attach).unwrap();
     }
