@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use towpath_common::config::{CpuId, Poll, SocketMode};
-use towpath_common::keep::Keeper;
+use towpath_common::keep;
 use towpath_common::sched::{Cap, Share, Weight};
 use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
@@ -60,7 +60,7 @@ impl Running {
 pub struct Host {
     workers: Vec<Worker<Change>>,
     /// Who keeps sessions for a successor of this process.
-    keeper: Keeper,
+    manager: keep::Keeper,
     /// Held while a configuration is applied, however long storage takes.
     applying: Mutex<()>,
     /// Held for moments only: the control thread looks at it.
@@ -77,12 +77,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Start the workers; no disk is served yet. Sessions are kept by `keeper`, and those that a
+/// Start the workers; no disk is served yet. Sessions are kept by `manager`, and those that a
 /// predecessor left with it go on as soon as their disks are served.
 ///
 /// # Errors
 /// [`ServiceError::Worker`] if one cannot start (no io_uring, no such processor).
-pub fn start(settings: &Settings, keeper: Keeper) -> Result<Arc<dyn Service>, ServiceError> {
+pub fn start(settings: &Settings, manager: keep::Keeper) -> Result<Arc<dyn Service>, ServiceError> {
     let events = Events::default();
     let idle = match settings.poll {
         Poll::Adaptive => Idle::Adaptive(SPIN),
@@ -126,7 +126,7 @@ pub fn start(settings: &Settings, keeper: Keeper) -> Result<Arc<dyn Service>, Se
     );
     Ok(Arc::new(Host {
         workers,
-        keeper,
+        manager,
         applying: Mutex::default(),
         disks,
         seen,
@@ -214,7 +214,7 @@ impl Host {
             source: e.into(),
         };
         Self::endpoint(config)
-            .listen_kept(&self.keeper)
+            .listen_kept(&self.manager)
             .map_err(failed)
     }
 
@@ -311,7 +311,7 @@ impl Host {
             handles,
             &config.path.to_string(),
         ));
-        let keeping = Keeping::with(&self.keeper, config.name.as_str());
+        let keeping = Keeping::with(&self.manager, config.name.as_str());
         let server = Server::start_kept(listening, Arc::clone(&device), keeping);
         let server = Some(server.map_err(|e| failed(e.into()))?);
         Ok(Running {
@@ -366,7 +366,7 @@ impl Service for Host {
         let servers = running.iter().filter_map(|disk| disk.server.as_ref());
         servers.for_each(Server::go);
         // Disks that a predecessor served and that are configured no more.
-        for (mut place, kept) in self.keeper.claim_rest() {
+        for (mut place, kept) in self.manager.claim_rest() {
             warn!(
                 kind = kept.kind(),
                 name = kept.name(),
@@ -416,7 +416,7 @@ impl Service for Host {
     fn drain(&self) {
         let all: Vec<Running> = lock(&self.disks).drain(..).collect();
         for mut disk in all {
-            if let Some(server) = disk.server.take_if(|_| self.keeper.keeps()) {
+            if let Some(server) = disk.server.take_if(|_| self.manager.keeps()) {
                 server.leave();
             }
             self.stop_disk(&mut disk);

@@ -5,20 +5,18 @@
 //! broken (SIGSEGV, SIGILL, SIGFPE, and SIGABRT, which is also what a watchdog sends) and by a
 //! worker's panic. A SIGKILL sets nothing.
 
-// UNSAFETY: installing signal handlers, and one store to a page that is never unmapped inside them.
-#![expect(
-    unsafe_code,
-    reason = "sigaction has no safe form, and a handler reaches memory by address alone"
-)]
+// UNSAFETY: installing signal handlers, and raising the signal again inside them.
+#![expect(unsafe_code, reason = "sigaction and raise have no safe form")]
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use super::KeepError;
-use crate::mem::Mapping;
+use crate::mem::{Mapping, View};
 
-/// Where the word is, or 0.
-static WORD: AtomicUsize = AtomicUsize::new(0);
+/// The word, once there is one.
+static WORD: OnceLock<View> = OnceLock::new();
 
 /// Bytes of the page.
 const PAGE: u64 = 4096;
@@ -42,15 +40,12 @@ impl Crash {
             }
             None => Mapping::memfd("towpath-crash", PAGE)?,
         };
-        let mut word = [0; 8];
-        let before = mapping.read(0, &mut word) && word != [0; 8];
-        if !mapping.write(0, &[0; 8]) {
-            return Err(KeepError::Unfit("a crash word too small".to_owned()));
-        }
-        let at = mapping.host(0, 8);
-        // The handlers use it as long as the process lives.
-        std::mem::forget(mapping);
-        WORD.store(at.expose_provenance(), Ordering::SeqCst);
+        let view = View::new(&Arc::new(mapping), 0, PAGE, 8);
+        let view = view.ok_or_else(|| KeepError::Unfit("a crash word too small".to_owned()))?;
+        let before = view.load_u64(0, Ordering::Relaxed) != 0;
+        view.store_u64(0, 0, Ordering::Relaxed);
+        // The handlers use it as long as the process lives; the first one stays.
+        let _ = WORD.set(view);
         for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGABRT] {
             install(signal)?;
         }
@@ -67,12 +62,10 @@ impl Crash {
     }
 }
 
+/// Async-signal-safe: a load, and a store to a page that is never unmapped.
 fn mark() {
-    let at = WORD.load(Ordering::SeqCst);
-    if at != 0 {
-        let word = std::ptr::with_exposed_provenance_mut::<u64>(at);
-        // SAFETY: the page at `at` is mapped for writing, aligned, and never unmapped.
-        unsafe { word.write_volatile(1) };
+    if let Some(word) = WORD.get() {
+        word.store_u64(0, 1, Ordering::Relaxed);
     }
 }
 
