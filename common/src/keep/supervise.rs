@@ -41,6 +41,8 @@ const MOMENT: Duration = Duration::from_millis(50);
 const PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(5)];
 /// Longest without a sign of progress, once it is ready.
 const WATCHDOG: Duration = Duration::from_secs(30);
+/// A timer that is so late says that this process did not run, nor perhaps the daemon.
+const STALL: Duration = Duration::from_secs(1);
 /// Longest message taken; systemd takes as much.
 const MESSAGE: usize = 4096;
 
@@ -233,8 +235,8 @@ impl Manager {
     async fn watch(&mut self, running: &mut Running) -> Result<(ExitStatus, Option<Order>), Error> {
         let mut order = None;
         loop {
-            let late = self.fed + WATCHDOG;
-            let late = tokio::time::sleep_until(late.into());
+            let deadline = self.fed + WATCHDOG;
+            let late = tokio::time::sleep_until(deadline.into());
             let Signals {
                 terminate,
                 interrupt,
@@ -260,8 +262,10 @@ impl Manager {
                 _ = again.recv() => { order = order.or(Some(Order::Again)); }
                 _ = hangup.recv() => { running.signal(Number::HUP); continue; }
                 () = late => {
+                    // After a stall of our own, the daemon gets another period.
+                    let stalled = deadline.elapsed() > STALL;
                     self.fed = Instant::now();
-                    if self.ready && order.is_none() {
+                    if self.ready && order.is_none() && !stalled {
                         error!("the daemon makes no progress and is aborted");
                         running.signal(Number::ABORT);
                     }
