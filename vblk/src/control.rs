@@ -103,6 +103,7 @@ pub fn routes(daemon: Arc<Daemon>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/disks", get(disks))
         .route("/v1/disks/{name}", get(disk).post(set_disk))
+        .route("/v1/disks/{name}/release", post(release))
         .route("/v1/disks/{name}/clear", post(clear_disk))
         .route("/v1/disks/{name}/slow", get(slow_of_one))
         .route("/v1/disks/{name}/resize", post(resize))
@@ -295,6 +296,21 @@ async fn set_group(
         }
     })
     .await
+}
+
+async fn release(
+    State(daemon): State<Arc<Daemon>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer<()> {
+    let name = match name {
+        Ok(Path(name)) => name,
+        Err(rejection) => return Answer::failed(rejection.status(), rejection.body_text()),
+    };
+    if daemon.service().release(&name) {
+        return Answer::success(format!("the session of disk {name} is served again"), ());
+    }
+    let description = format!("no session of a disk {name:?} is quarantined");
+    Answer::failed(StatusCode::NOT_FOUND, description)
 }
 
 async fn stats(State(daemon): State<Arc<Daemon>>) -> Answer<Stats> {

@@ -88,6 +88,7 @@ impl FakeService {
                 memory_bytes: 512 << 20,
                 memory_registered: true,
                 queues,
+                ..SessionStatus::default()
             }),
             last_error: None,
             trouble: None,

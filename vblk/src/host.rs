@@ -13,9 +13,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use towpath_common::config::{Cap, CpuId, Poll, SocketMode, Weight};
-use towpath_common::session::{Endpoint, Listening, Mode, Server};
+use towpath_common::keep;
+use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::config::{self, Config, Daemon};
 use crate::device::BlkDevice;
@@ -62,14 +63,25 @@ pub(crate) struct Running {
     pub(crate) cap: Option<Cap>,
 }
 
+impl Running {
+    /// What its session was told other than by messages is kept, too.
+    fn refresh(&self) {
+        if let Some(server) = &self.server {
+            server.refresh();
+        }
+    }
+}
+
 /// The data plane.
 #[derive(Debug)]
 pub struct Host {
     workers: Vec<Worker<Change>>,
+    /// Who keeps sessions for a successor of this process.
+    manager: keep::Keeper,
     /// Held while a configuration is applied, however long storage takes.
     pub(crate) applying: Mutex<()>,
     /// Held for moments only: the control thread looks at it.
-    pub(crate) disks: Mutex<Vec<Running>>,
+    pub(crate) disks: Arc<Mutex<Vec<Running>>>,
     pub(crate) groups: Mutex<Vec<Shared>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     next_key: AtomicU64,
@@ -83,11 +95,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Start the workers; no disk is served yet.
+/// Start the workers; no disk is served yet. Sessions are kept by `manager`, and those that a
+/// predecessor left with it go on as soon as their disks are served.
 ///
 /// # Errors
 /// [`ServiceError::Worker`] if one cannot start (no io_uring, no such processor).
-pub fn start(settings: &Daemon) -> Result<Arc<dyn Service>, ServiceError> {
+pub fn start(settings: &Daemon, manager: keep::Keeper) -> Result<Arc<dyn Service>, ServiceError> {
     let events = Events::default();
     let idle = match settings.poll {
         Poll::Adaptive => Idle::Adaptive(SPIN),
@@ -119,11 +132,21 @@ pub fn start(settings: &Daemon) -> Result<Arc<dyn Service>, ServiceError> {
         ratio: 0.0,
     };
     let seen = Arc::new(Mutex::new(vec![now; workers.len()]));
-    let monitor = monitor::start(&workers, events, Arc::clone(&seen), Arc::clone(&stop));
+    let disks = Arc::<Mutex<Vec<Running>>>::default();
+    let kept = Arc::clone(&disks);
+    let refresh = move || lock(&kept).iter().for_each(Running::refresh);
+    let monitor = monitor::start(
+        &workers,
+        events,
+        Arc::clone(&seen),
+        Arc::clone(&stop),
+        refresh,
+    );
     Ok(Arc::new(Host {
         workers,
+        manager,
         applying: Mutex::default(),
-        disks: Mutex::default(),
+        disks,
         groups: Mutex::default(),
         seen,
         next_key: AtomicU64::new(1),
@@ -193,12 +216,14 @@ impl Host {
         }
     }
 
-    fn listen(config: &config::Disk) -> Result<Listening, ServiceError> {
+    fn listen(&self, config: &config::Disk) -> Result<Listening, ServiceError> {
         let failed = |e: io::Error| ServiceError::Disk {
             name: config.name.clone(),
             source: e.into(),
         };
-        Self::endpoint(config).listen().map_err(failed)
+        Self::endpoint(config)
+            .listen_kept(&self.manager)
+            .map_err(failed)
     }
 
     /// Open and bind without touching what runs.
@@ -217,7 +242,7 @@ impl Host {
         let listening = if taken {
             None
         } else {
-            Some(Self::listen(config)?)
+            Some(self.listen(config)?)
         };
         Ok(Prepared {
             config: config.clone(),
@@ -257,7 +282,7 @@ impl Host {
         };
         let listening = match listening {
             Some(listening) => listening,
-            None => Self::listen(&config)?,
+            None => self.listen(&config)?,
         };
         if let Some(resident) = disk.resident() {
             resident.set_limit(config.resident.bytes());
@@ -296,8 +321,10 @@ impl Host {
             queues,
             config.guest_memory,
             handles,
+            &config.path.to_string(),
         ));
-        let server = Server::start(listening, Arc::clone(&device));
+        let keeping = Keeping::with(&self.manager, config.name.as_str());
+        let server = Server::start_kept(listening, Arc::clone(&device), keeping);
         let server = Some(server.map_err(|e| failed(e.into()))?);
         Ok(Running {
             busy: Arc::default(),
@@ -354,6 +381,17 @@ impl Service for Host {
             if let Some(wanted) = config.disks.iter().find(|d| d.name == disk.config.name) {
                 self.adjust(disk, wanted);
             }
+        }
+        let servers = running.iter().filter_map(|disk| disk.server.as_ref());
+        servers.for_each(Server::go);
+        // Disks that a predecessor served and that are configured no more.
+        for (mut place, kept) in self.manager.claim_rest() {
+            warn!(
+                kind = kept.kind(),
+                name = kept.name(),
+                "left by a predecessor, not wanted"
+            );
+            place.clear();
         }
         Ok(Report::default())
     }
@@ -414,9 +452,20 @@ impl Service for Host {
             .collect()
     }
 
+    fn release(&self, name: &str) -> bool {
+        let disks = lock(&self.disks);
+        let mut disks = disks.iter().filter(|d| d.config.name.as_str() == name);
+        let server = disks.find_map(|disk| disk.server.as_ref());
+        let held = server.filter(|server| server.status().quarantined);
+        held.inspect(|server| server.release()).is_some()
+    }
+
     fn drain(&self) {
         let all: Vec<Running> = lock(&self.disks).drain(..).collect();
         for mut disk in all {
+            if let Some(server) = disk.server.take_if(|_| self.manager.keeps()) {
+                server.leave();
+            }
             self.stop_disk(&mut disk);
         }
     }

@@ -76,6 +76,12 @@ pub trait Service: Send + Sync {
     /// Every worker, by index. Must not block.
     fn workers(&self) -> Vec<WorkerStatus>;
 
+    /// Serves the session of the disk `name` again, which is quarantined; false if there is none.
+    fn release(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Stops taking requests, completes those in flight, and closes all sessions. Blocks.
     fn drain(&self);
 }
@@ -231,6 +237,15 @@ pub struct SessionStatus {
     pub memory_registered: bool,
     /// Rings the front-end has set up.
     pub queues: Vec<QueueStatus>,
+    /// Whether a restart of the daemon leaves it as it is.
+    #[serde(default)]
+    pub kept: bool,
+    /// Whether it goes on from before the daemon's last start.
+    #[serde(default)]
+    pub resumed: bool,
+    /// It ended the daemon too often: it is held and not served, until it is released.
+    #[serde(default)]
+    pub quarantined: bool,
 }
 
 /// One ring of a connection.

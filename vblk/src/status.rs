@@ -155,6 +155,9 @@ fn session(running: &Running, status: &Status) -> SessionStatus {
         memory_bytes: status.memory,
         memory_registered: running.device.registered(),
         queues: queues.collect(),
+        kept: status.kept,
+        resumed: status.resumed > 0,
+        quarantined: status.quarantined,
     }
 }
 

@@ -172,6 +172,20 @@ fn the_sessions_in_the_readme_really_go_that_way() {
 }
 
 #[test]
+fn systemd_finds_little_to_blame_in_the_unit() {
+    let unit = root().join("systemd/vblk.service");
+    // The exposure times ten: at most 2.0.
+    let analysis = Command::new("systemd-analyze")
+        .args(["security", "--offline=yes", "--no-pager", "--threshold=20"])
+        .arg(unit)
+        .output();
+    match analysis {
+        Err(error) => println!("skipped: systemd-analyze cannot be run: {error}"),
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+    }
+}
+
+#[test]
 fn units_are_understood_by_systemd() {
     let dir = tempfile::tempdir().unwrap();
     for unit in ["vblk.service", "vblk@.service"] {

@@ -13,6 +13,7 @@ const DISK: Syntax = Syntax {
         "path",
         "socket",
         "name",
+        "uuid",
         "serial",
         "cache",
         "resident",

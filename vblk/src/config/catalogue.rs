@@ -1,8 +1,8 @@
 //! The catalogue: storages by name, and what may live on each.
 //!
 //! A storage is a directory. A disk on it is written `@NAME/file`; one that is written by its path
-//! and lies in the directory is on it all the same. A storage says what it holds: disks, which may be
-//! written, or images, which may not.
+//! and lies in the directory is on it all the same. A storage says what it holds: disks, which may
+//! be written, or images, which may not.
 
 use std::collections::HashSet;
 use std::fmt;

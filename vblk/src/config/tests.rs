@@ -212,7 +212,7 @@ fn defaults_are_what_the_readme_says() {
     assert_eq!(disk.weight.get(), 100);
     assert_eq!((disk.cap, disk.block_size), (None, None));
     assert_eq!((disk.cache, disk.mode), (Cache::Direct, SocketMode::Server));
-    assert_eq!(disk.resident.to_string(), "1G");
+    assert_eq!(disk.resident.to_string(), "0");
     assert_eq!(config.daemon.control.as_path(), Path::new(DEFAULT_CONTROL));
 }
 
@@ -254,7 +254,7 @@ fn values_are_refused_with_their_place() {
     );
     assert_eq!(
         scratch.refuse_file("[[disks]]\n"),
-        "@/vblk.toml:1:3: unknown field `disks`, expected `daemon` or `disk`"
+        "@/vblk.toml:1:3: unknown field `disks`, expected one of `daemon`, `storage`, `disk`"
     );
     assert_eq!(
         scratch.refuse_file("[daemon]\ncpus = [1, 1]\n"),

@@ -101,7 +101,12 @@ fn flock(file: &OwnedFd, spec: &Spec, stat: &Stat) -> Result<(), DiskError> {
     let mut pid = None;
     for _ in 0..PATIENCE {
         match rustix::fs::flock(file, how) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                if spec.read_only {
+                    outwait_the_dead(stat);
+                }
+                return Ok(());
+            }
             Err(Errno::WOULDBLOCK) => {}
             Err(e) => return Err(fail("lock", &spec.path, e)),
         }
@@ -118,6 +123,23 @@ fn flock(file: &OwnedFd, spec: &Spec, stat: &Stat) -> Result<(), DiskError> {
         pid,
         detail: None,
     })
+}
+
+/// A shared lock does not wait for a process that was killed while it read: what it had asked for
+/// may still be on its way into a guest's memory. Its lock goes with the last of that.
+fn outwait_the_dead(stat: &Stat) {
+    let is_alive = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    for _ in 0..PATIENCE {
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        let mut dead = locks.lines().filter_map(|line| {
+            let pid = lock_holder(line, stat.st_dev, stat.st_ino)?;
+            (!is_alive(pid)).then_some(pid)
+        });
+        if dead.next().is_none() {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// An inode as /proc/locks has it.

@@ -19,8 +19,8 @@ use crate::storage::{Shape, Storage};
 /// How often, and how long apart, a disk is tried that a process seems to use which is gone: the
 /// kernel takes an io_uring apart in the background, and only then closes its files, so a daemon
 /// that was killed holds its disks a moment longer.
-pub(super) const PATIENCE: u32 = 200;
-pub(super) const PAUSE: Duration = Duration::from_millis(10);
+pub(super) const PATIENCE: u32 = 1000;
+pub(super) const PAUSE: Duration = Duration::from_millis(2);
 
 /// What to open, and how.
 #[derive(Debug, Clone)]

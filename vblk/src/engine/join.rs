@@ -4,8 +4,8 @@
 //! consecutive there. It ends when all its parts have ended: with an error if one had one, else
 //! with the bytes of all. A part that was short is continued, so that what is told upwards is
 //! always a prefix. Where an operation needs more parts or more pieces of memory than there is room
-//! for, only its beginning is done, which is a short transfer to the caller; an operation on a range
-//! without data is continued here, as nobody looks at its length.
+//! for, only its beginning is done, which is a short transfer to the caller; an operation on a
+//! range without data is continued here, as nobody looks at its length.
 //!
 //! Joins are made on demand and used again; once a worker has had its worst moment, nothing is
 //! allocated.

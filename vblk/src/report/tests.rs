@@ -64,6 +64,7 @@ pub(crate) fn sample_disk(reads: u64) -> DiskStatus {
                 },
                 broken,
             ],
+            ..SessionStatus::default()
         }),
         stats: DiskStats {
             queues: vec![queue.clone(), queue],

@@ -13,9 +13,9 @@
 //! move or unlink it. An extended attribute says whose flag it is: a daemon that was killed finds
 //! its file again, and an operator's own flag is left alone. Cached pages are dropped before and
 //! after. A thread looks at the flag ten times a second and at the whole map every ten seconds; if
-//! either changed, the disk is served through the file from then on, and says so. Between somebody's
-//! taking the flag away as root and the next look there is a tenth of a second in which a block may
-//! be written that is not the file's any more. Hence the kind is opt-in.
+//! either changed, the disk is served through the file from then on, and says so. Between
+//! somebody's taking the flag away as root and the next look there is a tenth of a second in which
+//! a block may be written that is not the file's any more. Hence the kind is opt-in.
 
 use std::io;
 use std::os::fd::OwnedFd;

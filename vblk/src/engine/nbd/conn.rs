@@ -1,9 +1,9 @@
 //! One connection: what is to be sent, what was received.
 //!
 //! Two send buffers take turns: while one is on its way, requests gather in the other, so that all
-//! requests of a burst leave with one operation. The data of small writes is copied in between; that
-//! of large ones is sent from the guest's memory, in its place in the order. What is received goes
-//! to one buffer; the rest of a long read's data goes straight to the guest's memory.
+//! requests of a burst leave with one operation. The data of small writes is copied in between;
+//! that of large ones is sent from the guest's memory, in its place in the order. What is received
+//! goes to one buffer; the rest of a long read's data goes straight to the guest's memory.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;

@@ -20,12 +20,18 @@ type Engine = Router<Uring>;
 struct Server {
     child: Child,
     address: String,
+    /// Where a server that goes to the background writes its number.
+    pid: Option<PathBuf>,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let pid = self.pid.as_ref().and_then(|p| fs::read_to_string(p).ok());
+        if let Some(pid) = pid {
+            let _ = Command::new("kill").arg(pid.trim()).status();
+        }
     }
 }
 
@@ -81,12 +87,12 @@ fn start(kind: Kind, dir: &Path, image: &Path, read_only: bool) -> Option<Server
             let config = dir.join("nbd-server.conf");
             let ro = if read_only { "readonly = true\n" } else { "" };
             let text = format!(
-                "[generic]\nport = {port}\nunixsock = {socket}\nallowlist = true\n[e]\nexportname = {image}\n\
-                 flush = true\nfua = true\ntrim = true\n{ro}"
+                "[generic]\nport = {port}\nunixsock = {socket}\nallowlist = true\n\
+                 [e]\nexportname = {image}\nflush = true\nfua = true\ntrim = true\n{ro}"
             );
             fs::write(&config, text).unwrap();
             let config = config.to_str().unwrap().to_owned();
-            let args = vec!["-n", "-C", Box::leak(config.into_boxed_str()), "-p"];
+            let args = vec!["-C", Box::leak(config.into_boxed_str()), "-p"];
             let pid = dir.join("nbd.pid").to_str().unwrap().to_owned();
             let mut args = args;
             args.push(Box::leak(pid.into_boxed_str()));
@@ -100,7 +106,11 @@ fn start(kind: Kind, dir: &Path, image: &Path, read_only: bool) -> Option<Server
         .stderr(Stdio::null())
         .spawn();
     match child {
-        Ok(child) => Some(Server { child, address }),
+        Ok(child) => Some(Server {
+            child,
+            address,
+            pid: (kind == Kind::NbdServer).then(|| dir.join("nbd.pid")),
+        }),
         Err(error) => {
             println!("skipped: no {program} here: {error}");
             None
@@ -318,7 +328,12 @@ fn a_server_that_is_killed_and_comes_back_costs_nothing_but_time() {
                     image,
                 ];
                 let child = Command::new("qemu-nbd").args(args).spawn().unwrap();
-                Server { child, address }
+                let pid = None;
+                Server {
+                    child,
+                    address,
+                    pid,
+                }
             } else {
                 start(kind, dir.path(), &image, false).unwrap()
             };

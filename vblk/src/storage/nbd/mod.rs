@@ -1,8 +1,8 @@
 //! NBD: a disk on a server.
 //!
 //! The handshake and every connect happen on a thread of the export's own, the keeper, which may
-//! wait ([`keeper`]). A worker's client (`crate::engine::nbd`) orders connections and finds them, or
-//! news of them, at its [`Desk`]; requests and replies go through the worker's ring.
+//! wait ([`keeper`]). A worker's client (`crate::engine::nbd`) orders connections and finds them,
+//! or news of them, at its [`Desk`]; requests and replies go through the worker's ring.
 //!
 //! # When the server goes away
 //!

@@ -21,6 +21,7 @@ use crate::config::{Config, Sources};
 use crate::host::start;
 use crate::net::{GSO_UDP_L4, NEEDS_CSUM};
 use crate::offload::{Segments, complete_checksum, validate_uplink};
+use towpath_common::keep::Keeper;
 
 /// Which part a process plays; unset in the first one.
 const ROLE: &str = "TOWPATH_TAP_ROLE";
@@ -565,7 +566,7 @@ fn a_reload_changes_the_mtu_of_the_interface_that_is_there() {
         };
         Config::load(&sources).unwrap()
     };
-    let host = start(&load("")).unwrap();
+    let host = start(&load(""), Keeper::nobody()).unwrap();
     let shown = || {
         let mut ports = host.ports().into_iter();
         ports.find(|p| p.name.as_str() == "tp0").unwrap().mtu
