@@ -5,6 +5,8 @@
 //! lock) as long as nothing about the file itself changes, so that a new socket or queue count does
 //! not close it.
 
+mod together;
+
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -16,7 +18,7 @@ use towpath_common::config::{Cap, CpuId, Poll, SocketMode, Weight};
 use towpath_common::keep;
 use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::config::{self, Config, Daemon};
 use crate::device::BlkDevice;
@@ -468,59 +470,6 @@ impl Service for Host {
             }
             self.stop_disk(&mut disk);
         }
-    }
-}
-
-impl Host {
-    /// Start all that was prepared, or none of it; `replaced` is what disks of the same names did.
-    fn start_all(&self, prepared: Vec<Prepared>, replaced: &[Running]) -> Result<(), ServiceError> {
-        let mut started = Vec::new();
-        for prepared in prepared {
-            let before = replaced
-                .iter()
-                .find(|r| r.config.name == prepared.config.name);
-            let before = before.map(|r| (Arc::clone(&r.shared), r.connections));
-            match self.start_disk(prepared, before) {
-                Ok(disk) => started.push(disk),
-                Err(e) => {
-                    for mut disk in started {
-                        self.stop_disk(&mut disk);
-                    }
-                    return Err(e);
-                }
-            }
-        }
-        lock(&self.disks).append(&mut started);
-        Ok(())
-    }
-
-    /// Serve again what was stopped for a configuration that could not be applied.
-    fn put_back(&self, replaced: Vec<Running>) {
-        for old in replaced {
-            let Running {
-                config,
-                device,
-                shared,
-                connections,
-                ..
-            } = old;
-            let name = config.name.clone();
-            let disk = Arc::clone(device.disk());
-            let prepared = Prepared {
-                config,
-                disk,
-                listening: None,
-            };
-            match self.start_disk(prepared, Some((shared, connections))) {
-                Ok(disk) => lock(&self.disks).push(disk),
-                Err(error) => error!(disk = %name, %error, "disk lost by a failed reload"),
-            }
-        }
-    }
-
-    /// The workers, by index.
-    pub(crate) fn workers(&self) -> &[Worker<Change>] {
-        &self.workers
     }
 }
 
