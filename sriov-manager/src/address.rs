@@ -60,9 +60,11 @@ impl PciAddr {
         let (place, function) = text.rsplit_once('.')?;
         let mut parts = place.rsplit(':');
         let hex = |digits: &str, most: usize| {
-            let right = (1..=most).contains(&digits.len())
-                && digits.bytes().all(|c| c.is_ascii_hexdigit());
-            right.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
+            let right =
+                (1..=most).contains(&digits.len()) && digits.bytes().all(|c| c.is_ascii_hexdigit());
+            right
+                .then(|| u32::from_str_radix(digits, 16).ok())
+                .flatten()
         };
         let device = hex(parts.next()?, 2).filter(|device| *device < 32)?;
         let bus = hex(parts.next()?, 2)?;
@@ -79,7 +81,11 @@ impl PciAddr {
 impl fmt::Display for PciAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (device, function) = ((self.rid >> 3) & 31, self.rid & 7);
-        let text = format!("{:04x}:{:02x}:{device:02x}.{function}", self.domain, self.bus());
+        let text = format!(
+            "{:04x}:{:02x}:{device:02x}.{function}",
+            self.domain,
+            self.bus()
+        );
         f.pad(&text)
     }
 }
@@ -126,7 +132,16 @@ mod tests {
         ] {
             assert_eq!(text.parse::<PciAddr>().unwrap().to_string(), same);
         }
-        for bad in ["", "01:00", "01:20.0", "01:00.8", "0:0:0:0.0", "g:00.0", "+1:00.0", "01:.0"] {
+        for bad in [
+            "",
+            "01:00",
+            "01:20.0",
+            "01:00.8",
+            "0:0:0:0.0",
+            "g:00.0",
+            "+1:00.0",
+            "01:.0",
+        ] {
             assert!(bad.parse::<PciAddr>().is_err(), "{bad:?}");
         }
     }

@@ -131,7 +131,11 @@ impl fmt::Display for Attribute {
         match self {
             Self::Mac(mac) => write!(f, "mac {mac}"),
             Self::Tag(tag) => {
-                write!(f, "vlan {} qos {} proto {}", tag.vlan, tag.qos, tag.protocol)
+                write!(
+                    f,
+                    "vlan {} qos {} proto {}",
+                    tag.vlan, tag.qos, tag.protocol
+                )
             }
             Self::Rates(rates) => {
                 write!(f, "min_rate {} max_rate {} Mbit/s", rates.min, rates.max)

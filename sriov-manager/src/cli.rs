@@ -211,14 +211,18 @@ mod tests {
 
     #[test]
     fn exec_takes_a_command_as_it_is() {
-        let line = "sriov-manager exec --pool fast --vlan 7 -- qemu -device vfio-pci,host={address}";
+        let line =
+            "sriov-manager exec --pool fast --vlan 7 -- qemu -device vfio-pci,host={address}";
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
         let Command::Exec { args, command } = cli.command else {
             panic!("not exec")
         };
         assert_eq!(command, ["qemu", "-device", "vfio-pci,host={address}"]);
         assert_eq!(args.vlan.unwrap().get(), 7);
-        assert_eq!(args.owner().as_str(), format!("process-{}", std::process::id()));
+        assert_eq!(
+            args.owner().as_str(),
+            format!("process-{}", std::process::id())
+        );
         assert!(Cli::try_parse_from(["sriov-manager", "exec", "--pool", "a"]).is_err());
     }
 }

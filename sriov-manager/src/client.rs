@@ -23,7 +23,9 @@ use crate::report;
 pub(crate) fn status(target: &Target, out: &mut impl Write) -> Result<ExitCode> {
     let answer: Answer<Overview> = Client::new(target.control.as_path()).get("/v1/status")?;
     let description = answer.description.clone();
-    print(&answer, target.json, out, |overview| report::overview(overview, &description))?;
+    print(&answer, target.json, out, |overview| {
+        report::overview(overview, &description)
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -84,13 +86,20 @@ pub(crate) fn get(args: &LeaseArgs, json: bool, out: &mut impl Write) -> Result<
     }
     let Handed { granted, .. } = lease::request(args.leases.as_path(), &asked(args, How::Node))?;
     let description = format!("{} is leased", granted.address);
-    print(&Answer::success(description, granted), json, out, report::granted)?;
+    print(
+        &Answer::success(description, granted),
+        json,
+        out,
+        report::granted,
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// `exec`: leases, and becomes the command. The lease follows the process.
 pub(crate) fn exec(args: &LeaseArgs, command: &[String]) -> Result<ExitCode> {
-    let wants_fds = command.iter().any(|word| word.contains("_fd}") || word.contains("{iommufd}"));
+    let wants_fds = command
+        .iter()
+        .any(|word| word.contains("_fd}") || word.contains("{iommufd}"));
     let how = if wants_fds { How::Fds } else { How::Node };
     let Handed { granted, fds } = lease::request(args.leases.as_path(), &asked(args, how))?;
     let words = substitute(command, &granted, &fds)?;
@@ -113,14 +122,23 @@ fn substitute(command: &[String], granted: &Granted, fds: &[OwnedFd]) -> Result<
         ("{group}".to_owned(), granted.group.to_string()),
     ]);
     for (name, fd) in granted.fds.iter().zip(fds) {
-        let key = if name == "iommufd" { "{iommufd}".to_owned() } else { format!("{{{name}_fd}}") };
+        let key = if name == "iommufd" {
+            "{iommufd}".to_owned()
+        } else {
+            format!("{{{name}_fd}}")
+        };
         known.insert(key, fd.as_raw_fd().to_string());
     }
     let words = command.iter().map(|word| {
-        let filled = known.iter().fold(word.clone(), |word, (key, value)| word.replace(key, value));
+        let filled = known
+            .iter()
+            .fold(word.clone(), |word, (key, value)| word.replace(key, value));
         for odd in ["{iommufd}", "{device_fd}", "{group_fd}", "{container_fd}"] {
             if filled.contains(odd) {
-                bail!("this kernel hands over {}; {odd} is none of them", granted.fds.join(", "));
+                bail!(
+                    "this kernel hands over {}; {odd} is none of them",
+                    granted.fds.join(", ")
+                );
             }
         }
         Ok(filled)
@@ -149,15 +167,24 @@ mod tests {
 
     #[test]
     fn a_command_is_filled_in() {
-        let fds: Vec<OwnedFd> =
-            (0..2).map(|_| File::open("/dev/null").unwrap().into()).collect();
-        let command = ["qemu", "vfio-pci,host={address}", "fd={group_fd}", "{group}"];
+        let fds: Vec<OwnedFd> = (0..2)
+            .map(|_| File::open("/dev/null").unwrap().into())
+            .collect();
+        let command = [
+            "qemu",
+            "vfio-pci,host={address}",
+            "fd={group_fd}",
+            "{group}",
+        ];
         let command = command.map(str::to_owned);
         let words = substitute(&command, &granted(["container", "group"]), &fds).unwrap();
         assert_eq!(words[1], "vfio-pci,host=0000:01:10.0");
         assert_eq!(words[2], format!("fd={}", fds[1].as_raw_fd()));
         assert_eq!(words[3], "17");
         let error = substitute(&command, &granted(["iommufd", "device"]), &fds).unwrap_err();
-        assert!(error.to_string().contains("{group_fd} is none of them"), "{error}");
+        assert!(
+            error.to_string().contains("{group_fd} is none of them"),
+            "{error}"
+        );
     }
 }

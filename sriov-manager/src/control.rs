@@ -67,7 +67,10 @@ pub fn routes(daemon: Arc<Daemon>) -> Router {
 
 async fn status(State(daemon): State<Arc<Daemon>>) -> Answer<Overview> {
     let report = daemon.keeper().report();
-    let failures = report.failures.iter().map(|(pf, text)| format!("{pf}: {text}"));
+    let failures = report
+        .failures
+        .iter()
+        .map(|(pf, text)| format!("{pf}: {text}"));
     let overview = Overview {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -163,7 +166,9 @@ async fn scrape(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
     let text = tokio::task::spawn_blocking(move || {
         let report = daemon.keeper().report();
         // Counters of VFs are of now; without them the last look will do.
-        let inventory = daemon.look_now().unwrap_or_else(|_| report.inventory.clone());
+        let inventory = daemon
+            .look_now()
+            .unwrap_or_else(|_| report.inventory.clone());
         metrics::render(&report, &inventory, daemon.broker())
     });
     let text = text.await.unwrap_or_default();

@@ -76,7 +76,10 @@ pub fn examine(kernel: &dyn Kernel, inventory: &Inventory) -> Vec<Finding> {
 fn isolation(kernel: &dyn Kernel, inventory: &Inventory) -> Vec<Finding> {
     let host = &inventory.host;
     let yes = |yes: bool| if yes { "yes" } else { "no" };
-    let identity = inventory.groups.iter().any(|group| group.kind == "identity");
+    let identity = inventory
+        .groups
+        .iter()
+        .any(|group| group.kind == "identity");
     let kind = inventory.groups.first().map(|group| group.kind.clone());
     let version = text(kernel, Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default();
     vec![
@@ -95,7 +98,10 @@ fn isolation(kernel: &dyn Kernel, inventory: &Inventory) -> Vec<Finding> {
         Finding::judge(
             !host.unsafe_interrupts,
             Verdict::Bad,
-            format!("allow_unsafe_interrupts is set: {}", yes(host.unsafe_interrupts)),
+            format!(
+                "allow_unsafe_interrupts is set: {}",
+                yes(host.unsafe_interrupts)
+            ),
             "remove it from the options of vfio_iommu_type1 and iommufd",
         ),
         Finding::judge(
@@ -113,7 +119,10 @@ fn isolation(kernel: &dyn Kernel, inventory: &Inventory) -> Vec<Finding> {
         Finding::judge(
             identity || kind.is_none() || kind.as_deref() == Some("DMA-FQ"),
             Verdict::Slow,
-            format!("the host's own DMA: {}", kind.unwrap_or_else(|| "no groups".to_owned())),
+            format!(
+                "the host's own DMA: {}",
+                kind.unwrap_or_else(|| "no groups".to_owned())
+            ),
             "boot with iommu=pt, or iommu.strict=0: the PF's own driver gets faster",
         ),
     ]
@@ -122,11 +131,13 @@ fn isolation(kernel: &dyn Kernel, inventory: &Inventory) -> Vec<Finding> {
 /// Whether interrupts reach a running guest without its host.
 fn posted(kernel: &dyn Kernel) -> Finding {
     let flags = text(kernel, Path::new("/proc/cpuinfo")).unwrap_or_default();
-    let intel = text(kernel, Path::new("/sys/module/kvm_intel/parameters/enable_apicv"));
+    let intel = text(
+        kernel,
+        Path::new("/sys/module/kvm_intel/parameters/enable_apicv"),
+    );
     let amd = text(kernel, Path::new("/sys/module/kvm_amd/parameters/avic"));
-    let on = |parameter: &Option<String>| {
-        parameter.as_deref().map(|value| matches!(value, "Y" | "1"))
-    };
+    let on =
+        |parameter: &Option<String>| parameter.as_deref().map(|value| matches!(value, "Y" | "1"));
     let virtual_cpu = flags.split_whitespace().any(|flag| flag == "hypervisor");
     match (on(&intel).or(on(&amd)), virtual_cpu) {
         (Some(true), _) => Finding::new(Verdict::Good, "interrupts can be posted to guests", ""),
@@ -152,10 +163,16 @@ fn hugepages(kernel: &dyn Kernel) -> Finding {
     let base = Path::new("/sys/kernel/mm/hugepages");
     let mut reserved = 0_u64;
     for name in kernel.list(base).unwrap_or_default() {
-        reserved += crate::kernel::number(kernel, &base.join(name).join("nr_hugepages")).unwrap_or(0);
+        reserved +=
+            crate::kernel::number(kernel, &base.join(name).join("nr_hugepages")).unwrap_or(0);
     }
-    let transparent = text(kernel, Path::new("/sys/kernel/mm/transparent_hugepage/enabled"));
-    let never = transparent.as_deref().is_none_or(|modes| modes.contains("[never]"));
+    let transparent = text(
+        kernel,
+        Path::new("/sys/kernel/mm/transparent_hugepage/enabled"),
+    );
+    let never = transparent
+        .as_deref()
+        .is_none_or(|modes| modes.contains("[never]"));
     Finding::judge(
         reserved > 0 || !never,
         Verdict::Slow,
@@ -169,10 +186,15 @@ fn hugepages(kernel: &dyn Kernel) -> Finding {
 
 fn memlock(kernel: &dyn Kernel) -> Finding {
     let limits = text(kernel, Path::new("/proc/self/limits")).unwrap_or_default();
-    let line = limits.lines().find(|line| line.starts_with("Max locked memory"));
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max locked memory"));
     let soft = line.and_then(|line| line.split_whitespace().nth(3));
     let enough = |soft: &str| {
-        soft == "unlimited" || soft.parse::<u64>().is_ok_and(|bytes| bytes >= SMALL_MACHINE)
+        soft == "unlimited"
+            || soft
+                .parse::<u64>()
+                .is_ok_and(|bytes| bytes >= SMALL_MACHINE)
     };
     match soft {
         None => Finding::new(Verdict::Unknown, "no limit of locked memory is shown", ""),
@@ -188,8 +210,17 @@ fn memlock(kernel: &dyn Kernel) -> Finding {
 
 fn command_line(kernel: &dyn Kernel) -> Finding {
     let line = text(kernel, Path::new("/proc/cmdline")).unwrap_or_default();
-    let bad = ["intremap=off", "intel_iommu=off", "amd_iommu=off", "iommu=off", "pci=nomsi"];
-    let found: Vec<&str> = line.split_whitespace().filter(|word| bad.contains(word)).collect();
+    let bad = [
+        "intremap=off",
+        "intel_iommu=off",
+        "amd_iommu=off",
+        "iommu=off",
+        "pci=nomsi",
+    ];
+    let found: Vec<&str> = line
+        .split_whitespace()
+        .filter(|word| bad.contains(word))
+        .collect();
     Finding::judge(
         found.is_empty(),
         Verdict::Bad,
@@ -216,7 +247,9 @@ fn card(kernel: &dyn Kernel, inventory: &Inventory, pf: &Pf) -> Vec<Finding> {
             "use a slot with the lanes and the generation of the card; check its seat",
         ));
     }
-    let nodes = kernel.list(Path::new("/sys/devices/system/node")).unwrap_or_default();
+    let nodes = kernel
+        .list(Path::new("/sys/devices/system/node"))
+        .unwrap_or_default();
     let nodes = nodes.iter().filter(|name| name.starts_with("node")).count();
     findings.push(match pf.numa {
         Some(node) => Finding::new(
@@ -233,25 +266,38 @@ fn card(kernel: &dyn Kernel, inventory: &Inventory, pf: &Pf) -> Vec<Finding> {
     });
     let group = pf.group.and_then(|number| inventory.group(number));
     if let Some(group) = group {
-        let others = group.members.iter().filter(|member| member.address != pf.address).count();
+        let others = group
+            .members
+            .iter()
+            .filter(|member| member.address != pf.address)
+            .count();
         findings.push(Finding::judge(
             others == 0,
             Verdict::Bad,
-            format!("{label}: shares IOMMU group {} with {others} others", group.number),
+            format!(
+                "{label}: shares IOMMU group {} with {others} others",
+                group.number
+            ),
             "use a slot whose port has ACS: without it VFs share one group and none can be given",
         ));
     }
     findings.push(Finding::judge(
         pf.room.homeless == 0,
         Verdict::Bad,
-        format!("{label}: memory regions of VFs without room: {}", pf.room.homeless),
+        format!(
+            "{label}: memory regions of VFs without room: {}",
+            pf.room.homeless
+        ),
         "enable \"above 4G decoding\" and SR-IOV in the firmware, or boot with pci=realloc",
     ));
     if let Some(interface) = &pf.interface {
         findings.push(Finding::judge(
             interface.carrier,
             Verdict::Slow,
-            format!("{label}: carrier: {}", if interface.carrier { "yes" } else { "no" }),
+            format!(
+                "{label}: carrier: {}",
+                if interface.carrier { "yes" } else { "no" }
+            ),
             "bring the interface up and plug in a cable: several drivers set rates only then",
         ));
     }
@@ -311,11 +357,17 @@ mod tests {
 
     #[test]
     fn a_shared_group_and_missing_room_are_bad() {
-        let card = Card { acs: false, room: false, ..Card::new(1) };
+        let card = Card {
+            acs: false,
+            room: false,
+            ..Card::new(1)
+        };
         let model = Model::new([card]);
         let inventory = scan(model.machine(), &Known::default()).unwrap();
         let findings = examine(&model, &inventory);
-        let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad);
+        let bad = findings
+            .iter()
+            .filter(|finding| finding.verdict == Verdict::Bad);
         assert_eq!(bad.count(), 2, "{findings:?}");
     }
 }

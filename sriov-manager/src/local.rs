@@ -53,7 +53,12 @@ pub(crate) fn scan(source: &Source, json: bool, out: &mut impl Write) -> Result<
     let state = State::look(&dir.unwrap_or_else(|_| DEFAULT_STATE.into()));
     let inventory = look(&sysfs(|writer| writer)?, &state)?;
     let description = format!("{} PFs", inventory.pfs.len());
-    print(&Answer::success(description, inventory), json, out, report::inventory)?;
+    print(
+        &Answer::success(description, inventory),
+        json,
+        out,
+        report::inventory,
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -121,11 +126,18 @@ pub(crate) fn doctor(source: &Source, json: bool, out: &mut impl Write) -> Resul
     let state = State::look(&dir.unwrap_or_else(|_| DEFAULT_STATE.into()));
     let kernel = sysfs(|writer| writer)?;
     let findings = doctor::examine(&kernel, &look(&kernel, &state)?);
-    let bad = findings.iter().filter(|one| one.verdict == Verdict::Bad).count();
+    let bad = findings
+        .iter()
+        .filter(|one| one.verdict == Verdict::Bad)
+        .count();
     let description = format!("{} findings, {bad} bad", findings.len());
     let answer = Answer::success(description, findings);
     print(&answer, json, out, |findings| report::findings(findings))?;
-    Ok(if bad > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if bad > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// `check`.

@@ -34,7 +34,10 @@ families! {
 /// One scrape. `inventory` is of now, for the counters of VFs.
 pub fn render(report: &Report, inventory: &Inventory, broker: &Broker) -> String {
     let mut scrape = Exposition::default();
-    let version = [("daemon", "sriov-manager"), ("version", env!("CARGO_PKG_VERSION"))];
+    let version = [
+        ("daemon", "sriov-manager"),
+        ("version", env!("CARGO_PKG_VERSION")),
+    ];
     scrape.gauge(&BUILD, &version, 1.0);
     for pf in &inventory.pfs {
         add_pf(&mut scrape, report, pf);
@@ -51,7 +54,11 @@ pub fn render(report: &Report, inventory: &Inventory, broker: &Broker) -> String
     scrape.counter(&LOOKS, &[("result", "done")], counters.looks);
     scrape.counter(&LOOKS, &[("result", "failed")], counters.failed_looks);
     scrape.counter(&APPLIES, &[("outcome", "applied")], counters.applied);
-    scrape.counter(&APPLIES, &[("outcome", "rolled_back")], counters.rolled_back);
+    scrape.counter(
+        &APPLIES,
+        &[("outcome", "rolled_back")],
+        counters.rolled_back,
+    );
     scrape.counter(&APPLIES, &[("outcome", "stuck")], counters.stuck);
     scrape.counter(&REPAIRED, &[], counters.repaired);
     scrape.counter(&EVENTS, &[], counters.events);
@@ -69,7 +76,11 @@ fn add_pf(scrape: &mut Exposition, report: &Report, pf: &Pf) {
     scrape.gauge(&VFS_MOST, &labels, f64::from(pf.total));
     let used = pf.vfs.iter().filter(|vf| vf.is_used()).count();
     scrape.gauge(&IN_USE, &labels, count(used));
-    scrape.gauge(&WEDGED, &labels, if pf.wedged.is_some() { 1.0 } else { 0.0 });
+    scrape.gauge(
+        &WEDGED,
+        &labels,
+        if pf.wedged.is_some() { 1.0 } else { 0.0 },
+    );
     scrape.gauge(&LEFT, &labels, count(report.left.of(pf.address).count()));
     let drifted = report.drift.iter().filter(|step| step.pf == pf.address);
     scrape.gauge(&DRIFT, &labels, count(drifted.count()));
@@ -84,7 +95,11 @@ fn add_vf(scrape: &mut Exposition, pf: &str, vf: &Vf) {
     };
     let (address, index) = (vf.address.to_string(), vf.index.to_string());
     let (rx, tx) = (("direction", "rx"), ("direction", "tx"));
-    let own = [("pf", pf), ("vf", index.as_str()), ("address", address.as_str())];
+    let own = [
+        ("pf", pf),
+        ("vf", index.as_str()),
+        ("address", address.as_str()),
+    ];
     let with = |direction| [own[0], own[1], own[2], direction];
     scrape.counter(&PACKETS, &with(rx), counters.rx_packets);
     scrape.counter(&PACKETS, &with(tx), counters.tx_packets);

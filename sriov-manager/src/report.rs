@@ -46,7 +46,17 @@ pub(crate) fn inventory(inventory: &Inventory) -> String {
         return text;
     }
     text.push('\n');
-    let header = ["PF", "INTERFACE", "DRIVER", "VFS", "GROUP", "NUMA", "LINK", "RESET", "DEVICE"];
+    let header = [
+        "PF",
+        "INTERFACE",
+        "DRIVER",
+        "VFS",
+        "GROUP",
+        "NUMA",
+        "LINK",
+        "RESET",
+        "DEVICE",
+    ];
     text.push_str(&table(header, inventory.pfs.iter().map(pf_row)));
     for pf in &inventory.pfs {
         let notes = notes(pf);
@@ -55,10 +65,22 @@ pub(crate) fn inventory(inventory: &Inventory) -> String {
             text.push_str(&notes);
         }
     }
-    let vfs: Vec<(&Pf, &Vf)> =
-        inventory.pfs.iter().flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf))).collect();
+    let vfs: Vec<(&Pf, &Vf)> = inventory
+        .pfs
+        .iter()
+        .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)))
+        .collect();
     if !vfs.is_empty() {
-        let header = ["VF", "PF", "INDEX", "DRIVER", "GROUP", "VIABLE", "ATTRIBUTES", "USED BY"];
+        let header = [
+            "VF",
+            "PF",
+            "INDEX",
+            "DRIVER",
+            "GROUP",
+            "VIABLE",
+            "ATTRIBUTES",
+            "USED BY",
+        ];
         text.push('\n');
         let rows = vfs.into_iter().map(|(pf, vf)| vf_row(inventory, pf, vf));
         text.push_str(&table(header, rows));
@@ -67,7 +89,10 @@ pub(crate) fn inventory(inventory: &Inventory) -> String {
 }
 
 fn pf_row(pf: &Pf) -> [String; 9] {
-    let link = pf.pcie.as_ref().map(|link| format!("{} x{}", link.speed, link.width));
+    let link = pf
+        .pcie
+        .as_ref()
+        .map(|link| format!("{} x{}", link.speed, link.width));
     [
         pf.address.to_string(),
         or_dash(pf.interface.as_ref().map(|interface| &interface.name)),
@@ -87,7 +112,10 @@ fn notes(pf: &Pf) -> String {
         let _infallible = writeln!(notes, "  guarded: {guard}");
     }
     if let Some(writer) = pf.wedged {
-        let _infallible = writeln!(notes, "  wedged: process {writer} is stuck in a write to it");
+        let _infallible = writeln!(
+            notes,
+            "  wedged: process {writer} is stuck in a write to it"
+        );
     }
     if pf.room.homeless > 0 {
         let _infallible = writeln!(
@@ -134,10 +162,17 @@ fn attributes(attributes: &Attributes) -> String {
     let odd = attributes.each().filter(|attribute| {
         let usual = plain.holds(attribute);
         let words = attribute.to_string();
-        !usual && words != "link_state auto" && words != "rss_query off" && !words.ends_with("00:00")
+        !usual
+            && words != "link_state auto"
+            && words != "rss_query off"
+            && !words.ends_with("00:00")
     });
     let words: Vec<String> = odd.map(|attribute| attribute.to_string()).collect();
-    if words.is_empty() { "-".to_owned() } else { words.join(", ") }
+    if words.is_empty() {
+        "-".to_owned()
+    } else {
+        words.join(", ")
+    }
 }
 
 /// One sentence about a plan.
@@ -153,11 +188,18 @@ pub(crate) fn summary(plan: &Plan) -> String {
 pub(crate) fn plan(plan: &Plan, inventory: &Inventory) -> String {
     let mut text = String::new();
     for address in plan.pfs() {
-        let label = inventory.pf(address).map_or_else(|| address.to_string(), Pf::label);
+        let label = inventory
+            .pf(address)
+            .map_or_else(|| address.to_string(), Pf::label);
         let _infallible = writeln!(text, "{label}:");
         for (number, step) in plan.of(address).enumerate() {
-            let _infallible =
-                writeln!(text, "  {:>3}. {} ({})", number + 1, step.action, step.reason);
+            let _infallible = writeln!(
+                text,
+                "  {:>3}. {} ({})",
+                number + 1,
+                step.action,
+                step.reason
+            );
         }
     }
     for refusal in &plan.refusals {
@@ -219,19 +261,17 @@ pub(crate) fn granted(granted: &Granted) -> String {
     format!(
         "{}: group {}, VF {} of {}\n  QEMU: -device vfio-pci,host={}\n  Cloud Hypervisor: \
          --device path=/sys/bus/pci/devices/{}/\n",
-        granted.address,
-        granted.group,
-        granted.index,
-        granted.pf,
-        granted.address,
-        granted.address
+        granted.address, granted.group, granted.index, granted.pf, granted.address, granted.address
     )
 }
 
 /// One sentence about an apply.
 pub(crate) fn outcome(applied: &Applied) -> String {
     let failed = |failure: &Failure| {
-        format!("{}: {}: {}", failure.step.pf, failure.step.action, failure.error)
+        format!(
+            "{}: {}: {}",
+            failure.step.pf, failure.step.action, failure.error
+        )
     };
     match &applied.outcome {
         Outcome::Nothing if !applied.plan.refusals.is_empty() => {
@@ -243,7 +283,10 @@ pub(crate) fn outcome(applied: &Applied) -> String {
             format!("failed, and everything is as it was: {}", failed(failure))
         }
         Outcome::Stuck { failure, because } => {
-            format!("failed: {}; not everything is as it was: {because}", failed(failure))
+            format!(
+                "failed: {}; not everything is as it was: {because}",
+                failed(failure)
+            )
         }
     }
 }

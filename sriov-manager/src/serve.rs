@@ -25,13 +25,13 @@ use towpath_common::logging::{self, LogError};
 use towpath_common::notify;
 
 use crate::apply::{State, StateError};
+use crate::control;
 use crate::inventory::{Inventory, scan};
-use crate::kernel::{Machine, Sysfs, Writer};
 use crate::keeper::Keeper;
+use crate::kernel::{Machine, Sysfs, Writer};
 use crate::lease::{self, Broker};
 use crate::netlink::Netlink;
 use crate::spec::Spec;
-use crate::control;
 
 /// Who may connect is decided by the kernel's word about the peer, not by the socket's mode.
 const LEASE_MODE: u32 = 0o666;
@@ -100,7 +100,9 @@ pub fn serve(file: &Path) -> Result<(), ServeError> {
         tracing::error!(%error, "the first apply was in vain");
     }
     let keeper = Arc::clone(&daemon.keeper);
-    thread::Builder::new().name("keeper".to_owned()).spawn(move || keeper.run())?;
+    thread::Builder::new()
+        .name("keeper".to_owned())
+        .spawn(move || keeper.run())?;
     let (broker, keeper) = (Arc::clone(&daemon.broker), Arc::clone(&daemon.keeper));
     thread::Builder::new()
         .name("leases".to_owned())

@@ -12,7 +12,7 @@ use crate::address::PciAddr;
 use crate::attribute::Attributes;
 use crate::inventory::{Inventory, Pf, Vf};
 use crate::plan::{Refusal, Why};
-use crate::spec::{FlexibleSpec, Match, PfSpec, Spec, VfSpec};
+use crate::spec::{Match, PfSpec, Spec, VfSpec};
 use crate::values::{Driver, DriverName, EswitchMode, GroupType, Mac};
 
 /// What PFs are to become, by address.
@@ -50,8 +50,6 @@ pub struct VfTarget {
     pub driver: Option<Driver>,
     /// The pool it is leased from.
     pub pool: Option<Name>,
-    /// See [`VfSpec::flexible`].
-    pub flexible: Option<FlexibleSpec>,
 }
 
 impl Target {
@@ -62,7 +60,9 @@ impl Target {
 
     /// The state that `addresses` are in.
     pub fn of(inventory: &Inventory, addresses: &[PciAddr]) -> Self {
-        let pfs = addresses.iter().filter_map(|address| inventory.pf(*address));
+        let pfs = addresses
+            .iter()
+            .filter_map(|address| inventory.pf(*address));
         let pfs = pfs.map(PfTarget::of).collect();
         Self { pfs }
     }
@@ -95,7 +95,9 @@ impl Target {
         }
         let twice: Vec<PciAddr> = refusals.iter().filter_map(|refusal| refusal.pf).collect();
         let targets = found.into_values().map(|(_, target)| target);
-        let pfs = targets.filter(|target| !twice.contains(&target.address)).collect();
+        let pfs = targets
+            .filter(|target| !twice.contains(&target.address))
+            .collect();
         (Self { pfs }, refusals)
     }
 }
@@ -116,7 +118,6 @@ impl PfTarget {
                 msix: vf.msix.filter(|count| *count > 0),
                 driver,
                 pool: None,
-                flexible: None,
             };
             (vf.index, target)
         });
@@ -160,13 +161,15 @@ fn vf_wanted(vf: &VfSpec, pf: &Pf, index: u16, host: &str) -> VfTarget {
         msix: vf.msix.map(crate::values::MsixCount::get),
         driver: vf.driver.clone(),
         pool: vf.pool.clone(),
-        flexible: vf.flexible,
     }
 }
 
 /// An address that stays the same as long as the host, the card and the index do.
 fn derived_mac(host: &str, pf: &Pf, index: u16) -> Mac {
-    let permanent = pf.interface.as_ref().and_then(|interface| interface.permanent);
+    let permanent = pf
+        .interface
+        .as_ref()
+        .and_then(|interface| interface.permanent);
     let card = permanent.map_or_else(|| pf.address.to_string(), |mac| mac.to_string());
     let text = format!("{host}/{card}/{index}");
     // FNV-1a and a last mix: any hash that never changes would do.
@@ -219,10 +222,23 @@ fn matches(matching: &Match, pf: &Pf) -> bool {
     let interface = pf.interface.as_ref();
     let given = |wanted: Option<bool>| wanted.unwrap_or(true);
     given(matching.address.map(|address| address == pf.address))
-        && given(matching.mac.map(|mac| interface.and_then(|i| i.permanent) == Some(mac)))
+        && given(
+            matching
+                .mac
+                .map(|mac| interface.and_then(|i| i.permanent) == Some(mac)),
+        )
         && given(matching.vendor.map(|vendor| vendor.get() == pf.vendor))
         && given(matching.device.map(|device| device.get() == pf.device))
-        && given(matching.driver.as_ref().map(|driver| pf.driver.as_ref() == Some(driver)))
-        && given(matching.name.as_ref().map(|name| interface.is_some_and(|i| i.name == *name)))
+        && given(
+            matching
+                .driver
+                .as_ref()
+                .map(|driver| pf.driver.as_ref() == Some(driver)),
+        )
+        && given(
+            matching
+                .name
+                .as_ref()
+                .map(|name| interface.is_some_and(|i| i.name == *name)),
+        )
 }
-

@@ -43,11 +43,6 @@ ranged! {
     PciId(u16), "PCI identity", 0..=65_535
 }
 
-ranged! {
-    /// NVMe queues (VQ) or interrupts (VI) of one secondary controller (NVMe 2.0, 8.26).
-    Flexible(u16), "flexible resources", 0..=65_535
-}
-
 /// The MAC address of one station. All zeroes stands for "none" in the kernel's interfaces, and a
 /// group address is nobody's own, so neither can be written in a specification.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -95,7 +95,11 @@ impl Journal {
     /// # Errors
     /// When it cannot be opened.
     pub fn resume(path: PathBuf) -> Result<Self, StateError> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path);
         let file = file.map_err(|error| StateError::new("open", &path, error))?;
         Ok(Self { file, path })
     }

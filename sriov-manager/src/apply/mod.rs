@@ -99,7 +99,12 @@ pub fn apply(
     }
     let before = Target::of(inventory, &addresses);
     let target = Target {
-        pfs: target.pfs.iter().filter(|pf| addresses.contains(&pf.address)).cloned().collect(),
+        pfs: target
+            .pfs
+            .iter()
+            .filter(|pf| addresses.contains(&pf.address))
+            .cloned()
+            .collect(),
     };
     let mut journal = Journal::begin(state.journal(), &before, &target)?;
     match carry_out_all(machine, &mut journal, &plan.steps)? {
@@ -192,7 +197,9 @@ fn back(
     }
     let inventory = scan(machine, &state.known()?)?;
     let mut before = present(before, &inventory);
-    before.pfs.retain(|pf| failure.wedged.is_none() || pf.address != failure.step.pf);
+    before
+        .pfs
+        .retain(|pf| failure.wedged.is_none() || pf.address != failure.step.pf);
     let backward = plan_back(&inventory, &before);
     let stuck = match backward.refusals.first() {
         Some(refusal) => Some(refusal.text.clone()),

@@ -159,7 +159,9 @@ impl State {
         let leases: BTreeMap<PciAddr, crate::lease::Lease> = self.load("leases.json")?;
         let stuck = wedged.into_iter().filter(|(_, process)| process.is_alive());
         Ok(Known {
-            wedged: stuck.map(|(address, process)| (address, process.pid)).collect(),
+            wedged: stuck
+                .map(|(address, process)| (address, process.pid))
+                .collect(),
             leases: leases
                 .into_iter()
                 .map(|(address, lease)| (address, lease.owner.as_str().to_owned()))
@@ -233,7 +235,10 @@ mod tests {
     fn a_process_is_told_from_a_later_one() {
         let own = Process::now(std::process::id()).unwrap();
         assert!(own.is_alive());
-        let other = Process { start: own.start + 1, ..own };
+        let other = Process {
+            start: own.start + 1,
+            ..own
+        };
         assert!(!other.is_alive());
     }
 
@@ -243,9 +248,17 @@ mod tests {
         let state = State::open(dir.path()).unwrap();
         let pf = PciAddr::new(0, 1, 0, 0);
         state.remember_wedged(pf, std::process::id()).unwrap();
-        assert_eq!(state.known().unwrap().wedged.get(&pf), Some(&std::process::id()));
-        let ended = Process { pid: std::process::id(), start: 0 };
-        state.save("wedged.json", &BTreeMap::from([(pf, ended)])).unwrap();
+        assert_eq!(
+            state.known().unwrap().wedged.get(&pf),
+            Some(&std::process::id())
+        );
+        let ended = Process {
+            pid: std::process::id(),
+            start: 0,
+        };
+        state
+            .save("wedged.json", &BTreeMap::from([(pf, ended)]))
+            .unwrap();
         assert!(state.known().unwrap().wedged.is_empty());
     }
 

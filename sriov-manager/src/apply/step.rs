@@ -64,11 +64,12 @@ pub fn carry_out(machine: Machine<'_>, step: &Step) -> Result<(), StepError> {
         Action::Msix { vf, count } => {
             let path = address(kernel, pf, *vf)?.file("sriov_vf_msix_count");
             kernel.write(&path, &count.to_string())?;
-            read_back("the number of interrupts", number(kernel, &path), Some(u64::from(*count)))
+            read_back(
+                "the number of interrupts",
+                number(kernel, &path),
+                Some(u64::from(*count)),
+            )
         }
-        Action::Flexible { vf, .. } => Err(StepError::Gone(format!(
-            "VF {vf}: nothing here can give an NVMe controller its resources"
-        ))),
         Action::Attribute { vf, attribute } => tell(machine, pf, *vf, attribute),
         Action::Unbind { vf, .. } => unbind(kernel, address(kernel, pf, *vf)?),
         Action::GroupType { vf, kind } => group_type(kernel, address(kernel, pf, *vf)?, *kind),
@@ -79,9 +80,7 @@ pub fn carry_out(machine: Machine<'_>, step: &Step) -> Result<(), StepError> {
             let now = text(kernel, &path).filter(|name| !name.is_empty() && name != "(null)");
             read_back("the only driver", now.as_deref(), name)
         }
-        Action::Bind { vf, driver } => {
-            bind(kernel, address(kernel, pf, *vf)?, driver.as_ref())
-        }
+        Action::Bind { vf, driver } => bind(kernel, address(kernel, pf, *vf)?, driver.as_ref()),
     }
 }
 
@@ -118,7 +117,10 @@ fn count(kernel: &dyn Kernel, pf: PciAddr, to: u16) -> Result<(), StepError> {
 
 /// The interface of the device at `address`, by what the device says now.
 fn link_of(machine: Machine<'_>, address: PciAddr) -> Result<Link, StepError> {
-    let names = machine.kernel.list(&address.file("net")).unwrap_or_default();
+    let names = machine
+        .kernel
+        .list(&address.file("net"))
+        .unwrap_or_default();
     let links = machine.network.links().map_err(WriteError::from)?;
     let found = links.into_iter().find(|link| names.contains(&link.name));
     found.ok_or_else(|| StepError::Gone(format!("{address} has no interface here")))
@@ -179,7 +181,11 @@ fn group_type(kernel: &dyn Kernel, vf: PciAddr, kind: GroupType) -> Result<(), S
         .ok_or_else(|| StepError::Gone(format!("{vf} is in no IOMMU group")))?;
     let path = PathBuf::from(format!("/sys/kernel/iommu_groups/{group}/type"));
     kernel.write(&path, kind.word())?;
-    read_back("the group's type", text(kernel, &path).as_deref(), Some(kind.word()))
+    read_back(
+        "the group's type",
+        text(kernel, &path).as_deref(),
+        Some(kind.word()),
+    )
 }
 
 /// Binds a device to `driver`, which is already the only one that may have it, or to whichever the

@@ -24,8 +24,14 @@ fn run(model: &Model, dir: &std::path::Path, text: &str) -> Outcome {
 fn applying_twice_does_nothing() {
     let model = Model::new([Card::new(1)]);
     let dir = tempfile::tempdir().unwrap();
-    let text = wanted(4, "[[pf.vf]]\nrange = \"0-2\"\ndriver = \"vfio-pci\"\nvlan = 5\n");
-    assert!(matches!(run(&model, dir.path(), &text), Outcome::Applied { .. }));
+    let text = wanted(
+        4,
+        "[[pf.vf]]\nrange = \"0-2\"\ndriver = \"vfio-pci\"\nvlan = 5\n",
+    );
+    assert!(matches!(
+        run(&model, dir.path(), &text),
+        Outcome::Applied { .. }
+    ));
     let changes = model.state().changes;
     assert_eq!(run(&model, dir.path(), &text), Outcome::Nothing);
     assert_eq!(model.state().changes, changes);
@@ -41,7 +47,12 @@ fn an_attribute_that_the_driver_lacks_is_named_and_all_is_as_it_was() {
     let Outcome::RolledBack { failure } = run(&model, dir.path(), &text) else {
         panic!("not rolled back")
     };
-    assert!(failure.error.starts_with("the driver does not support link_state"), "{failure:?}");
+    assert!(
+        failure
+            .error
+            .starts_with("the driver does not support link_state"),
+        "{failure:?}"
+    );
     assert_eq!(Target::of(&look(&model), &[PF]), before);
 }
 
@@ -50,12 +61,18 @@ fn a_value_that_is_reported_already_needs_no_support() {
     let model = Model::new([Card::new(1)]);
     let dir = tempfile::tempdir().unwrap();
     let text = wanted(1, "[[pf.vf]]\nindex = 0\nlink_state = \"auto\"\n");
-    assert!(matches!(run(&model, dir.path(), &text), Outcome::Applied { .. }));
+    assert!(matches!(
+        run(&model, dir.path(), &text),
+        Outcome::Applied { .. }
+    ));
 }
 
 #[test]
 fn a_driver_that_makes_fewer_than_asked_is_found_out() {
-    let model = Model::new([Card { grants: 2, ..Card::new(1) }]);
+    let model = Model::new([Card {
+        grants: 2,
+        ..Card::new(1)
+    }]);
     let dir = tempfile::tempdir().unwrap();
     let Outcome::RolledBack { failure } = run(&model, dir.path(), &wanted(4, "")) else {
         panic!("not rolled back")
@@ -76,7 +93,11 @@ fn a_probe_that_lies_is_found_out() {
     let Outcome::RolledBack { failure } = run(&model, dir.path(), &text) else {
         panic!("not rolled back")
     };
-    assert!(failure.error.contains("the driver is None and not Some(\"vfio-pci\")"));
+    assert!(
+        failure
+            .error
+            .contains("the driver is None and not Some(\"vfio-pci\")")
+    );
 }
 
 /// A VM opens a VF after the plan was made and before it was carried out.
@@ -99,7 +120,11 @@ fn a_write_that_never_returns_leaves_the_pf_alone() {
     };
     assert_eq!((failure.step.pf, failure.wedged), (PF, Some(4242)));
     assert!(because.contains("process 4242 is stuck"), "{because}");
-    assert_eq!(look(&model).pf(other).unwrap().count(), 0, "the other card went back");
+    assert_eq!(
+        look(&model).pf(other).unwrap().count(),
+        0,
+        "the other card went back"
+    );
     assert_eq!(Journal::unfinished(state.journal()).unwrap(), None);
 }
 
@@ -114,7 +139,9 @@ fn what_was_left_by_a_dead_process_is_undone_if_it_cannot_be_finished() {
     let before = Target::of(&inventory, &[PF]);
     Journal::begin(state.journal(), &before, &target).unwrap();
     // It got as far as the VFs.
-    model.write(&PF.file("sriov_drivers_autoprobe"), "0").unwrap();
+    model
+        .write(&PF.file("sriov_drivers_autoprobe"), "0")
+        .unwrap();
     model.write(&PF.file("sriov_numvfs"), "2").unwrap();
     assert!(plan.steps.len() > 2);
     let said = recover(model.machine(), &state).unwrap().unwrap();
@@ -128,9 +155,17 @@ fn a_card_that_was_pulled_keeps_nobody_from_recovering() {
     let model = Model::new([Card::new(1)]);
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(dir.path()).unwrap();
-    let gone = Target::of(&look(&Model::new([Card::new(9)])), &[PciAddr::new(0, 9, 0, 0)]);
+    let gone = Target::of(
+        &look(&Model::new([Card::new(9)])),
+        &[PciAddr::new(0, 9, 0, 0)],
+    );
     Journal::begin(state.journal(), &gone, &gone).unwrap();
-    assert!(recover(model.machine(), &state).unwrap().unwrap().ends_with("is finished"));
+    assert!(
+        recover(model.machine(), &state)
+            .unwrap()
+            .unwrap()
+            .ends_with("is finished")
+    );
 }
 
 #[test]

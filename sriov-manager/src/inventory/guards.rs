@@ -87,7 +87,9 @@ fn routes(outputs: &[u32], links: &[Link]) -> BTreeMap<u32, String> {
             continue;
         }
         let below = links.iter().filter(|link| link.master == Some(index));
-        let below = below.map(|link| link.index).chain(name(index).and_then(|link| link.lower));
+        let below = below
+            .map(|link| link.index)
+            .chain(name(index).and_then(|link| link.lower));
         open.extend(below.map(|index| (index, route.clone())));
     }
     carriers
@@ -106,27 +108,33 @@ fn disks(kernel: &dyn Kernel) -> BTreeMap<PciAddr, String> {
             continue;
         }
         let separator = words.iter().position(|word| *word == "-");
-        let source = separator.and_then(|at| words.get(at + 2)).copied().unwrap_or_default();
-        let node = source.starts_with("/dev/").then(|| kernel.link(Path::new(source)).ok());
-        let name = node.flatten().and_then(|node| Some(node.file_name()?.to_owned()));
+        let source = separator
+            .and_then(|at| words.get(at + 2))
+            .copied()
+            .unwrap_or_default();
+        let node = source
+            .starts_with("/dev/")
+            .then(|| kernel.link(Path::new(source)).ok());
+        let name = node
+            .flatten()
+            .and_then(|node| Some(node.file_name()?.to_owned()));
         let by_name = name.map(|name| Path::new("/sys/class/block").join(name));
         let by_number = Path::new("/sys/dev/block").join(device);
         let found = by_name.and_then(|path| kernel.link(&path).ok());
         if let Some(dir) = found.or_else(|| kernel.link(&by_number).ok()) {
             let mut behind = BTreeSet::new();
             functions_behind(kernel, &dir, MAX_LAYERS, &mut behind);
-            functions.extend(behind.into_iter().map(|function| (function, (*mount).to_owned())));
+            functions.extend(
+                behind
+                    .into_iter()
+                    .map(|function| (function, (*mount).to_owned())),
+            );
         }
     }
     functions
 }
 
-fn functions_behind(
-    kernel: &dyn Kernel,
-    dir: &Path,
-    layers: usize,
-    found: &mut BTreeSet<PciAddr>,
-) {
+fn functions_behind(kernel: &dyn Kernel, dir: &Path, layers: usize, found: &mut BTreeSet<PciAddr>) {
     let parts = dir.iter().map(|part| part.to_string_lossy());
     found.extend(parts.filter_map(|part| part.parse::<PciAddr>().ok()));
     if layers == 0 {
@@ -202,13 +210,16 @@ fn managers(kernel: &dyn Kernel) -> Vec<Manager> {
             let file = path.display().to_string();
             managers.push(Manager {
                 guard: Guard::NetworkManager { file },
-                conditions: conditions(&ini, &[
-                    ("connection", "interface-name", Condition::Name),
-                    ("ethernet", "mac-address", Condition::Mac),
-                    ("match", "interface-name", Condition::Name),
-                    ("match", "path", Condition::Path),
-                    ("match", "driver", Condition::Driver),
-                ]),
+                conditions: conditions(
+                    &ini,
+                    &[
+                        ("connection", "interface-name", Condition::Name),
+                        ("ethernet", "mac-address", Condition::Mac),
+                        ("match", "interface-name", Condition::Name),
+                        ("match", "path", Condition::Path),
+                        ("match", "driver", Condition::Driver),
+                    ],
+                ),
             });
         }
     }
@@ -221,14 +232,17 @@ fn managers(kernel: &dyn Kernel) -> Vec<Manager> {
             let file = path.display().to_string();
             managers.push(Manager {
                 guard: Guard::Networkd { file },
-                conditions: conditions(&ini, &[
-                    ("Match", "Name", Condition::Name),
-                    ("Match", "OriginalName", Condition::Name),
-                    ("Match", "MACAddress", Condition::Mac),
-                    ("Match", "PermanentMACAddress", Condition::Mac),
-                    ("Match", "Path", Condition::Path),
-                    ("Match", "Driver", Condition::Driver),
-                ]),
+                conditions: conditions(
+                    &ini,
+                    &[
+                        ("Match", "Name", Condition::Name),
+                        ("Match", "OriginalName", Condition::Name),
+                        ("Match", "MACAddress", Condition::Mac),
+                        ("Match", "PermanentMACAddress", Condition::Mac),
+                        ("Match", "Path", Condition::Path),
+                        ("Match", "Driver", Condition::Driver),
+                    ],
+                ),
             });
         }
     }
@@ -254,7 +268,10 @@ fn ini(text: &str) -> Vec<(String, String, String)> {
         if line.starts_with(['#', ';']) {
             continue;
         }
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|line| line.strip_suffix(']'))
+        {
             name.clone_into(&mut section);
             // A section may say it all by being there.
             entries.push((section.clone(), String::new(), String::new()));
@@ -287,7 +304,9 @@ fn any(patterns: &str, text: &str) -> bool {
         None => (false, patterns),
     };
     let text = text.to_lowercase();
-    let mut patterns = patterns.split([' ', ';', ',']).filter(|pattern| !pattern.is_empty());
+    let mut patterns = patterns
+        .split([' ', ';', ','])
+        .filter(|pattern| !pattern.is_empty());
     patterns.any(|pattern| glob(pattern.as_bytes(), text.as_bytes())) != inverted
 }
 
@@ -315,8 +334,14 @@ mod tests {
 
     #[test]
     fn a_route_is_followed_down_to_the_cards() {
-        let vlan = Link { lower: Some(3), ..link(4, "bond0.7") };
-        let member = |index, name| Link { master: Some(3), ..link(index, name) };
+        let vlan = Link {
+            lower: Some(3),
+            ..link(4, "bond0.7")
+        };
+        let member = |index, name| Link {
+            master: Some(3),
+            ..link(index, name)
+        };
         let links = [
             member(1, "eth0"),
             member(2, "eth1"),
@@ -331,8 +356,14 @@ mod tests {
 
     #[test]
     fn a_loop_of_interfaces_ends() {
-        let a = Link { lower: Some(2), ..link(1, "a") };
-        let b = Link { lower: Some(1), ..link(2, "b") };
+        let a = Link {
+            lower: Some(2),
+            ..link(1, "a")
+        };
+        let b = Link {
+            lower: Some(1),
+            ..link(2, "b")
+        };
         assert_eq!(routes(&[1], &[a, b]).len(), 2);
     }
 
@@ -351,6 +382,9 @@ mod tests {
         let sections: Vec<_> = ini.iter().map(|(section, ..)| section.as_str()).collect();
         assert_eq!(sections, ["Match", "Match", "SR-IOV", "SR-IOV"]);
         let known = [("Match", "Name", Condition::Name)];
-        assert_eq!(conditions(&ini, &known), [(Condition::Name, "eth0".to_owned())]);
+        assert_eq!(
+            conditions(&ini, &known),
+            [(Condition::Name, "eth0".to_owned())]
+        );
     }
 }

@@ -26,7 +26,11 @@ impl Holders {
     /// Who has `node` or the device at `address` open.
     pub fn of(&self, nodes: &[PathBuf], address: PciAddr) -> Vec<Use> {
         let by_node = nodes.iter().filter_map(|node| self.nodes.get(node));
-        let mut uses: Vec<Use> = by_node.chain(self.devices.get(&address)).flatten().cloned().collect();
+        let mut uses: Vec<Use> = by_node
+            .chain(self.devices.get(&address))
+            .flatten()
+            .cloned()
+            .collect();
         uses.dedup();
         uses
     }
@@ -70,7 +74,9 @@ fn look_at(kernel: &dyn Kernel, pid: u32, holders: &mut Holders) {
 
 /// The device that an fd's `fdinfo` names.
 fn device_in(info: &str) -> Option<PciAddr> {
-    let path = info.lines().find_map(|line| line.strip_prefix("vfio-device-syspath:"))?;
+    let path = info
+        .lines()
+        .find_map(|line| line.strip_prefix("vfio-device-syspath:"))?;
     path.trim().rsplit('/').next()?.parse().ok()
 }
 

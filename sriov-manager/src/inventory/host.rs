@@ -59,7 +59,11 @@ mod tests {
 
     #[test]
     fn remapping_is_seen_in_the_names_of_chips() {
-        assert!(remapped(" 1: 9 IR-IO-APIC 1-edge i8042\n24: 0 DMAR-MSI 0-edge dmar0\n"));
-        assert!(!remapped(" 1: 9 IO-APIC 1-edge i8042\n24: 0 DMAR-MSI 0-edge dmar0\n"));
+        assert!(remapped(
+            " 1: 9 IR-IO-APIC 1-edge i8042\n24: 0 DMAR-MSI 0-edge dmar0\n"
+        ));
+        assert!(!remapped(
+            " 1: 9 IO-APIC 1-edge i8042\n24: 0 DMAR-MSI 0-edge dmar0\n"
+        ));
     }
 }

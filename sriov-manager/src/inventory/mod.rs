@@ -259,13 +259,18 @@ impl Inventory {
 
     /// The group `number`.
     pub fn group(&self, number: u32) -> Option<&Group> {
-        let found = self.groups.binary_search_by_key(&number, |group| group.number);
+        let found = self
+            .groups
+            .binary_search_by_key(&number, |group| group.number);
         found.ok().and_then(|index| self.groups.get(index))
     }
 
     /// The VF at `address`, with its PF.
     pub fn vf(&self, address: PciAddr) -> Option<(&Pf, &Vf)> {
-        let pairs = self.pfs.iter().flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)));
+        let pairs = self
+            .pfs
+            .iter()
+            .flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)));
         pairs.into_iter().find(|(_, vf)| vf.address == address)
     }
 }
@@ -293,11 +298,6 @@ impl Pf {
         self.class >> 16 == 0x02
     }
 
-    /// Whether it is an NVMe controller.
-    pub fn is_nvme(&self) -> bool {
-        self.class == 0x01_0802
-    }
-
     /// What people call it: its interface and address.
     pub fn label(&self) -> String {
         match &self.interface {
@@ -315,7 +315,9 @@ impl Vf {
 
     /// Whether it is leased by this program.
     pub fn is_leased(&self) -> bool {
-        self.uses.iter().any(|one| matches!(one, Use::Leased { .. }))
+        self.uses
+            .iter()
+            .any(|one| matches!(one, Use::Leased { .. }))
     }
 }
 
@@ -328,7 +330,10 @@ impl Group {
             let ours = driver.is_none_or(|name| name == "pci-stub" || crate::values::is_vfio(name));
             ours || member.bridge || except.contains(&member.address)
         };
-        self.members.iter().filter(|member| !harmless(member)).collect()
+        self.members
+            .iter()
+            .filter(|member| !harmless(member))
+            .collect()
     }
 }
 

@@ -90,7 +90,9 @@ pub(super) fn room(kernel: &dyn Kernel, address: PciAddr, total: u16) -> Room {
         bars: each.map(|size| size / u64::from(total.max(1))).collect(),
         homeless,
         last_bus: bridge.and_then(|config| config.get(SUBORDINATE_BUS).copied()),
-        window: sizes(&windows.unwrap_or_default(), BRIDGE_WINDOWS).iter().sum(),
+        window: sizes(&windows.unwrap_or_default(), BRIDGE_WINDOWS)
+            .iter()
+            .sum(),
     }
 }
 
@@ -120,7 +122,8 @@ mod tests {
     /// Two capabilities, the second is SR-IOV with a 64-bit BAR and a 32-bit one.
     fn config() -> Vec<u8> {
         let mut config = vec![0; 0x200];
-        let mut put = |at: usize, value: u32| config[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let mut put =
+            |at: usize, value: u32| config[at..at + 4].copy_from_slice(&value.to_le_bytes());
         put(0x100, 0x0001 | (0x160 << 20));
         put(0x160, 0x0010);
         put(0x160 + 0x24, 0x0000_000c);

@@ -24,7 +24,10 @@ pub fn scan(machine: Machine<'_>, known: &Known) -> io::Result<Inventory> {
         machine,
         known,
         holders: holders_of(kernel),
-        by_name: links.iter().map(|link| (link.name.as_str(), link)).collect(),
+        by_name: links
+            .iter()
+            .map(|link| (link.name.as_str(), link))
+            .collect(),
         guards: Guards::read(machine, &links)?,
         links: &links,
     };
@@ -98,7 +101,9 @@ impl Scan<'_> {
             eswitch,
             guards: self.guards.of(kernel, address, link),
             wedged: self.known.wedged.get(&address).copied(),
-            vfs: vfs.map(|(index, vf)| self.vf(index, vf, report(index))).collect(),
+            vfs: vfs
+                .map(|(index, vf)| self.vf(index, vf, report(index)))
+                .collect(),
         })
     }
 
@@ -129,7 +134,9 @@ impl Scan<'_> {
     /// the device's is read from the device, not from names, which change.
     fn link_of(&self, address: PciAddr) -> Option<&Link> {
         let names = self.machine.kernel.list(&address.file("net")).ok()?;
-        names.iter().find_map(|name| self.by_name.get(name.as_str()).copied())
+        names
+            .iter()
+            .find_map(|name| self.by_name.get(name.as_str()).copied())
     }
 
     fn uses(
@@ -147,7 +154,9 @@ impl Scan<'_> {
         }
         if driver.is_some_and(crate::values::is_vfio) {
             let devices = kernel.list(&address.file("vfio-dev")).unwrap_or_default();
-            let devices = devices.iter().map(|name| format!("/dev/vfio/devices/{name}"));
+            let devices = devices
+                .iter()
+                .map(|name| format!("/dev/vfio/devices/{name}"));
             let node = group.map(|number| format!("/dev/vfio/{number}"));
             let nodes: Vec<PathBuf> = devices.chain(node).map(PathBuf::from).collect();
             let holders = self.holders.of(&nodes, address);
@@ -181,8 +190,14 @@ impl Scan<'_> {
             uses.push(Use::Address { interface });
         }
         let named = |other: &Link| (other.name != link.name).then(|| other.name.clone());
-        let master = self.links.iter().filter(|other| Some(other.index) == link.master);
-        let above = self.links.iter().filter(|other| other.lower == Some(link.index));
+        let master = self
+            .links
+            .iter()
+            .filter(|other| Some(other.index) == link.master);
+        let above = self
+            .links
+            .iter()
+            .filter(|other| other.lower == Some(link.index));
         for upper in master.chain(above).filter_map(named) {
             let interface = interface.clone();
             uses.push(Use::Upper { interface, upper });
@@ -204,7 +219,9 @@ fn interface(link: &Link) -> Interface {
 
 fn class(kernel: &dyn Kernel, address: PciAddr) -> u32 {
     let class = number(kernel, &address.file("class"));
-    class.and_then(|class| u32::try_from(class).ok()).unwrap_or_default()
+    class
+        .and_then(|class| u32::try_from(class).ok())
+        .unwrap_or_default()
 }
 
 /// A number that the kernel writes in hexadecimal without saying so.
@@ -225,7 +242,9 @@ fn words(kernel: &dyn Kernel, address: PciAddr, name: &str) -> Vec<String> {
 }
 
 fn group_of(kernel: &dyn Kernel, address: PciAddr) -> Option<u32> {
-    link_name(kernel, &address.file("iommu_group"))?.parse().ok()
+    link_name(kernel, &address.file("iommu_group"))?
+        .parse()
+        .ok()
 }
 
 /// The groups of `pfs` and their VFs.

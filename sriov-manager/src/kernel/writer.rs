@@ -81,7 +81,8 @@ impl Writer {
     /// # Errors
     /// [`WriteError`]: what the kernel says, or that it does not return.
     pub fn write(&mut self, path: &Path, text: &str) -> Result<(), WriteError> {
-        self.lost.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        self.lost
+            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         let mut child = match self.child.take() {
             Some(child) => child,
             None => self.start()?,
@@ -135,7 +136,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if let Some(Running { mut child, orders, .. }) = self.child.take() {
+        if let Some(Running {
+            mut child, orders, ..
+        }) = self.child.take()
+        {
             drop(orders);
             let _its_end_says_nothing = child.wait();
         }
@@ -144,13 +148,13 @@ impl Drop for Writer {
 
 impl Running {
     /// The errno of one write, 0 if it was done; `None` when it does not come back in time.
-    fn exchange(
-        &mut self,
-        path: &Path,
-        text: &str,
-        deadline: Duration,
-    ) -> io::Result<Option<i32>> {
-        let order = [path.as_os_str().as_encoded_bytes(), b"\0", text.as_bytes(), b"\0"];
+    fn exchange(&mut self, path: &Path, text: &str, deadline: Duration) -> io::Result<Option<i32>> {
+        let order = [
+            path.as_os_str().as_encoded_bytes(),
+            b"\0",
+            text.as_bytes(),
+            b"\0",
+        ];
         self.orders.write_all(&order.concat())?;
         let mut answer = [PollFd::new(self.answers.get_ref(), PollFlags::IN)];
         let timeout = Timespec::try_from(deadline).ok();
@@ -161,7 +165,9 @@ impl Running {
         let mut line = String::new();
         self.answers.by_ref().take(64).read_line(&mut line)?;
         let errno = line.trim().parse().ok();
-        errno.map(Some).ok_or_else(|| io::Error::other("the writer ended"))
+        errno
+            .map(Some)
+            .ok_or_else(|| io::Error::other("the writer ended"))
     }
 }
 

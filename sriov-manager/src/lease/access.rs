@@ -102,7 +102,9 @@ fn status(pid: u32, key: &str) -> Option<String> {
 
 fn groups(pid: u32) -> Vec<u32> {
     let line = status(pid, "Groups:").unwrap_or_default();
-    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    line.split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect()
 }
 
 fn uid_of(pid: u32) -> Option<u32> {
@@ -129,7 +131,11 @@ mod tests {
         assert_eq!(peer.process, Process::now(std::process::id()).unwrap());
         assert!(!has_ended(&peer.pidfd));
         drop(theirs);
-        let stranger = Peer { uid: 1000, gids: vec![36], ..peer };
+        let stranger = Peer {
+            uid: 1000,
+            gids: vec![36],
+            ..peer
+        };
         assert!(!stranger.may(&pool(&[], &[])));
         assert!(stranger.may(&pool(&[1000], &[])));
         assert!(stranger.may(&pool(&[], &[36])));
@@ -139,7 +145,10 @@ mod tests {
     #[test]
     fn a_stranger_names_only_processes_of_its_own() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let peer = Peer { uid: 54_321, ..Peer::of(&ours).unwrap() };
+        let peer = Peer {
+            uid: 54_321,
+            ..Peer::of(&ours).unwrap()
+        };
         assert_eq!(peer.instead(1).unwrap_err(), io::Errno::PERM);
     }
 

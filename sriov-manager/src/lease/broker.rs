@@ -212,7 +212,9 @@ impl Broker {
             }
         };
         let deadline = self.spec().daemon.deadline();
-        let writer = Writer::new(self.program.clone()).deadline(deadline).hold(lock.share()?);
+        let writer = Writer::new(self.program.clone())
+            .deadline(deadline)
+            .hold(lock.share()?);
         Ok((lock, Sysfs::new("/", writer)))
     }
 
@@ -396,7 +398,10 @@ impl Broker {
             return Err(LeaseError::Held(format!("{vf}: {other}; end that first")));
         }
         if let Some(writer) = pf.wedged {
-            let text = format!("{} is wedged: process {writer} is stuck in a write", pf.label());
+            let text = format!(
+                "{} is wedged: process {writer} is stuck in a write",
+                pf.label()
+            );
             return Err(LeaseError::Held(text));
         }
         if let Some(group) = found.group {
@@ -410,7 +415,11 @@ impl Broker {
         let (target, _) = Target::resolve(&self.spec(), &inventory);
         let rest = rest(&target, pf.address, found.index);
         let scrubbed = rest.attributes.or(&Attributes::SCRUBBED);
-        let attributes = if pf.interface.is_some() { scrubbed } else { Attributes::default() };
+        let attributes = if pf.interface.is_some() {
+            scrubbed
+        } else {
+            Attributes::default()
+        };
         let wanted = VfTarget { attributes, ..rest };
         become_so(machine, &inventory, pf.address, found.index, &wanted)?;
         Ok(true)
@@ -492,7 +501,10 @@ fn become_so(
     };
     let made = plan(inventory, &Target { pfs: vec![target] });
     if let Some(refusal) = made.refusals.first() {
-        return Err(LeaseError::Refused(format!("{}; {}", refusal.text, refusal.fix)));
+        return Err(LeaseError::Refused(format!(
+            "{}; {}",
+            refusal.text, refusal.fix
+        )));
     }
     for step in &made.steps {
         carry_out(machine, step).map_err(|error| {

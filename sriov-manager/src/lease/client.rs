@@ -73,8 +73,15 @@ pub fn request(socket: &Path, request: &Request) -> Result<Handed, ClientError> 
     let answer: Answer<Granted> =
         serde_json::from_slice(&bytes[..received]).map_err(io::Error::from)?;
     match answer {
-        Answer { status: Status::Failed, description, .. } => Err(ClientError::Refused(description)),
-        Answer { data: Some(granted), .. } => Ok(Handed { granted, fds }),
+        Answer {
+            status: Status::Failed,
+            description,
+            ..
+        } => Err(ClientError::Refused(description)),
+        Answer {
+            data: Some(granted),
+            ..
+        } => Ok(Handed { granted, fds }),
         Answer { description, .. } => Err(io::Error::other(description).into()),
     }
 }

@@ -52,9 +52,16 @@ fn device_node(kernel: &dyn Kernel, vf: PciAddr) -> Option<PathBuf> {
 }
 
 fn open(path: PathBuf) -> io::Result<OwnedFd> {
-    let file: File = OpenOptions::new().read(true).write(true).open(&path).map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot open {}: {error}", path.display()))
-    })?;
+    let file: File = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("cannot open {}: {error}", path.display()),
+            )
+        })?;
     Ok(file.into())
 }
 
@@ -63,9 +70,15 @@ pub(super) fn fds(kernel: &dyn Kernel, vf: PciAddr, group: u32) -> io::Result<Op
     let iommufd = PathBuf::from("/dev/iommu");
     let (names, paths) = match device_node(kernel, vf).filter(|_| iommufd.exists()) {
         Some(device) => (["iommufd", "device"], [iommufd, device]),
-        None => (["container", "group"], ["/dev/vfio/vfio".into(), group_node(group)]),
+        None => (
+            ["container", "group"],
+            ["/dev/vfio/vfio".into(), group_node(group)],
+        ),
     };
-    let fds = paths.into_iter().map(open).collect::<io::Result<Vec<OwnedFd>>>()?;
+    let fds = paths
+        .into_iter()
+        .map(open)
+        .collect::<io::Result<Vec<OwnedFd>>>()?;
     let names = names.map(str::to_owned).to_vec();
     Ok(Opened { names, fds })
 }

@@ -130,7 +130,10 @@ impl Request {
                 qos: Qos::MIN,
                 protocol: VlanProtocol::Customer,
             }),
-            rates: self.max_rate.map(|max| Rates { min: Rate::MIN, max }),
+            rates: self.max_rate.map(|max| Rates {
+                min: Rate::MIN,
+                max,
+            }),
             ..Attributes::default()
         }
     }

@@ -14,7 +14,9 @@ pub(super) fn pick<'a>(
 ) -> (Option<(&'a Pf, &'a Vf)>, usize) {
     let in_pool = |pf: &Pf, index: u16| {
         let wanted = target.pf(pf.address).and_then(|pf| pf.vfs.get(&index));
-        wanted.and_then(|vf| vf.pool.as_ref()).is_some_and(|name| name.as_str() == pool)
+        wanted
+            .and_then(|vf| vf.pool.as_ref())
+            .is_some_and(|name| name.as_str() == pool)
     };
     let mut members = 0;
     let mut best: Option<((bool, usize, u16), (&Pf, &Vf))> = None;

@@ -33,7 +33,11 @@ const MAX_FDS: usize = 2;
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Serves requests until the process ends.
-pub fn serve(listener: &UnixListener, broker: &Arc<Broker>, changed: impl Fn() + Send + Sync + 'static) {
+pub fn serve(
+    listener: &UnixListener,
+    broker: &Arc<Broker>,
+    changed: impl Fn() + Send + Sync + 'static,
+) {
     let busy = Arc::new(AtomicUsize::new(0));
     let changed = Arc::new(changed);
     loop {
@@ -50,13 +54,15 @@ pub fn serve(listener: &UnixListener, broker: &Arc<Broker>, changed: impl Fn() +
         };
         busy.fetch_add(1, Ordering::AcqRel);
         let (broker, own, changed) = (Arc::clone(broker), Arc::clone(&busy), Arc::clone(&changed));
-        let spawned = thread::Builder::new().name("lease".to_owned()).spawn(move || {
-            if let Err(error) = converse(&stream, &broker) {
-                tracing::debug!(%error, "a connection for a lease ended early");
-            }
-            changed();
-            own.fetch_sub(1, Ordering::AcqRel);
-        });
+        let spawned = thread::Builder::new()
+            .name("lease".to_owned())
+            .spawn(move || {
+                if let Err(error) = converse(&stream, &broker) {
+                    tracing::debug!(%error, "a connection for a lease ended early");
+                }
+                changed();
+                own.fetch_sub(1, Ordering::AcqRel);
+            });
         if spawned.is_err() {
             busy.fetch_sub(1, Ordering::AcqRel);
         }
@@ -75,14 +81,23 @@ fn converse(stream: &UnixStream, broker: &Broker) -> io::Result<()> {
                 let description = format!("{} is leased to {}", granted.address, request.owner);
                 (Answer::success(description, granted), opened)
             }
-            Err(error) => (Answer::failed(code(&error), error.to_string()), Opened::default()),
+            Err(error) => (
+                Answer::failed(code(&error), error.to_string()),
+                Opened::default(),
+            ),
         },
         Err(error) => {
             let description = format!("the request is wrong: {error}");
-            (Answer::failed(StatusCode::BAD_REQUEST, description), Opened::default())
+            (
+                Answer::failed(StatusCode::BAD_REQUEST, description),
+                Opened::default(),
+            )
         }
     };
-    let leased = answer.data.as_ref().map(|granted: &Granted| granted.address);
+    let leased = answer
+        .data
+        .as_ref()
+        .map(|granted: &Granted| granted.address);
     let sent = send(stream, &answer, &opened);
     if let (Err(_), Some(vf)) = (&sent, leased) {
         // Whoever asked is gone; the descriptors must be as well, before the VF can be freed.
@@ -111,7 +126,16 @@ fn send(stream: &UnixStream, answer: &Answer<Granted>, opened: &Opened) -> io::R
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(io::Error::other("too many descriptors"));
     }
-    let sent = sendmsg(stream, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let sent = sendmsg(
+        stream,
+        &[IoSlice::new(&line)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
     // A line fits into the socket's buffer, unless somebody made that absurdly small.
-    if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    if sent == line.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
 }

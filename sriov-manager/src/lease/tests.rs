@@ -38,7 +38,9 @@ fn host() -> (Model, Inventory, Target) {
 }
 
 fn picked(inventory: &Inventory, target: &Target, numa: Option<u32>) -> Option<String> {
-    pick(inventory, target, "fast", numa).0.map(|(_, vf)| vf.address.to_string())
+    pick(inventory, target, "fast", numa)
+        .0
+        .map(|(_, vf)| vf.address.to_string())
 }
 
 #[test]
@@ -50,12 +52,23 @@ fn a_vf_of_the_pool_from_the_card_with_the_fewest_out() {
         .map(|_| {
             let address = picked(&inventory, &target, None).unwrap();
             let vfs = inventory.pfs.iter_mut().flat_map(|pf| &mut pf.vfs);
-            let vf = vfs.into_iter().find(|vf| vf.address.to_string() == address).unwrap();
+            let vf = vfs
+                .into_iter()
+                .find(|vf| vf.address.to_string() == address)
+                .unwrap();
             vf.uses.push(crate::inventory::Use::Held);
             address
         })
         .collect();
-    assert_eq!(order, ["0000:02:10.0", "0000:01:10.2", "0000:02:10.2", "0000:01:10.4"]);
+    assert_eq!(
+        order,
+        [
+            "0000:02:10.0",
+            "0000:01:10.2",
+            "0000:02:10.2",
+            "0000:01:10.4"
+        ]
+    );
     assert_eq!(picked(&inventory, &target, None), None);
 }
 
@@ -63,8 +76,15 @@ fn a_vf_of_the_pool_from_the_card_with_the_fewest_out() {
 fn a_near_card_comes_first_and_a_wedged_one_never() {
     let (_model, mut inventory, target) = host();
     inventory.pfs[0].numa = Some(1);
-    assert_eq!(picked(&inventory, &target, Some(1)).unwrap(), "0000:01:10.2");
-    assert_eq!(picked(&inventory, &target, Some(7)).unwrap(), "0000:02:10.0", "else any");
+    assert_eq!(
+        picked(&inventory, &target, Some(1)).unwrap(),
+        "0000:01:10.2"
+    );
+    assert_eq!(
+        picked(&inventory, &target, Some(7)).unwrap(),
+        "0000:02:10.0",
+        "else any"
+    );
     inventory.pfs[1].wedged = Some(1);
     assert_eq!(picked(&inventory, &target, None).unwrap(), "0000:01:10.2");
 }

@@ -116,7 +116,10 @@ impl State {
         let real = self.files.resolve(path)?;
         let name = real.file_name().unwrap().to_str().unwrap().to_owned();
         let place = real.to_str().unwrap().to_owned();
-        let device = real.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        let device = real
+            .parent()
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str());
         let device: Option<PciAddr> = device.and_then(|name| name.parse().ok());
         match (name.as_str(), device) {
             ("sriov_numvfs", Some(pf)) => self.set_count(pf, text),
@@ -126,7 +129,8 @@ impl State {
             }
             ("driver_override", Some(vf)) => {
                 self.touched.insert(vf);
-                self.files.file(&place, if text == "\n" { "(null)" } else { text });
+                self.files
+                    .file(&place, if text == "\n" { "(null)" } else { text });
                 Ok(())
             }
             ("type", _) if place.starts_with("/sys/kernel/iommu_groups") => {
@@ -181,8 +185,15 @@ impl State {
         let mut names = self.files.list(&dir).unwrap_or_default();
         names.retain(|name| name.starts_with("virtfn"));
         names.sort_by_key(|name| name[6..].parse::<u16>().unwrap());
-        let target = |name| self.files.target(&format!("{}/{name}", dir.display())).unwrap();
-        names.into_iter().map(|name| target(name).parse().unwrap()).collect()
+        let target = |name| {
+            self.files
+                .target(&format!("{}/{name}", dir.display()))
+                .unwrap()
+        };
+        names
+            .into_iter()
+            .map(|name| target(name).parse().unwrap())
+            .collect()
     }
 
     fn make(&mut self, pf: PciAddr, index: u16) {
@@ -190,7 +201,10 @@ impl State {
         let vf = pf.vf(card.offset, card.stride, index).unwrap();
         let pf_dir = self.files.resolve(&pf.dir()).unwrap();
         let dir = format!("{}/{vf}", pf_dir.parent().unwrap().display());
-        let own = self.files.target(&format!("{}/iommu_group", pf_dir.display())).unwrap();
+        let own = self
+            .files
+            .target(&format!("{}/iommu_group", pf_dir.display()))
+            .unwrap();
         let group = if card.acs {
             self.next_group += 1;
             self.next_group
@@ -198,14 +212,20 @@ impl State {
             own.parse().unwrap()
         };
         self.function(vf, &dir, 0x02_0000, "", group);
-        self.files.link(&format!("{dir}/physfn"), pf_dir.to_str().unwrap());
+        self.files
+            .link(&format!("{dir}/physfn"), pf_dir.to_str().unwrap());
         self.files.file(&format!("{dir}/reset"), "");
         self.files.file(&format!("{dir}/reset_method"), "flr");
-        self.files.link(&format!("{}/virtfn{index}", pf_dir.display()), &dir);
+        self.files
+            .link(&format!("{}/virtfn{index}", pf_dir.display()), &dir);
         if !card.keeps {
             self.told.get_mut(&pf).unwrap()[usize::from(index)] = told_nothing();
         }
-        if self.files.text(&format!("{}/sriov_drivers_autoprobe", pf_dir.display())) == "1" {
+        if self
+            .files
+            .text(&format!("{}/sriov_drivers_autoprobe", pf_dir.display()))
+            == "1"
+        {
             self.attach(vf, "igbvf");
         }
     }
@@ -219,13 +239,16 @@ impl State {
                 return Err(WriteError::Wedged { writer: 4242 });
             }
             self.detach(vf);
-            let group = self.files.target(&format!("{}/iommu_group", vf.dir().display()));
+            let group = self
+                .files
+                .target(&format!("{}/iommu_group", vf.dir().display()));
             let group = format!("/sys/kernel/iommu_groups/{}", group.unwrap());
             self.files.remove(&format!("{group}/devices/{vf}"));
             let dir = self.files.resolve(&vf.dir()).unwrap();
             self.files.remove(dir.to_str().unwrap());
             self.files.remove(vf.dir().to_str().unwrap());
-            self.files.remove(&format!("{}/virtfn{index}", pf.dir().display()));
+            self.files
+                .remove(&format!("{}/virtfn{index}", pf.dir().display()));
         }
         Ok(())
     }
@@ -238,8 +261,14 @@ impl State {
         let file = |name: &str| self.files.text(&format!("{}/{name}", vf.dir().display()));
         let only = file("driver_override");
         let autoprobe = file("physfn/sriov_drivers_autoprobe") != "0";
-        let iommu = self.files.list(Path::new("/sys/kernel/iommu_groups")).is_ok();
-        let known = self.files.list(Path::new(&format!("/sys/bus/pci/drivers/{only}"))).is_ok();
+        let iommu = self
+            .files
+            .list(Path::new("/sys/kernel/iommu_groups"))
+            .is_ok();
+        let known = self
+            .files
+            .list(Path::new(&format!("/sys/bus/pci/drivers/{only}")))
+            .is_ok();
         match only.as_str() {
             _ if self.probe_lies => {}
             "(null)" if autoprobe => self.attach(vf, "igbvf"),
@@ -264,7 +293,10 @@ impl State {
 
     fn attach(&mut self, vf: PciAddr, driver: &str) {
         let dir = vf.dir().display().to_string();
-        self.files.link(&format!("{dir}/driver"), &format!("/sys/bus/pci/drivers/{driver}"));
+        self.files.link(
+            &format!("{dir}/driver"),
+            &format!("/sys/bus/pci/drivers/{driver}"),
+        );
         if is_vfio(driver) {
             let group = self.files.target(&format!("{dir}/iommu_group")).unwrap();
             self.files.file(&format!("/dev/vfio/{group}"), "");

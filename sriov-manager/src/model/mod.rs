@@ -135,15 +135,18 @@ impl Model {
 
 impl State {
     fn base(&mut self) {
-        self.files.file("/proc/interrupts", "1: 0 IR-IO-APIC 1-edge i8042\n");
+        self.files
+            .file("/proc/interrupts", "1: 0 IR-IO-APIC 1-edge i8042\n");
         self.files.file("/proc/self/mountinfo", "");
         self.files.file("/etc/machine-id", "model\n");
         self.files.dir("/dev/vfio");
         self.files.file("/dev/vfio/vfio", "");
         self.files.file("/sys/bus/pci/drivers_probe", "");
         for driver in ["igb", "igbvf", "vfio-pci", "pcieport"] {
-            self.files.file(&format!("/sys/bus/pci/drivers/{driver}/bind"), "");
-            self.files.file(&format!("/sys/bus/pci/drivers/{driver}/unbind"), "");
+            self.files
+                .file(&format!("/sys/bus/pci/drivers/{driver}/bind"), "");
+            self.files
+                .file(&format!("/sys/bus/pci/drivers/{driver}/unbind"), "");
         }
     }
 
@@ -177,22 +180,39 @@ impl State {
         config[0x100..0x104].copy_from_slice(&0x0010_u32.to_le_bytes());
         config[0x124..0x128].copy_from_slice(&0x000c_u32.to_le_bytes());
         self.files.bytes(&format!("{at}/config"), config);
-        let line = if card.room { "0x1000000 0x101bfff 0x14220c" } else { "0x0 0x0 0x0" };
+        let line = if card.room {
+            "0x1000000 0x101bfff 0x14220c"
+        } else {
+            "0x0 0x0 0x0"
+        };
         let resource = format!("{}{line}\n", "0x0 0x0 0x0\n".repeat(7));
         self.files.file(&format!("{at}/resource"), &resource);
         let index = self.interface(pf, &format!("eth{}", card.address.bus()));
-        let link = self.links.iter_mut().find(|link| link.index == index).unwrap();
+        let link = self
+            .links
+            .iter_mut()
+            .find(|link| link.index == index)
+            .unwrap();
         link.up = true;
         link.carrier = true;
-        self.told.insert(pf, vec![told_nothing(); usize::from(card.total)]);
+        self.told
+            .insert(pf, vec![told_nothing(); usize::from(card.total)]);
         self.cards.insert(pf, card);
     }
 
     /// A function with its files, driver and group.
-    pub(crate) fn function(&mut self, at: PciAddr, dir: &str, class: u32, driver: &str, group: u32) {
+    pub(crate) fn function(
+        &mut self,
+        at: PciAddr,
+        dir: &str,
+        class: u32,
+        driver: &str,
+        group: u32,
+    ) {
         self.files.dir(dir);
         self.files.link(&format!("{DEVICES}/{at}"), dir);
-        self.files.file(&format!("{dir}/class"), &format!("0x{class:06x}"));
+        self.files
+            .file(&format!("{dir}/class"), &format!("0x{class:06x}"));
         self.files.file(&format!("{dir}/numa_node"), "-1");
         self.files.file(&format!("{dir}/driver_override"), "(null)");
         let groups = format!("/sys/kernel/iommu_groups/{group}");
@@ -200,7 +220,10 @@ impl State {
         self.files.file(&format!("{groups}/type"), "DMA-FQ");
         self.files.link(&format!("{dir}/iommu_group"), &groups);
         if !driver.is_empty() {
-            self.files.link(&format!("{dir}/driver"), &format!("/sys/bus/pci/drivers/{driver}"));
+            self.files.link(
+                &format!("{dir}/driver"),
+                &format!("/sys/bus/pci/drivers/{driver}"),
+            );
         }
     }
 
@@ -253,8 +276,14 @@ pub(crate) fn told_nothing() -> Attributes {
 impl Kernel for Model {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let state = self.state();
-        assert!(!path.ends_with("sriov_numvfs"), "nobody reads what may block");
-        if let Some(group) = path.to_str().and_then(|path| path.strip_prefix("/dev/vfio/")) {
+        assert!(
+            !path.ends_with("sriov_numvfs"),
+            "nobody reads what may block"
+        );
+        if let Some(group) = path
+            .to_str()
+            .and_then(|path| path.strip_prefix("/dev/vfio/"))
+        {
             let members = format!("/sys/kernel/iommu_groups/{group}/devices");
             let members = state.files.list(Path::new(&members)).unwrap_or_default();
             let held = |name: &String| name.parse().is_ok_and(|at| state.held.contains(&at));
@@ -307,7 +336,10 @@ impl Network for Model {
     fn set_eswitch(&self, pf: PciAddr, mode: EswitchMode) -> Result<(), WriteError> {
         let mut state = self.state();
         state.change()?;
-        let card = state.cards.get_mut(&pf).filter(|card| card.eswitch.is_some());
+        let card = state
+            .cards
+            .get_mut(&pf)
+            .filter(|card| card.eswitch.is_some());
         let card = card.ok_or(WriteError::refused(Errno::OPNOTSUPP.raw_os_error()))?;
         card.eswitch = Some(mode);
         Ok(())

@@ -51,12 +51,21 @@ fn a_probe_succeeds_and_need_not_have_bound() {
     write(&model, "sriov_drivers_autoprobe", "0").unwrap();
     write(&model, "sriov_numvfs", "1").unwrap();
     let vf = model.state().vfs(PciAddr::new(0, 1, 0, 0))[0];
-    let probe = || model.write(Path::new("/sys/bus/pci/drivers_probe"), &vf.to_string()).unwrap();
+    let probe = || {
+        model
+            .write(Path::new("/sys/bus/pci/drivers_probe"), &vf.to_string())
+            .unwrap()
+    };
     let driver = || crate::kernel::link_name(&model, &vf.file("driver"));
     probe();
     assert_eq!(driver(), None, "without autoprobe only an override binds");
-    model.write(&vf.file("driver_override"), "vfio-pci").unwrap();
+    model
+        .write(&vf.file("driver_override"), "vfio-pci")
+        .unwrap();
     probe();
     assert_eq!(driver().as_deref(), Some("vfio-pci"));
-    assert_eq!(text(&model, &vf.file("driver_override")).as_deref(), Some("vfio-pci"));
+    assert_eq!(
+        text(&model, &vf.file("driver_override")).as_deref(),
+        Some("vfio-pci")
+    );
 }

@@ -67,7 +67,10 @@ impl NetlinkDeserializable for Message {
         let mut attributes = Vec::new();
         for attribute in NlasIterator::new(rest) {
             let attribute = attribute?;
-            attributes.push(DefaultNla::new(attribute.kind(), attribute.value().to_vec()));
+            attributes.push(DefaultNla::new(
+                attribute.kind(),
+                attribute.value().to_vec(),
+            ));
         }
         Ok(Self {
             family: header.message_type,
@@ -83,7 +86,11 @@ fn string(kind: u16, text: &str) -> DefaultNla {
 
 /// The 16-bit attribute `kind` in the first of `answers`.
 fn number(answers: &[Message], kind: u16) -> Option<u16> {
-    let found = answers.first()?.attributes.iter().find(|one| one.kind() == kind)?;
+    let found = answers
+        .first()?
+        .attributes
+        .iter()
+        .find(|one| one.kind() == kind)?;
     let mut bytes = vec![0; found.value_len()];
     found.emit_value(&mut bytes);
     Some(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?))
@@ -168,7 +175,10 @@ mod tests {
         let mut bytes = vec![0; whole.buffer_len()];
         whole.serialize(&mut bytes);
         // Header, command and version, then "pci" with its length, kind and end.
-        assert_eq!(bytes[16..28], [30, 1, 0, 0, 8, 0, 1, 0, b'p', b'c', b'i', 0]);
+        assert_eq!(
+            bytes[16..28],
+            [30, 1, 0, 0, 8, 0, 1, 0, b'p', b'c', b'i', 0]
+        );
         let NetlinkPayload::InnerMessage(read) = NetlinkMessage::<Message>::deserialize(&bytes)
             .unwrap()
             .payload

@@ -1,11 +1,11 @@
 //! An interface and its VFs, between netlink's types and ours.
 
+use netlink_packet_route::link as route;
 use netlink_packet_route::link::{
     LinkAttribute, LinkFlags, LinkMessage, LinkVfInfo, VfInfo, VfInfoGuid, VfInfoLinkState,
     VfInfoMac, VfInfoRate, VfInfoRssQueryEn, VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfStats,
     VfVlan, VfVlanInfo,
 };
-use netlink_packet_route::link as route;
 
 use crate::attribute::{Attribute, Rates, Tag};
 use crate::kernel::{Link, VfCounters, VfReport};
@@ -164,7 +164,10 @@ mod tests {
                 qos: Qos::try_from(3).unwrap(),
                 protocol: VlanProtocol::Service,
             }),
-            rates: Some(Rates { min: rate(10), max: rate(200) }),
+            rates: Some(Rates {
+                min: rate(10),
+                max: rate(200),
+            }),
             spoof_check: Some(true),
             trust: Some(false),
             link_state: Some(LinkState::Up),

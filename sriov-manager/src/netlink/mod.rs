@@ -34,7 +34,10 @@ pub struct Netlink;
 impl Network for Netlink {
     fn links(&self) -> io::Result<Vec<Link>> {
         let skip = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
-        let messages = ask(RouteNetlinkMessage::GetLink(question(0, skip)), Purpose::Dump)?;
+        let messages = ask(
+            RouteNetlinkMessage::GetLink(question(0, skip)),
+            Purpose::Dump,
+        )?;
         let mut links: Vec<Link> = messages
             .into_iter()
             .filter_map(|message| match message {
@@ -78,7 +81,12 @@ impl Network for Netlink {
         message.header.index = link;
         let info = LinkVfInfo(vec![link::write(vf, attribute)]);
         message.attributes = vec![LinkAttribute::VfInfoList(vec![info])];
-        talk(NETLINK_ROUTE, RouteNetlinkMessage::SetLink(message), Purpose::Change).map(drop)
+        talk(
+            NETLINK_ROUTE,
+            RouteNetlinkMessage::SetLink(message),
+            Purpose::Change,
+        )
+        .map(drop)
     }
 
     fn eswitch(&self, pf: PciAddr) -> io::Result<Option<EswitchMode>> {
@@ -113,7 +121,10 @@ fn question(index: u32, mask: Vec<LinkExtentMask>) -> LinkMessage {
 fn addressed() -> io::Result<HashMap<u32, ()>> {
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let far = |message: &AddressMessage| {
-        matches!(message.header.scope, AddressScope::Universe | AddressScope::Site)
+        matches!(
+            message.header.scope,
+            AddressScope::Universe | AddressScope::Site
+        )
     };
     let messages = ask(question, Purpose::Dump)?.into_iter();
     Ok(messages
@@ -157,7 +168,9 @@ mod tests {
     #[test]
     fn a_refusal_carries_the_number() {
         let trust = Attribute::Trust(true);
-        let error = Netlink.set_vf(u32::MAX >> 1, VfIndex::MIN, &trust).unwrap_err();
+        let error = Netlink
+            .set_vf(u32::MAX >> 1, VfIndex::MIN, &trust)
+            .unwrap_err();
         assert!(matches!(error, WriteError::Refused { .. }), "{error}");
     }
 

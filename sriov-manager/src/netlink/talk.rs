@@ -103,7 +103,9 @@ enum Read<I> {
 /// The first message of `bytes`, and the rest.
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
-    let length = usize::try_from(length).ok().filter(|length| *length >= HEADER_BYTES)?;
+    let length = usize::try_from(length)
+        .ok()
+        .filter(|length| *length >= HEADER_BYTES)?;
     let message = bytes.get(..length)?;
     let next = length.next_multiple_of(4).min(bytes.len());
     Some((message, &bytes[next..]))
@@ -157,7 +159,10 @@ mod tests {
         let (message, rest) = split(&bytes).unwrap();
         assert_eq!((message.len(), rest.len()), (18, 0));
         assert!(split(&bytes[..12]).is_none());
-        assert!(split(&[3, 0, 0, 0]).is_none(), "a message shorter than its header");
+        assert!(
+            split(&[3, 0, 0, 0]).is_none(),
+            "a message shorter than its header"
+        );
     }
 
     #[test]

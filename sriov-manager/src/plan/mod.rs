@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::PciAddr;
 use crate::attribute::Attribute;
 use crate::inventory::Inventory;
-use crate::spec::{FlexibleSpec, Spec};
+use crate::spec::Spec;
 use crate::target::Target;
 use crate::values::{DriverName, EswitchMode, GroupType};
 
@@ -70,13 +70,6 @@ pub enum Action {
         /// How many.
         count: u16,
     },
-    /// An NVMe controller gets queues and interrupts, and is taken on line.
-    Flexible {
-        /// The VF.
-        vf: u16,
-        /// How many.
-        resources: FlexibleSpec,
-    },
     /// The PF's driver is told something about a VF.
     Attribute {
         /// The VF.
@@ -120,7 +113,6 @@ impl Action {
         match self {
             Self::Autoprobe { .. } | Self::Count { .. } | Self::Eswitch { .. } => None,
             Self::Msix { vf, .. }
-            | Self::Flexible { vf, .. }
             | Self::Attribute { vf, .. }
             | Self::Unbind { vf, .. }
             | Self::GroupType { vf, .. }
@@ -139,17 +131,18 @@ impl fmt::Display for Action {
             Self::Count { to, .. } => write!(f, "make {to} VFs"),
             Self::Eswitch { mode } => write!(f, "switch the eswitch to {mode}"),
             Self::Msix { vf, count } => write!(f, "VF {vf}: {count} interrupts"),
-            Self::Flexible { vf, resources } => write!(
-                f,
-                "VF {vf}: {} NVMe queues and {} interrupts, on line",
-                resources.vq, resources.vi
-            ),
             Self::Attribute { vf, attribute } => write!(f, "VF {vf}: {attribute}"),
             Self::Unbind { vf, driver } => write!(f, "VF {vf}: take it from {driver}"),
             Self::GroupType { vf, kind } => write!(f, "VF {vf}: IOMMU group type {kind}"),
-            Self::Override { vf, driver: Some(name) } => write!(f, "VF {vf}: only {name} may have it"),
+            Self::Override {
+                vf,
+                driver: Some(name),
+            } => write!(f, "VF {vf}: only {name} may have it"),
             Self::Override { vf, driver: None } => write!(f, "VF {vf}: any driver may have it"),
-            Self::Bind { vf, driver: Some(name) } => write!(f, "VF {vf}: bind to {name}"),
+            Self::Bind {
+                vf,
+                driver: Some(name),
+            } => write!(f, "VF {vf}: bind to {name}"),
             Self::Bind { vf, driver: None } => write!(f, "VF {vf}: bind to its own driver"),
         }
     }

@@ -52,12 +52,17 @@ pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<St
     if remake && count > 0 {
         let reason = match eswitch {
             Some(mode) if count == wanted.count => format!("the eswitch is to be {mode}"),
-            _ => format!("{} are wanted, and the number can only change through none", wanted.count),
+            _ => format!(
+                "{} are wanted, and the number can only change through none",
+                wanted.count
+            ),
         };
         steps.push(Action::Count { from: count, to: 0 }, reason);
     }
     if let Some(mode) = eswitch {
-        let now = pf.eswitch.map_or("unknown", crate::values::EswitchMode::word);
+        let now = pf
+            .eswitch
+            .map_or("unknown", crate::values::EswitchMode::word);
         steps.push(Action::Eswitch { mode }, format!("it is {now}"));
     }
     if remake && wanted.count > 0 {
@@ -117,7 +122,10 @@ fn vfs(
         steps.autoprobe(true, "without it no driver takes a VF by itself");
     }
     for vf in native {
-        steps.push(Action::Bind { vf, driver: None }, "its own driver is wanted");
+        steps.push(
+            Action::Bind { vf, driver: None },
+            "its own driver is wanted",
+        );
     }
 }
 
@@ -129,11 +137,6 @@ fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>) {
             None => "it is new".to_owned(),
         };
         steps.push(Action::Msix { vf, count }, reason);
-    }
-    // Whether a controller has its resources is not shown anywhere in sysfs: one with a driver has.
-    if let Some(resources) = own.flexible.filter(|_| now.fresh) {
-        let reason = "a controller without resources does not start";
-        steps.push(Action::Flexible { vf, resources }, reason);
     }
     for attribute in own.attributes.missing_in(&now.attributes) {
         let reason = match now.attributes.reported(&attribute) {
@@ -162,9 +165,9 @@ fn binding(
     };
     let driver = own.driver.clone().or(as_new);
     let kept = |driver: &Driver| match driver {
-        Driver::Native => {
-            now.driver.is_some_and(|name| !crate::values::is_vfio(name) && now.only.is_none_or(|only| only == name))
-        }
+        Driver::Native => now.driver.is_some_and(|name| {
+            !crate::values::is_vfio(name) && now.only.is_none_or(|only| only == name)
+        }),
         Driver::Named(name) => now.driver == Some(name.as_str()),
         Driver::Unbound => now.driver.is_none() && now.only.is_none(),
     };

@@ -39,7 +39,10 @@ pub(super) fn refusals(
     if let Some(writer) = pf.wedged {
         refusals.push(
             Why::Wedged,
-            format!("{}: a write never returned; process {writer} is stuck in it", pf.label()),
+            format!(
+                "{}: a write never returned; process {writer} is stuck in it",
+                pf.label()
+            ),
             "end whoever has its VFs open; the write then returns by itself",
         );
         return refusals.list;
@@ -76,9 +79,21 @@ fn in_use(pf: &Pf, steps: &[Step], remake: bool, refusals: &mut Refusals<'_>) {
     if used.len() > NAMED {
         parts.push(format!("and {} more", used.len() - NAMED));
     }
-    let what = if remake { "all VFs would go" } else { "a VF would be changed" };
-    let text = format!("{}: {what}, and in use are {}", pf.label(), parts.join("; "));
-    refusals.push(Why::InUse, text, "end those uses, or leave the setting as it is");
+    let what = if remake {
+        "all VFs would go"
+    } else {
+        "a VF would be changed"
+    };
+    let text = format!(
+        "{}: {what}, and in use are {}",
+        pf.label(),
+        parts.join("; ")
+    );
+    refusals.push(
+        Why::InUse,
+        text,
+        "end those uses, or leave the setting as it is",
+    );
 }
 
 fn guards(pf: &Pf, refusals: &mut Refusals<'_>) {
@@ -89,9 +104,10 @@ fn guards(pf: &Pf, refusals: &mut Refusals<'_>) {
                 "move the route to another card, or apply before the network is up",
             ),
             Guard::SystemDisk { .. } => (Why::SystemDisk, "use another controller"),
-            Guard::NetworkManager { .. } | Guard::Networkd { .. } => {
-                (Why::ForeignManager, "take the SR-IOV settings out of that file")
-            }
+            Guard::NetworkManager { .. } | Guard::Networkd { .. } => (
+                Why::ForeignManager,
+                "take the SR-IOV settings out of that file",
+            ),
         };
         refusals.push(why, format!("{}: {guard}", pf.label()), fix);
     }
@@ -116,7 +132,10 @@ fn numbers(pf: &Pf, wanted: &PfTarget, refusals: &mut Refusals<'_>) {
     if wanted.count > pf.total {
         refusals.push(
             Why::TooMany,
-            format!("{label}: {} VFs are wanted, and it can have {}", wanted.count, pf.total),
+            format!(
+                "{label}: {} VFs are wanted, and it can have {}",
+                wanted.count, pf.total
+            ),
             "lower vfs; some cards take a higher limit in their firmware's settings",
         );
         return;
@@ -141,7 +160,9 @@ fn numbers(pf: &Pf, wanted: &PfTarget, refusals: &mut Refusals<'_>) {
     let last = pf.address.vf(pf.offset, pf.stride, wanted.count - 1);
     let limit = pf.room.last_bus.unwrap_or(u8::MAX);
     if last.is_none_or(|address| address.bus() > limit) {
-        let bus = last.map_or("no bus at all".to_owned(), |a| format!("bus {:02x}", a.bus()));
+        let bus = last.map_or("no bus at all".to_owned(), |a| {
+            format!("bus {:02x}", a.bus())
+        });
         refusals.push(
             Why::NoBus,
             format!(
@@ -160,23 +181,21 @@ fn means(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>
     if pf.interface.is_none() && steps.iter().any(attribute) {
         refusals.push(
             Why::NoInterface,
-            format!("{}: it has no network interface here to tell its VFs by", pf.label()),
+            format!(
+                "{}: it has no network interface here to tell its VFs by",
+                pf.label()
+            ),
             "bring its interface into this network namespace, or leave the VFs' attributes out",
         );
     }
     if wanted.eswitch.is_some() && pf.eswitch.is_none() {
         refusals.push(
             Why::Unsupported,
-            format!("{}: its driver has no eswitch that can be switched", pf.label()),
+            format!(
+                "{}: its driver has no eswitch that can be switched",
+                pf.label()
+            ),
             "leave eswitch out",
-        );
-    }
-    let flexible = |step: &Step| matches!(step.action, Action::Flexible { .. });
-    if !pf.is_nvme() && steps.iter().any(flexible) {
-        refusals.push(
-            Why::Unsupported,
-            format!("{}: vq and vi are for NVMe controllers", pf.label()),
-            "leave vq and vi out",
         );
     }
 }
@@ -194,7 +213,10 @@ fn isolation(
     let given: Vec<u16> = steps
         .iter()
         .filter_map(|step| match &step.action {
-            Action::Bind { vf, driver: Some(name) } if name.is_vfio() => Some(*vf),
+            Action::Bind {
+                vf,
+                driver: Some(name),
+            } if name.is_vfio() => Some(*vf),
             _ => None,
         })
         .collect();
@@ -241,7 +263,10 @@ fn isolation(
             continue;
         };
         let own: BTreeSet<_> = pf.vfs.iter().map(|vf| vf.address).collect();
-        let others = group.members.iter().filter(|member| !own.contains(&member.address));
+        let others = group
+            .members
+            .iter()
+            .filter(|member| !own.contains(&member.address));
         if existing.is_none() && others.count() <= 1 {
             continue;
         }
@@ -271,6 +296,9 @@ fn isolation(
 
 /// Whether `vf` will not have a driver of the host.
 fn leaves(wanted: &PfTarget, vf: &Vf) -> bool {
-    let own = wanted.vfs.get(&vf.index).and_then(|own| own.driver.as_ref());
+    let own = wanted
+        .vfs
+        .get(&vf.index)
+        .and_then(|own| own.driver.as_ref());
     own.is_some_and(|driver| driver.is_vfio() || *driver == Driver::Unbound)
 }

@@ -23,7 +23,10 @@ fn wanted(count: u16, more: &str) -> String {
 }
 
 fn lines(plan: &Plan) -> Vec<String> {
-    plan.steps.iter().map(|step| step.action.to_string()).collect()
+    plan.steps
+        .iter()
+        .map(|step| step.action.to_string())
+        .collect()
 }
 
 fn why(plan: &Plan) -> Vec<Why> {
@@ -34,13 +37,16 @@ fn why(plan: &Plan) -> Vec<Why> {
 /// Makes VFs with the kernel's own means.
 pub(crate) fn make(model: &Model, count: u16) -> Vec<PciAddr> {
     use crate::kernel::Kernel;
-    model.write(&PF.file("sriov_numvfs"), &count.to_string()).unwrap();
+    model
+        .write(&PF.file("sriov_numvfs"), &count.to_string())
+        .unwrap();
     let mut state = model.state();
     state.touched.clear();
     state.vfs(PF)
 }
 
-const VFIO: &str = "[[pf.vf]]\nrange = \"0-1\"\ndriver = \"vfio-pci\"\nmac = \"derived\"\ntrust = true\n";
+const VFIO: &str =
+    "[[pf.vf]]\nrange = \"0-1\"\ndriver = \"vfio-pci\"\nmac = \"derived\"\ntrust = true\n";
 
 #[test]
 fn vfs_are_made_without_drivers_told_and_then_bound() {
@@ -87,7 +93,10 @@ fn derived_addresses_stay_the_same_and_differ_from_each_other() {
     let text = wanted(2, VFIO);
     let (first, second) = (made(&first, &text), made(&second, &text));
     assert_eq!(first, second);
-    assert_ne!(first.steps[2].action.to_string()[6..], first.steps[5].action.to_string()[6..]);
+    assert_ne!(
+        first.steps[2].action.to_string()[6..],
+        first.steps[5].action.to_string()[6..]
+    );
 }
 
 #[test]
@@ -98,8 +107,12 @@ fn a_vf_that_a_vm_has_is_not_touched() {
     use crate::kernel::Kernel;
     let at = vfs[1].to_string();
     model.write(&vfs[1].file("driver/unbind"), &at).unwrap();
-    model.write(&vfs[1].file("driver_override"), "vfio-pci").unwrap();
-    model.write(std::path::Path::new("/sys/bus/pci/drivers_probe"), &at).unwrap();
+    model
+        .write(&vfs[1].file("driver_override"), "vfio-pci")
+        .unwrap();
+    model
+        .write(std::path::Path::new("/sys/bus/pci/drivers_probe"), &at)
+        .unwrap();
     state(&model);
     for more in [
         wanted(3, ""),
@@ -109,12 +122,19 @@ fn a_vf_that_a_vm_has_is_not_touched() {
     ] {
         let plan = made(&model, &more);
         assert_eq!(why(&plan), [Why::InUse], "{more}");
-        assert!(plan.refusals[0].text.contains("VF 1 (0000:01:10.2): its VFIO group is open"));
+        assert!(
+            plan.refusals[0]
+                .text
+                .contains("VF 1 (0000:01:10.2): its VFIO group is open")
+        );
     }
     // The other one is free, and as wanted is as wanted.
     let other = made(&model, &wanted(2, "[[pf.vf]]\nindex = 0\ntrust = true\n"));
     assert_eq!(lines(&other), ["VF 0: trust on"]);
-    let same = made(&model, &wanted(2, "[[pf.vf]]\nindex = 1\ndriver = \"vfio-pci\"\n"));
+    let same = made(
+        &model,
+        &wanted(2, "[[pf.vf]]\nindex = 1\ndriver = \"vfio-pci\"\n"),
+    );
     assert!(same.is_empty(), "{same:?}");
 }
 
@@ -126,7 +146,9 @@ fn a_vf_in_another_namespace_is_in_use() {
         let mut state = model.state();
         let name = state.files.list(&vfs[0].file("net")).unwrap().remove(0);
         state.links.retain(|link| link.name != name);
-        state.files.remove(&format!("{}/net/{name}", vfs[0].dir().display()));
+        state
+            .files
+            .remove(&format!("{}/net/{name}", vfs[0].dir().display()));
     }
     let plan = made(&model, &wanted(0, ""));
     assert_eq!(why(&plan), [Why::InUse]);
@@ -137,10 +159,19 @@ fn a_vf_in_another_namespace_is_in_use() {
 fn a_vf_with_an_address_or_a_bridge_is_in_use() {
     let model = Model::new([Card::new(1)]);
     let vfs = make(&model, 1);
-    let name = model.state().files.list(&vfs[0].file("net")).unwrap().remove(0);
+    let name = model
+        .state()
+        .files
+        .list(&vfs[0].file("net"))
+        .unwrap()
+        .remove(0);
     let change = |up: bool, addressed: bool, master: Option<u32>| {
         let mut state = model.state();
-        let link = state.links.iter_mut().find(|link| link.name == name).unwrap();
+        let link = state
+            .links
+            .iter_mut()
+            .find(|link| link.name == name)
+            .unwrap();
         (link.up, link.addressed, link.master) = (up, addressed, master);
     };
     for (up, addressed, master, used) in [
@@ -151,7 +182,11 @@ fn a_vf_with_an_address_or_a_bridge_is_in_use() {
     ] {
         change(up, addressed, master);
         let plan = made(&model, &wanted(0, ""));
-        assert_eq!(plan.refusals.len(), usize::from(used), "{up} {addressed} {master:?}");
+        assert_eq!(
+            plan.refusals.len(),
+            usize::from(used),
+            "{up} {addressed} {master:?}"
+        );
     }
 }
 
@@ -210,26 +245,44 @@ fn pfs_of_other_managers_are_refused() {
             "/etc/NetworkManager/system-connections/a.nmconnection",
             "[connection]\ninterface-name=eth1\n[sriov]\ntotal-vfs=2\n",
         ),
-        ("/etc/systemd/network/a.link", "[Match]\nOriginalName=eth*\n[Link]\nSR-IOVVirtualFunctions=2\n"),
-        ("/run/systemd/network/a.network", "[Match]\nPath=pci-0000:01:00.0\n[SR-IOV]\nVirtualFunction=0\n"),
+        (
+            "/etc/systemd/network/a.link",
+            "[Match]\nOriginalName=eth*\n[Link]\nSR-IOVVirtualFunctions=2\n",
+        ),
+        (
+            "/run/systemd/network/a.network",
+            "[Match]\nPath=pci-0000:01:00.0\n[SR-IOV]\nVirtualFunction=0\n",
+        ),
     ] {
         let model = Model::new([Card::new(1)]);
         model.state().files.file(path, text);
         let plan = made(&model, &wanted(1, ""));
         assert_eq!(why(&plan), [Why::ForeignManager], "{path}");
         assert!(plan.refusals[0].text.contains(path));
-        let other = text.replace("eth1", "eth9").replace("eth*", "ens*").replace("01:00", "02:00");
+        let other = text
+            .replace("eth1", "eth9")
+            .replace("eth*", "ens*")
+            .replace("01:00", "02:00");
         model.state().files.file(path, &other);
-        assert!(made(&model, &wanted(1, "")).refusals.is_empty(), "{path}: another's");
+        assert!(
+            made(&model, &wanted(1, "")).refusals.is_empty(),
+            "{path}: another's"
+        );
     }
 }
 
 #[test]
 fn what_cannot_be_is_said_before_anything_is_written() {
     let card = Card::new(1);
-    let far = Card { offset: 384, ..card.clone() };
+    let far = Card {
+        offset: 384,
+        ..card.clone()
+    };
     let buses = Card { last_bus: 1, ..far };
-    let memory = Card { room: false, ..card.clone() };
+    let memory = Card {
+        room: false,
+        ..card.clone()
+    };
     for (card, count, expected) in [
         (card.clone(), 8, Why::TooMany),
         (buses, 1, Why::NoBus),
@@ -241,7 +294,9 @@ fn what_cannot_be_is_said_before_anything_is_written() {
         // The kernel would have said the same.
         use crate::kernel::Kernel;
         assert_eq!(model.state().changes, before);
-        model.write(&PF.file("sriov_numvfs"), &count.to_string()).unwrap_err();
+        model
+            .write(&PF.file("sriov_numvfs"), &count.to_string())
+            .unwrap_err();
     }
 }
 
@@ -252,7 +307,10 @@ fn a_pf_needs_a_driver_that_makes_vfs() {
         let link = format!("{}/driver", PF.dir().display());
         model.state().files.remove(&link);
         if !driver.is_empty() {
-            model.state().files.link(&link, &format!("/sys/bus/pci/drivers/{driver}"));
+            model
+                .state()
+                .files
+                .link(&link, &format!("/sys/bus/pci/drivers/{driver}"));
         }
         assert_eq!(why(&made(&model, &wanted(1, ""))), [Why::NoDriver]);
     }
@@ -266,7 +324,10 @@ fn vfio_needs_an_iommu_remapping_and_a_driver() {
         change(&mut model.state());
         why(&made(&model, &text))
     };
-    assert_eq!(changed(|state| state.files.remove("/sys/kernel/iommu_groups")), [Why::NoIommu]);
+    assert_eq!(
+        changed(|state| state.files.remove("/sys/kernel/iommu_groups")),
+        [Why::NoIommu]
+    );
     assert_eq!(
         changed(|state| state.files.file("/proc/interrupts", "1: 0 IO-APIC\n")),
         [Why::NoRemapping]
@@ -290,25 +351,40 @@ fn vfio_needs_an_iommu_remapping_and_a_driver() {
 
 #[test]
 fn a_group_with_the_hosts_devices_names_them() {
-    let model = Model::new([Card { acs: false, ..Card::new(1) }]);
+    let model = Model::new([Card {
+        acs: false,
+        ..Card::new(1)
+    }]);
     let plan = made(&model, &wanted(2, VFIO));
     assert_eq!(why(&plan), [Why::NotViable]);
-    assert!(plan.refusals[0].text.ends_with("0000:01:00.0 (igb)"), "{plan:?}");
+    assert!(
+        plan.refusals[0].text.ends_with("0000:01:00.0 (igb)"),
+        "{plan:?}"
+    );
     // The same once they are there.
     make(&model, 2);
     let plan = made(&model, &wanted(2, VFIO));
     assert_eq!(why(&plan), [Why::NotViable]);
-    assert!(plan.refusals[0].text.ends_with("0000:01:00.0 (igb)"), "{plan:?}");
+    assert!(
+        plan.refusals[0].text.ends_with("0000:01:00.0 (igb)"),
+        "{plan:?}"
+    );
 }
 
 #[test]
 fn the_eswitch_is_switched_without_vfs() {
     let mode = Some(EswitchMode::Legacy);
-    let model = Model::new([Card { eswitch: mode, ..Card::new(1) }]);
+    let model = Model::new([Card {
+        eswitch: mode,
+        ..Card::new(1)
+    }]);
     make(&model, 2);
     let plan = made(&model, &wanted(2, "eswitch = \"switchdev\"\n"));
     let lines = lines(&plan);
-    assert_eq!(lines[..2], ["remove all 2 VFs", "switch the eswitch to switchdev"]);
+    assert_eq!(
+        lines[..2],
+        ["remove all 2 VFs", "switch the eswitch to switchdev"]
+    );
     let plain = Model::new([Card::new(1)]);
     let plan = made(&plain, &wanted(2, "eswitch = \"switchdev\"\n"));
     assert_eq!(why(&plan), [Why::Unsupported]);
@@ -319,7 +395,12 @@ fn matches_must_mean_one_pf() {
     let model = Model::new([Card::new(1), Card::new(2)]);
     let plan = made(&model, "[[pf]]\nmatch = { driver = \"igb\" }\nvfs = 1\n");
     assert_eq!(why(&plan), [Why::SeveralMatches]);
-    assert!(plan.refusals[0].fix.contains("0000:02:00.0 (8086:10c9 igb eth2"), "{plan:?}");
+    assert!(
+        plan.refusals[0]
+            .fix
+            .contains("0000:02:00.0 (8086:10c9 igb eth2"),
+        "{plan:?}"
+    );
     let plan = made(&model, "[[pf]]\nmatch = { name = \"eth7\" }\nvfs = 1\n");
     assert_eq!(why(&plan), [Why::NoMatch]);
     assert!(plan.refusals[0].fix.contains("0000:01:00.0"));
@@ -327,9 +408,21 @@ fn matches_must_mean_one_pf() {
                  [[pf]]\nmatch = { address = \"01:00.0\" }\nvfs = 2\n";
     let plan = made(&model, twice);
     assert_eq!(why(&plan), [Why::MatchedTwice]);
-    assert!(plan.refusals[0].text.starts_with("t:4:1: 0000:01:00.0 (eth1) is already"));
-    let by_mac = look(&model).pfs[1].interface.as_ref().unwrap().permanent.unwrap();
-    let plan = made(&model, &format!("[[pf]]\nmatch = {{ mac = \"{by_mac}\" }}\nvfs = 1\n"));
+    assert!(
+        plan.refusals[0]
+            .text
+            .starts_with("t:4:1: 0000:01:00.0 (eth1) is already")
+    );
+    let by_mac = look(&model).pfs[1]
+        .interface
+        .as_ref()
+        .unwrap()
+        .permanent
+        .unwrap();
+    let plan = made(
+        &model,
+        &format!("[[pf]]\nmatch = {{ mac = \"{by_mac}\" }}\nvfs = 1\n"),
+    );
     assert_eq!(plan.pfs(), [PciAddr::new(0, 2, 0, 0)]);
 }
 

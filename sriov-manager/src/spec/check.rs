@@ -9,12 +9,12 @@ use towpath_common::config::{ConfigError, Document, Place, SocketPath};
 
 use super::table::{DaemonTable, File, MacChoice, PfTable, VfTable};
 use super::{
-    DEFAULT_CONTROL, DEFAULT_LEASES, DEFAULT_STATE, FlexibleSpec, MAX_PFS, MAX_POOLS, Match,
-    PfSpec, Pool, Settings, Spec, VfSpec,
+    DEFAULT_CONTROL, DEFAULT_LEASES, DEFAULT_STATE, MAX_PFS, MAX_POOLS, Match, PfSpec, Pool,
+    Settings, Spec, VfSpec,
 };
 use crate::attribute::{Attributes, Rates, Tag};
 use crate::kernel::DEADLINE;
-use crate::values::{Driver, Flexible, Mac, Qos, Rate, VfIndex, Vlan, VlanProtocol};
+use crate::values::{Driver, Mac, Qos, Rate, VfIndex, Vlan, VlanProtocol};
 
 /// Half a minute, so that drift is not noticed by users first.
 const DRIFT_INTERVAL: i64 = 30;
@@ -60,8 +60,12 @@ fn settings(document: &Document, table: DaemonTable) -> Result<Settings, ConfigE
         invalid(document.place(0..0), error.to_string())
     };
     let settings = Settings {
-        control: table.control.unwrap_or_else(|| SocketPath::literal(DEFAULT_CONTROL)),
-        leases: table.leases.unwrap_or_else(|| SocketPath::literal(DEFAULT_LEASES)),
+        control: table
+            .control
+            .unwrap_or_else(|| SocketPath::literal(DEFAULT_CONTROL)),
+        leases: table
+            .leases
+            .unwrap_or_else(|| SocketPath::literal(DEFAULT_LEASES)),
         state: table.state.unwrap_or_else(|| DEFAULT_STATE.into()),
         drift: table.drift,
         drift_interval: match table.drift_interval {
@@ -138,7 +142,10 @@ impl Checker<'_> {
             for index in first..=last {
                 let index = VfIndex::try_from(i64::from(index));
                 let index = index.map_err(|error| invalid(place.clone(), error.to_string()))?;
-                let vf = VfSpec { index, ..one.clone() };
+                let vf = VfSpec {
+                    index,
+                    ..one.clone()
+                };
                 vfs.push((place.clone(), vf));
             }
         }
@@ -176,13 +183,6 @@ impl Checker<'_> {
             attributes.mac = Some(*address);
         }
         let driver = self.driver(table)?;
-        let flexible = match (table.vq, table.vi) {
-            (None, None) => None,
-            (vq, vi) => Some(FlexibleSpec {
-                vq: vq.unwrap_or(Flexible::MIN),
-                vi: vi.unwrap_or(Flexible::MIN),
-            }),
-        };
         Ok(VfSpec {
             index: VfIndex::MIN,
             attributes,
@@ -190,7 +190,6 @@ impl Checker<'_> {
             msix: table.msix,
             driver,
             pool: table.pool.as_ref().map(|pool| pool.get_ref().clone()),
-            flexible,
         })
     }
 
@@ -240,7 +239,10 @@ impl Checker<'_> {
         if table.min_rate.is_none() && table.max_rate.is_none() {
             return Ok(None);
         }
-        let min = table.min_rate.as_ref().map_or(Rate::MIN, |rate| *rate.get_ref());
+        let min = table
+            .min_rate
+            .as_ref()
+            .map_or(Rate::MIN, |rate| *rate.get_ref());
         let max = table.max_rate.unwrap_or(Rate::MIN);
         match &table.min_rate {
             Some(written) if max != Rate::MIN && min > max => {

@@ -16,9 +16,7 @@ use towpath_common::ranged;
 
 use crate::address::PciAddr;
 use crate::attribute::Attributes;
-use crate::values::{
-    Driver, EswitchMode, Flexible, GroupType, Mac, MsixCount, PciId, VfCount, VfIndex,
-};
+use crate::values::{Driver, EswitchMode, GroupType, Mac, MsixCount, PciId, VfCount, VfIndex};
 
 /// Read unless the command line names another.
 pub const DEFAULT_FILE: &str = "/etc/towpath/sriov-manager.toml";
@@ -165,17 +163,6 @@ pub struct VfSpec {
     pub driver: Option<Driver>,
     /// The pool it is leased from.
     pub pool: Option<Name>,
-    /// NVMe queues and interrupts of its controller.
-    pub flexible: Option<FlexibleSpec>,
-}
-
-/// What an NVMe controller of a VF gets of its PF's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FlexibleSpec {
-    /// Queues.
-    pub vq: Flexible,
-    /// Interrupts.
-    pub vi: Flexible,
 }
 
 impl Spec {

@@ -9,8 +9,8 @@ use towpath_common::logging::LogFilter;
 
 use super::{Drift, Interval, Match, Pool, Seconds};
 use crate::values::{
-    Driver, EswitchMode, Flexible, GroupType, Guid, LinkState, Mac, MsixCount, Qos, Rate, VfCount,
-    VfIndex, Vlan, VlanProtocol,
+    Driver, EswitchMode, GroupType, Guid, LinkState, Mac, MsixCount, Qos, Rate, VfCount, VfIndex,
+    Vlan, VlanProtocol,
 };
 
 /// Everything.
@@ -82,8 +82,6 @@ pub(super) struct VfTable {
     pub(super) msix: Option<MsixCount>,
     pub(super) driver: Option<Spanned<Driver>>,
     pub(super) pool: Option<Spanned<Name>>,
-    pub(super) vq: Option<Flexible>,
-    pub(super) vi: Option<Flexible>,
 }
 
 /// A MAC address, or how to get one.

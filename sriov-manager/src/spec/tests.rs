@@ -71,16 +71,43 @@ fn mistakes_are_refused_with_their_place() {
     for (text, message) in [
         ("[[pf]]\nvfs = 1", "t:1:1: missing field `match`"),
         ("[[pf]]\nmatch = {}\nvfs = 1", "t:2:9: match is empty"),
-        ("[[pf]]\nmatch = { name = \"a\" }\nvfs = 65536", "t:3:7: vfs must be 0 to 65535"),
-        ("[[pf]]\nmatch = { name = \"a\" }\nvfs = -1", "t:3:7: vfs must be 0 to 65535"),
-        ("[[pf]]\nmatch = { name = \"a\" }\nvfs = \"abc\"", "t:3:7: invalid type"),
-        ("[[pf]]\nmatch = { nome = \"a\" }\nvfs = 1", "t:2:11: unknown field `nome`"),
+        (
+            "[[pf]]\nmatch = { name = \"a\" }\nvfs = 65536",
+            "t:3:7: vfs must be 0 to 65535",
+        ),
+        (
+            "[[pf]]\nmatch = { name = \"a\" }\nvfs = -1",
+            "t:3:7: vfs must be 0 to 65535",
+        ),
+        (
+            "[[pf]]\nmatch = { name = \"a\" }\nvfs = \"abc\"",
+            "t:3:7: invalid type",
+        ),
+        (
+            "[[pf]]\nmatch = { nome = \"a\" }\nvfs = 1",
+            "t:2:11: unknown field `nome`",
+        ),
         (&format!("{pf}{pf}"), "t:4:1: match"),
-        (&format!("{pf}[[pf.vf]]\nindex = 4"), "t:4:1: VF 4 does not exist: vfs = 4"),
-        (&format!("{pf}[[pf.vf]]\nrange = \"3-1\""), "t:5:9: range \"3-1\" is not valid"),
-        (&format!("{pf}[[pf.vf]]\nvlan = 1"), "t:4:1: give either index or range"),
-        (&format!("{pf}[[pf.vf]]\nindex = 0\nvlan = 5000"), "t:6:8: vlan must be 0 to 4094"),
-        (&format!("{pf}[[pf.vf]]\nindex = 0\nqos = 1"), "t:6:7: qos and vlan_protocol"),
+        (
+            &format!("{pf}[[pf.vf]]\nindex = 4"),
+            "t:4:1: VF 4 does not exist: vfs = 4",
+        ),
+        (
+            &format!("{pf}[[pf.vf]]\nrange = \"3-1\""),
+            "t:5:9: range \"3-1\" is not valid",
+        ),
+        (
+            &format!("{pf}[[pf.vf]]\nvlan = 1"),
+            "t:4:1: give either index or range",
+        ),
+        (
+            &format!("{pf}[[pf.vf]]\nindex = 0\nvlan = 5000"),
+            "t:6:8: vlan must be 0 to 4094",
+        ),
+        (
+            &format!("{pf}[[pf.vf]]\nindex = 0\nqos = 1"),
+            "t:6:7: qos and vlan_protocol",
+        ),
         (
             &format!("{pf}[[pf.vf]]\nindex = 0\nmac = \"01:00:5e:00:00:01\""),
             "t:6:7: mac \"01:00:5e:00:00:01\" is not valid",
@@ -97,9 +124,14 @@ fn mistakes_are_refused_with_their_place() {
             &format!("{pf}[[pf.vf]]\nrange = \"0-2\"\n[[pf.vf]]\nindex = 2"),
             "t:6:1: VF 2 is already used at t:4:1",
         ),
-        (&format!("{pf}[[pf.vf]]\nindex = 0\npool = \"x\""), "t:6:8: there is no pool \"x\""),
         (
-            &format!("[[pool]]\nname = \"x\"\n{pf}[[pf.vf]]\nindex = 0\npool = \"x\"\ndriver = \"native\""),
+            &format!("{pf}[[pf.vf]]\nindex = 0\npool = \"x\""),
+            "t:6:8: there is no pool \"x\"",
+        ),
+        (
+            &format!(
+                "[[pool]]\nname = \"x\"\n{pf}[[pf.vf]]\nindex = 0\npool = \"x\"\ndriver = \"native\""
+            ),
             "t:9:10: driver \"native\" cannot be leased",
         ),
         (

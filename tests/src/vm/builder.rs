@@ -245,7 +245,11 @@ impl Builder {
                 monitor.display()
             ));
         }
-        for words in self.devices.iter().filter(|words| !words.contains("-iommu")) {
+        for words in self
+            .devices
+            .iter()
+            .filter(|words| !words.contains("-iommu"))
+        {
             add(words);
         }
         add(&format!("-serial file:{}", console(dir).display()));

@@ -137,9 +137,19 @@ fn a_card_is_planned_applied_and_held() -> Result<()> {
     let devices = [IOMMU, "-machine kernel-irqchip=split", IGB];
     let mut vm = guest("sriov", &devices, STORY).boot()?;
     let printed = vm.finish(PATIENCE)?;
-    let marks = ["applied", "read back", "held", "let go", "rolled back", "killed", "guarded"];
+    let marks = [
+        "applied",
+        "read back",
+        "held",
+        "let go",
+        "rolled back",
+        "killed",
+        "guarded",
+    ];
     ensure!(
-        marks.iter().all(|mark| printed.iter().any(|line| line == mark)),
+        marks
+            .iter()
+            .all(|mark| printed.iter().any(|line| line == mark)),
         "it printed {printed:?}"
     );
     Ok(())

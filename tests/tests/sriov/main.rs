@@ -3,6 +3,8 @@
 //! Few scenarios, each a guest and a long story, because an emulated guest takes 15 to 50 s.
 
 mod apply;
+mod hosts;
+mod lease;
 
 use towpath_tests::vm::{Builder, Vm};
 

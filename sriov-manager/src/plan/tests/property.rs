@@ -60,13 +60,23 @@ fn attributes() -> impl Strategy<Value = Attributes> {
     let mac = prop::option::of((1..u64::MAX).prop_map(Mac::local));
     let tag = prop::option::of((0..4095_i64, 0..8_i64, any::<bool>()));
     let rates = prop::option::of((0..3_i64, 3..99_i64));
-    (mac, tag, rates, any::<Option<bool>>(), any::<Option<bool>>()).prop_map(
-        |(mac, tag, rates, spoof_check, trust)| Attributes {
+    (
+        mac,
+        tag,
+        rates,
+        any::<Option<bool>>(),
+        any::<Option<bool>>(),
+    )
+        .prop_map(|(mac, tag, rates, spoof_check, trust)| Attributes {
             mac,
             tag: tag.map(|(vlan, qos, service)| Tag {
                 vlan: Vlan::try_from(vlan).unwrap(),
                 qos: Qos::try_from(qos).unwrap(),
-                protocol: if service { VlanProtocol::Service } else { VlanProtocol::Customer },
+                protocol: if service {
+                    VlanProtocol::Service
+                } else {
+                    VlanProtocol::Customer
+                },
             }),
             rates: rates.map(|(min, max)| Rates {
                 min: Rate::try_from(min).unwrap(),
@@ -75,8 +85,7 @@ fn attributes() -> impl Strategy<Value = Attributes> {
             spoof_check,
             trust,
             ..Attributes::default()
-        },
-    )
+        })
 }
 
 fn driver() -> impl Strategy<Value = Option<Driver>> {
@@ -133,15 +142,23 @@ fn build(case: &Case) -> (Model, BTreeSet<PciAddr>) {
                 Life::Host => {
                     let mut state = model.state();
                     let names = state.files.list(&vf.file("net")).unwrap();
-                    let link = state.links.iter_mut().find(|link| link.name == names[0]).unwrap();
+                    let link = state
+                        .links
+                        .iter_mut()
+                        .find(|link| link.name == names[0])
+                        .unwrap();
                     (link.up, link.addressed) = (true, true);
                     used.insert(vf);
                 }
                 Life::Given | Life::Held => {
                     let at = vf.to_string();
                     model.write(&vf.file("driver/unbind"), &at).unwrap();
-                    model.write(&vf.file("driver_override"), "vfio-pci").unwrap();
-                    model.write(Path::new("/sys/bus/pci/drivers_probe"), &at).unwrap();
+                    model
+                        .write(&vf.file("driver_override"), "vfio-pci")
+                        .unwrap();
+                    model
+                        .write(Path::new("/sys/bus/pci/drivers_probe"), &at)
+                        .unwrap();
                     if matches!(life, Life::Held) {
                         model.state().held.insert(vf);
                         used.insert(vf);
@@ -178,7 +195,10 @@ fn old_or_new(model: &Model, old: &Target, target: &Target) -> Result<(), TestCa
     let now = state_of(model);
     let rest = plan(&look(model), target);
     let is_new = rest.steps.is_empty();
-    prop_assert!(now == *old || is_new, "now {now:?}\nold {old:?}\nleft {rest:?}");
+    prop_assert!(
+        now == *old || is_new,
+        "now {now:?}\nold {old:?}\nleft {rest:?}"
+    );
     Ok(())
 }
 
