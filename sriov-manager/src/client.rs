@@ -40,17 +40,22 @@ pub(crate) fn leases(target: &Target, out: &mut impl Write) -> Result<ExitCode> 
 pub(crate) fn release(target: &Target, vf: PciAddr, out: &mut impl Write) -> Result<ExitCode> {
     let client = Client::new(target.control.as_path());
     let answer: Answer = client.post(&format!("/v1/leases/{vf}/release"), &())?;
-    let description = answer.description.clone();
-    print(&answer, target.json, out, |()| format!("{description}\n"))?;
+    done(&answer, target, out)
+}
+
+/// Prints an answer that carries nothing but its sentence.
+fn done(answer: &Answer, target: &Target, out: &mut impl Write) -> Result<ExitCode> {
+    print(answer, target.json, out, |()| String::new())?;
+    if !target.json {
+        writeln!(out, "{}", answer.description)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// `reload`.
 pub(crate) fn reload(target: &Target, out: &mut impl Write) -> Result<ExitCode> {
     let answer: Answer = Client::new(target.control.as_path()).post("/v1/reload", &())?;
-    let description = answer.description.clone();
-    print(&answer, target.json, out, |()| format!("{description}\n"))?;
-    Ok(ExitCode::SUCCESS)
+    done(&answer, target, out)
 }
 
 /// `repair`.

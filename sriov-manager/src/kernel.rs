@@ -12,6 +12,7 @@ mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,9 @@ pub trait Kernel: Send + Sync {
     /// # Errors
     /// What the kernel says.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Lets some time pass, in which the machine may change.
+    fn pause(&self, time: Duration);
 }
 
 /// Interfaces, by netlink.

@@ -17,7 +17,10 @@ use crate::inventory::Known;
 
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {source}; run as root, or name another directory as state", path.display())]
+#[error(
+    "cannot {action} {}: {source}; run as root, or name another directory as state",
+    path.display()
+)]
 pub struct StateError {
     action: &'static str,
     path: PathBuf,

@@ -1,6 +1,7 @@
 //! One step, done and read back.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::address::PciAddr;
 use crate::attribute::Attribute;
@@ -11,6 +12,13 @@ use crate::values::{DriverName, GroupType, VfIndex};
 
 /// Asks the kernel to find a driver for a device.
 const PROBE: &str = "/sys/bus/pci/drivers_probe";
+
+/// How often, and how long apart, a rate is tried: a link takes seconds to come up again.
+const RATE_TRIES: usize = 60;
+const RATE_PAUSE: Duration = Duration::from_millis(100);
+/// The carrier may be shown a little after, or before, the card itself sees its link: so many
+/// tries are left when it is believed.
+const SURE: usize = 50;
 
 /// Why a step failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +41,15 @@ pub enum StepError {
     Unsupported {
         /// The key of the specification.
         key: &'static str,
+        /// What it said.
+        error: WriteError,
+    },
+    /// The driver does not take a rate.
+    #[error(
+        "the driver does not take this rate ({error}): many cards take a maximum only while the \
+         link is up and no minimum; leave min_rate out, or bring the link up"
+    )]
+    Rate {
         /// What it said.
         error: WriteError,
     },
@@ -126,6 +143,29 @@ fn link_of(machine: Machine<'_>, address: PciAddr) -> Result<Link, StepError> {
     found.ok_or_else(|| StepError::Gone(format!("{address} has no interface here")))
 }
 
+/// Tells the PF's driver. Some set rates only while the link is up, and making VFs takes the link
+/// down for a moment: without a carrier, a rate is tried again for a while.
+fn set(
+    machine: Machine<'_>,
+    pf: PciAddr,
+    mut link: Link,
+    vf: VfIndex,
+    attribute: &Attribute,
+) -> Result<Result<(), WriteError>, StepError> {
+    let rate = matches!(attribute, Attribute::Rates(_));
+    let mut tries = if rate { RATE_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match machine.network.set_vf(link.index, vf, attribute) {
+            Err(WriteError::Refused { .. }) if tries > 0 && (!link.carrier || tries >= SURE) => {
+                machine.kernel.pause(RATE_PAUSE);
+                link = link_of(machine, pf)?;
+            }
+            told => return Ok(told),
+        }
+    }
+}
+
 fn tell(
     machine: Machine<'_>,
     pf: PciAddr,
@@ -143,10 +183,13 @@ fn tell(
     if holds(&link).is_some_and(|(holds, _)| holds) {
         return Ok(());
     }
-    match machine.network.set_vf(link.index, index, attribute) {
+    match set(machine, pf, link, index, attribute)? {
         Err(error) if error.is_unsupported() => {
             let key = attribute.key();
             return Err(StepError::Unsupported { key, error });
+        }
+        Err(error) if matches!(attribute, Attribute::Rates(_)) => {
+            return Err(StepError::Rate { error });
         }
         told => told?,
     }

@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn newer_kernels_name_the_device() {
-        let info = "pos:\t0\nflags:\t02\nvfio-device-syspath:\t/sys/devices/pci0000:e0/0000:e0:01.1/0000:e1:00.0\n";
+        let info = "pos:\t0\nflags:\t02\nvfio-device-syspath:\t\
+                    /sys/devices/pci0000:e0/0000:e0:01.1/0000:e1:00.0\n";
         assert_eq!(device_in(info), "0000:e1:00.0".parse().ok());
         assert_eq!(device_in("pos: 0\n"), None);
     }

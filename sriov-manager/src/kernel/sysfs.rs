@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use super::writer::Writer;
 use super::{Kernel, WriteError};
@@ -47,6 +49,10 @@ impl Kernel for Sysfs {
         let root = fs::canonicalize(&self.root)?;
         let target = target.strip_prefix(&root).unwrap_or(&target);
         Ok(Path::new("/").join(target))
+    }
+
+    fn pause(&self, time: Duration) {
+        thread::sleep(time);
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {

@@ -13,6 +13,7 @@
 mod access;
 mod broker;
 mod client;
+mod error;
 mod hand;
 mod pick;
 mod socket;
@@ -28,8 +29,9 @@ use crate::attribute::{Attributes, Rates, Tag};
 use crate::values::{Mac, Qos, Rate, Vlan, VlanProtocol};
 
 pub use access::Peer;
-pub use broker::{Broker, LeaseError};
+pub use broker::{Broker, MAX_LEASES};
 pub use client::{ClientError, Handed, request};
+pub use error::{Counters, LeaseError};
 pub use hand::{How, Opened};
 pub use socket::serve;
 

@@ -17,7 +17,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use towpath_common::control::Answer;
 
 use super::access::Peer;
-use super::broker::{Broker, LeaseError};
+use super::broker::Broker;
+use super::error::LeaseError;
 use super::hand::Opened;
 use super::{Granted, Request};
 

@@ -176,6 +176,15 @@ impl State {
         for index in 0..count.min(card.grants) {
             self.make(pf, index);
         }
+        // The card is reset, and its link comes up again later.
+        let names = self.files.list(&pf.file("net")).unwrap_or_default();
+        for link in self
+            .links
+            .iter_mut()
+            .filter(|link| names.contains(&link.name))
+        {
+            link.carrier = false;
+        }
         Ok(())
     }
 

@@ -37,6 +37,12 @@ impl State {
         links
     }
 
+    fn has_carrier(&self, link: u32) -> bool {
+        self.links
+            .iter()
+            .any(|one| one.index == link && one.carrier)
+    }
+
     pub(super) fn tell(
         &mut self,
         link: u32,
@@ -59,6 +65,9 @@ impl State {
                 return refused(Errno::PROTONOSUPPORT);
             }
             Attribute::Rates(Rates { min, .. }) if *min != Rate::MIN && !card.keeps => {
+                return refused(Errno::INVAL);
+            }
+            Attribute::Rates(_) if !self.has_carrier(link) && !card.keeps => {
                 return refused(Errno::INVAL);
             }
             _ => {}

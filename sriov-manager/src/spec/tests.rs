@@ -130,7 +130,8 @@ fn mistakes_are_refused_with_their_place() {
         ),
         (
             &format!(
-                "[[pool]]\nname = \"x\"\n{pf}[[pf.vf]]\nindex = 0\npool = \"x\"\ndriver = \"native\""
+                "[[pool]]\nname = \"x\"\n{pf}[[pf.vf]]\nindex = 0\npool = \"x\"\n\
+                 driver = \"native\""
             ),
             "t:9:10: driver \"native\" cannot be leased",
         ),

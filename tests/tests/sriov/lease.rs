@@ -121,7 +121,8 @@ vm45=$!
 exec 4>/tmp/hold42
 until grep -q using /tmp/vm45; do sleep 0.1; done
 echo "pull"
-until sriov-manager lease list | grep -q "vm45.*\(lost\|active\)" && ! [ -e /sys/class/net/eth0 ]; do
+while [ -e /sys/class/net/eth0 ]; do sleep 0.5; done
+until sriov-manager lease list >/tmp/out && grep -q "vm45.*\(lost\|active\)" /tmp/out; do
     sleep 0.5
 done
 sriov-manager status

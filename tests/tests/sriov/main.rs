@@ -19,6 +19,8 @@ const IGB: &str = "-netdev hubport,id=h1,hubid=0 -device igb,id=card,bus=slot0,n
 
 /// Shell functions for scenarios.
 const PRELUDE: &str = r#"
+# Not busybox's own, which knows nothing of VFs.
+ip() { /bin/ip "$@"; }
 PF=0000:$(basename $(readlink -f /sys/class/net/eth0/device) | cut -d: -f2-)
 conf() { mkdir -p /etc/towpath; cat >/etc/towpath/sriov-manager.toml; }
 # The exit code of a command, which may fail.

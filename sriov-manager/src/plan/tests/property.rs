@@ -182,6 +182,14 @@ fn state_of(model: &Model) -> Target {
     Target::of(&inventory, &addresses)
 }
 
+/// What is wanted of `pfs`.
+fn of_those(target: &Target, pfs: &[PciAddr]) -> Target {
+    let own = target.pfs.iter().filter(|pf| pfs.contains(&pf.address));
+    Target {
+        pfs: own.cloned().collect(),
+    }
+}
+
 fn untouched(model: &Model, used: &BTreeSet<PciAddr>) -> Result<(), TestCaseError> {
     let state = model.state();
     let touched: Vec<_> = state.touched.intersection(used).collect();
@@ -235,9 +243,7 @@ proptest! {
         let old = state_of(&model);
         let inventory = look(&model);
         let made = plan(&inventory, &case.target);
-        let target = Target {
-            pfs: case.target.pfs.iter().filter(|pf| made.pfs().contains(&pf.address)).cloned().collect(),
-        };
+        let target = of_those(&case.target, &made.pfs());
         model.fault(Some(Fault::Once(at)));
         let outcome = apply(model.machine(), &state, &inventory, &made, &target).unwrap();
         model.fault(None);
@@ -254,9 +260,7 @@ proptest! {
         let old = state_of(&model);
         let inventory = look(&model);
         let made = plan(&inventory, &case.target);
-        let target = Target {
-            pfs: case.target.pfs.iter().filter(|pf| made.pfs().contains(&pf.address)).cloned().collect(),
-        };
+        let target = of_those(&case.target, &made.pfs());
         model.fault(Some(Fault::Dead(at)));
         apply(model.machine(), &state, &inventory, &made, &target).unwrap();
         model.fault(None);
