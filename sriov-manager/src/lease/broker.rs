@@ -173,6 +173,8 @@ impl Broker {
         let (found, members) = pick(&inventory, &target, request.pool.as_str(), request.numa);
         let Some((pf, vf)) = found.filter(|_| self.leases().len() < MAX_LEASES) else {
             let pool = request.pool.clone();
+            let leases = self.leases().into_iter();
+            let members = members + leases.filter(|shown| shown.lease.pool == pool).count();
             return Err(LeaseError::Exhausted { pool, members });
         };
         let (pf, address, index, numa) = (pf.address, vf.address, vf.index, vf.numa.or(pf.numa));

@@ -253,8 +253,21 @@ fn isolation(
             "modprobe vfio-pci; `echo vfio-pci >/etc/modules-load.d/vfio.conf` for every boot",
         );
     }
+    groups(inventory, pf, wanted, &given, remake, refusals);
+}
+
+/// Whether the groups of the VFs `given` hold nothing of the host's.
+fn groups(
+    inventory: &Inventory,
+    pf: &Pf,
+    wanted: &PfTarget,
+    given: &[u16],
+    remake: bool,
+    refusals: &mut Refusals<'_>,
+) {
+    let label = pf.label();
     let mut culprits: BTreeSet<String> = BTreeSet::new();
-    for index in given {
+    for index in given.iter().copied() {
         // VFs that are to be are in the PF's group if that group is more than the PF: whatever
         // keeps the port from telling functions apart keeps it from telling VFs apart.
         let existing = pf.vf(index).filter(|_| !remake);

@@ -88,6 +88,20 @@ fn mistakes_are_refused_with_their_place() {
             "t:2:11: unknown field `nome`",
         ),
         (&format!("{pf}{pf}"), "t:4:1: match"),
+    ] {
+        refused_with(text, message);
+    }
+}
+
+fn refused_with(text: &str, message: &str) {
+    let refused = spec(text).unwrap_err();
+    assert!(refused.starts_with(message), "{refused}\nnot\n{message}");
+}
+
+#[test]
+fn mistakes_about_vfs_are_refused_with_their_place() {
+    let pf = "[[pf]]\nmatch = { name = \"a\" }\nvfs = 4\n";
+    for (text, message) in [
         (
             &format!("{pf}[[pf.vf]]\nindex = 4"),
             "t:4:1: VF 4 does not exist: vfs = 4",
@@ -140,8 +154,7 @@ fn mistakes_are_refused_with_their_place() {
             "t:1:1: control and leases are both",
         ),
     ] {
-        let refused = spec(text).unwrap_err();
-        assert!(refused.starts_with(message), "{refused}\nnot\n{message}");
+        refused_with(text, message);
     }
 }
 

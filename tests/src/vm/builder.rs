@@ -181,6 +181,12 @@ impl Builder {
         })
     }
 
+    /// IOMMUs, and everything else.
+    fn devices(&self) -> (Vec<&str>, Vec<&str>) {
+        let devices = self.devices.iter().map(String::as_str);
+        devices.partition(|words| words.contains("-iommu"))
+    }
+
     fn arguments(&self, accelerator: Accel, dir: &Path) -> Result<Vec<OsString>> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |words: &str| arguments.extend(words.split(' ').map(OsString::from));
@@ -245,13 +251,7 @@ impl Builder {
                 monitor.display()
             ));
         }
-        for words in self
-            .devices
-            .iter()
-            .filter(|words| !words.contains("-iommu"))
-        {
-            add(words);
-        }
+        devices.into_iter().for_each(&mut add);
         add(&format!("-serial file:{}", console(dir).display()));
         add("-chardev stdio,id=scenario,signal=off -serial chardev:scenario");
         add(&format!(

@@ -77,7 +77,7 @@ echo "held"
 
 # A write that never returns takes its writer and nobody else.
 printf '/sys/bus/pci/devices/%s/sriov_numvfs\0000\000' $PF >/tmp/order
-sriov-manager write-orders </tmp/order >/tmp/answer &
+sriov-manager write-orders </tmp/order >/tmp/answer 4>&- &
 writer=$!
 sleep 3
 [ -s /tmp/answer ] && exit 9
