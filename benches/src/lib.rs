@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod echo;
 pub mod fdb;
 pub mod fio;
+pub mod forward;
 pub mod idle;
 pub mod load;
 pub mod net;

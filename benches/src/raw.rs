@@ -13,11 +13,12 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use io_uring::{IoUring, opcode, types};
-use towpath_common::mem::Mapping;
+use towpath_common::mem::{Mapping, Window};
 
 use crate::load::{Aim, Sample};
 use crate::plan::Workload;
@@ -29,7 +30,7 @@ use crate::plan::Workload;
 #[derive(Debug)]
 pub struct Raw {
     ring: Ring,
-    buffers: Mapping,
+    buffers: Arc<Mapping>,
     aim: Aim,
     workload: Workload,
 }
@@ -57,7 +58,8 @@ impl Raw {
             .context("register_files")?;
         let len = u64::from(workload.block) * u64::from(workload.depth);
         let (buffers, _) = Mapping::memfd("towpath-raw", len)?;
-        ensure!(fill(&buffers, len), "buffers of {len} bytes");
+        let buffers = Arc::new(buffers);
+        ensure!(fill(&Window::new(&buffers), len), "buffers of {len} bytes");
         let mut this = Self {
             ring: Ring(ring),
             buffers,
@@ -140,7 +142,7 @@ impl Raw {
 }
 
 /// Bytes that are not all zero, so that nothing under the file can take a short cut.
-fn fill(buffers: &Mapping, len: u64) -> bool {
+fn fill(buffers: &Window, len: u64) -> bool {
     const PAGE: u64 = 4096;
     let page: Vec<u8> = (0..PAGE)
         .map(|i| u8::try_from(i % 251).unwrap_or(0))

@@ -18,15 +18,26 @@ pub const MAX_SEGMENTS: usize = 256;
 /// Room for segments in a burst: four a chain, and always one longest chain more.
 pub const ARENA: usize = BURST * 4 + MAX_SEGMENTS;
 
-/// Where a chain's segments stand in the arena.
+/// A chain. One of a single segment has it here; the segments of others stand in the arena.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
+    /// The segment, if it is the only one.
+    only: Segment,
     id: u16,
     readable: u16,
     writable: u16,
+    /// Where in the arena its segments stand, if there are several, or none.
     start: u16,
+    /// Sums of their lengths; mean nothing in a chain of a single segment.
     readable_len: u64,
     writable_len: u64,
+}
+
+impl Entry {
+    #[inline]
+    fn is_single(&self) -> bool {
+        self.readable + self.writable == 1
+    }
 }
 
 /// The chains of one visit to a ring. Allocated once and reused.
@@ -146,6 +157,18 @@ impl Burst {
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Chain<'_>> {
         let e = self.entries().get(index)?;
+        if e.is_single() {
+            let (readable, writable) =
+                std::slice::from_ref(&e.only).split_at_checked(usize::from(e.readable))?;
+            let len = u64::from(e.only.len());
+            return Some(Chain {
+                id: e.id,
+                readable,
+                writable,
+                readable_len: len * u64::from(e.readable),
+                writable_len: len * u64::from(e.writable),
+            });
+        }
         let start = usize::from(e.start);
         let mid = start + usize::from(e.readable);
         Some(Chain {
@@ -155,6 +178,16 @@ impl Burst {
             readable_len: e.readable_len,
             writable_len: e.writable_len,
         })
+    }
+
+    /// The segment of the chain at `index` and the chain's id, if it is the chain's only one and
+    /// `writable` says whether the device may write it: what most chains of network drivers are.
+    #[inline]
+    #[must_use]
+    pub fn single(&self, index: usize, writable: bool) -> Option<(u16, Segment)> {
+        let e = self.entries().get(index)?;
+        let wanted = (u16::from(!writable), u16::from(writable));
+        ((e.readable, e.writable) == wanted).then_some((e.id, e.only))
     }
 
     /// True if any chain has a segment that the device may write.
@@ -175,17 +208,13 @@ impl Burst {
         (0..self.len).filter_map(|i| self.get(i))
     }
 
-    /// Add chains of one segment each, as many as [`Burst::has_room`] would let; only a ring does.
+    /// Add chains of one segment each; only a ring does.
     #[inline]
     pub(crate) fn singles(&mut self) -> Singles<'_> {
-        let room = self.used..ARENA - MAX_SEGMENTS;
         Singles {
             entries: self.entries.get_mut(self.len..).unwrap_or_default(),
-            arena: self.arena.get_mut(room).unwrap_or_default(),
-            start: self.used,
             added: 0,
             len: &mut self.len,
-            used: &mut self.used,
         }
     }
 
@@ -216,41 +245,27 @@ pub(crate) enum Unfit {
 /// that the count stays in a register.
 pub(crate) struct Singles<'a> {
     entries: &'a mut [Entry],
-    arena: &'a mut [Segment],
-    start: usize,
     added: usize,
     len: &'a mut usize,
-    used: &'a mut usize,
 }
 
 impl Singles<'_> {
     /// How many more fit.
     #[inline]
     pub(crate) fn room(&self) -> usize {
-        self.entries.len().min(self.arena.len()) - self.added
+        self.entries.len() - self.added
     }
 
     /// Add a chain; nothing happens if there is no room.
     #[inline]
     pub(crate) fn push(&mut self, id: u16, seg: Segment, writable: bool) {
-        let places = (
-            self.entries.get_mut(self.added),
-            self.arena.get_mut(self.added),
-        );
-        let (Some(entry), Some(place)) = places else {
+        let Some(entry) = self.entries.get_mut(self.added) else {
             return;
         };
-        let (one, len) = (u16::from(writable), u64::from(seg.len()));
-        *place = seg;
-        *entry = Entry {
-            id,
-            readable: 1 - one,
-            writable: one,
-            #[expect(clippy::cast_possible_truncation, reason = "at most ARENA")]
-            start: (self.start + self.added) as u16,
-            readable_len: if writable { 0 } else { len },
-            writable_len: if writable { len } else { 0 },
-        };
+        entry.only = seg;
+        entry.id = id;
+        entry.writable = u16::from(writable);
+        entry.readable = u16::from(!writable);
         self.added += 1;
     }
 }
@@ -259,7 +274,6 @@ impl Drop for Singles<'_> {
     #[inline]
     fn drop(&mut self) {
         *self.len += self.added;
-        *self.used += self.added;
     }
 }
 
@@ -313,7 +327,9 @@ impl Builder<'_> {
         let n = self.burst.used - self.start;
         let small = |v: usize| u16::try_from(v).unwrap_or(0); // all are at most ARENA
         if let Some(entry) = self.burst.entries.get_mut(self.burst.len) {
+            let only = self.burst.arena.get(self.start).copied();
             *entry = Entry {
+                only: only.unwrap_or_default(),
                 id,
                 readable: small(self.readable),
                 writable: small(n - self.readable),

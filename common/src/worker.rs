@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::thread::CpuSet;
 use tracing::{error, warn};
 
 use crate::clock::{Clock, Cycles, Rate};
@@ -335,14 +336,24 @@ impl Drop for OnEnd {
 
 fn pin(cpu: Option<usize>) -> io::Result<()> {
     let Some(cpu) = cpu else { return Ok(()) };
-    let mut set = rustix::thread::CpuSet::new();
-    let text = || format!("cannot pin a worker to CPU {cpu}");
-    if cpu >= rustix::thread::CpuSet::MAX_CPU {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text()));
+    let fail = |e: rustix::io::Errno| {
+        let usable = rustix::thread::sched_getaffinity(None).map_or_else(
+            |_| String::new(),
+            |set| {
+                let all = (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu));
+                let all = all.map(|cpu| cpu.to_string()).collect::<Vec<_>>();
+                format!("; this process may use: {}", all.join(","))
+            },
+        );
+        let text = format!("cannot pin a worker to CPU {cpu}: {e}{usable}");
+        io::Error::new(io::Error::from(e).kind(), text)
+    };
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(fail(rustix::io::Errno::INVAL));
     }
+    let mut set = CpuSet::new();
     set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set)
-        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("{}: {e}", text())))
+    rustix::thread::sched_setaffinity(None, &set).map_err(fail)
 }
 
 struct Loop<P: Plane> {

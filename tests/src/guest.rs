@@ -47,7 +47,8 @@ pub struct Pending(usize);
 
 impl Guest {
     /// Starts the guest; it boots while the caller does other things. `talk serve` answers on
-    /// port 7. IPv6 is off, so that an interface without an address says nothing by itself.
+    /// port 7. IPv6 is off (but see [`Guest::six`]), so that an interface without an address says
+    /// nothing by itself.
     ///
     /// # Errors
     /// As [`Builder::boot`].
@@ -131,6 +132,19 @@ impl Guest {
             .with_context(|| format!("{command}: silent"))?;
         last.parse()
             .with_context(|| format!("{command}: {last:?} is no number"))
+    }
+
+    /// Gives interface `name` an address of IPv6, which it takes without asking around first.
+    ///
+    /// # Errors
+    /// As [`Guest::run`].
+    pub fn six(&mut self, name: &str, address: &str) -> Result<()> {
+        let conf = format!("/proc/sys/net/ipv6/conf/{name}");
+        self.run(&format!(
+            "echo 0 >{conf}/accept_dad; echo 0 >{conf}/disable_ipv6; \
+             ip -6 addr add {address} dev {name}"
+        ))?;
+        Ok(())
     }
 
     /// Frames that interface `name` has received since the guest booted.

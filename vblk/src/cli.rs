@@ -39,6 +39,7 @@ all. OPTIONS, separated by commas (,, for a comma in a value):
   name=NAME              name in the API [the file's stem]
   serial=TEXT            what the guest sees as the disk's serial [the name]
   cache=direct|buffered  bypass or use the host's page cache [direct]
+  resident=SIZE          most of the page cache to lock in memory, for faster reads [1G]
   block-size=512|4096    logical block size [that of the device, or 512]
   weight=N               share of the worker's time, 1 to 10000 [100]
   cap=PERCENT            most of a core it may use, 1 to 6400 [no limit]

@@ -18,10 +18,12 @@ mod open;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::engine::Verb;
 use crate::request::{ID_BYTES, Limits};
+use crate::resident::Resident;
 pub use error::DiskError;
 pub use open::Spec;
 
@@ -131,6 +133,8 @@ pub struct Disk {
     /// DISCARD works, in units of so many bytes.
     discard: Option<u32>,
     serial: Serial,
+    /// Its pages, where they may be read by copying.
+    resident: Option<Arc<Resident>>,
     /// Verbs that turned out to be unsupported, one bit each.
     unsupported: AtomicU8,
     sync_failed: AtomicBool,
@@ -163,6 +167,7 @@ impl Disk {
             len_align: 1,
             discard: Some(BlockSize::PAGE.bytes()),
             serial,
+            resident: None,
             unsupported: AtomicU8::new(0),
             sync_failed: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
@@ -267,6 +272,13 @@ impl Disk {
     #[must_use]
     pub fn serial(&self) -> &Serial {
         &self.serial
+    }
+
+    /// Its pages, where they may be read by copying.
+    #[inline]
+    #[must_use]
+    pub fn resident(&self) -> Option<&Arc<Resident>> {
+        self.resident.as_ref()
     }
 
     /// What requests are checked against.

@@ -68,6 +68,7 @@ impl FakeService {
             mode: disk.mode,
             read_only: disk.read_only,
             size_bytes: 4 << 30,
+            locked_bytes: 0,
             block_size: 512,
             queues: disk.queues.get(),
             connected: true,

@@ -22,6 +22,7 @@ use crate::device::BlkDevice;
 use crate::disk::{self, Disk};
 use crate::engine::uring::Uring;
 use crate::io::Io;
+use crate::keeper::Keeper;
 use crate::monitor::{self, Seen};
 use crate::plane::{BlkPlane, Change, DiskKey, NewDisk};
 use crate::service::{DiskStatus, Report, Service, ServiceError, WorkerStatus};
@@ -56,6 +57,7 @@ pub struct Host {
     next_key: AtomicU64,
     stop: Arc<AtomicBool>,
     monitor: Option<JoinHandle<()>>,
+    keeper: Keeper,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,6 +110,7 @@ pub fn start(settings: &Settings) -> Result<Arc<dyn Service>, ServiceError> {
         next_key: AtomicU64::new(1),
         stop,
         monitor: Some(monitor),
+        keeper: Keeper::default(),
     }))
 }
 
@@ -247,6 +250,10 @@ impl Host {
             Some(listening) => listening,
             None => Self::listen(&config)?,
         };
+        if let Some(resident) = disk.resident() {
+            resident.set_limit(config.resident.bytes());
+            self.keeper.add(resident);
+        }
         let key = self.next_key.fetch_add(1, Relaxed);
         let name: Arc<str> = Arc::from(config.name.as_str());
         let queues = config.queues.get();
@@ -415,7 +422,7 @@ impl Host {
         }
     }
 
-    /// Give a disk its new weight and cap, if they changed.
+    /// Give a disk its new weight, cap and limit of resident pages, if they changed.
     fn reshare(&self, disk: &mut Running, wanted: &config::Disk) {
         let used = usize::from(wanted.queues.get()).min(self.workers.len());
         let (old, new) = (share(&disk.config, used), share(wanted, used));
@@ -423,6 +430,9 @@ impl Host {
             for worker in self.workers.iter().take(used) {
                 let _ = worker.handle().post(Change::SetShare(disk.key, new));
             }
+        }
+        if let Some(resident) = disk.device.disk().resident() {
+            resident.set_limit(wanted.resident.bytes());
         }
         disk.config = wanted.clone();
     }

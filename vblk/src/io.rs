@@ -15,6 +15,7 @@
 //! - Nothing here allocates once [`Io::new`] returned, except for attaching and adopting.
 
 mod bounce;
+mod copy;
 mod drive;
 mod table;
 
@@ -67,6 +68,8 @@ pub struct Finished<'a> {
 pub enum Started<'a> {
     /// It ended at once.
     Done(Finished<'a>),
+    /// It was read from resident pages, at once.
+    Copied(Finished<'a>),
     /// It will be told of by [`Io::reap`].
     InFlight,
 }
@@ -283,6 +286,9 @@ impl<E: Engine> Io<E> {
             None => Some(Outcome::failed(Errno::NODEV)),
             Some(target) => known(&request.command, target),
         };
+        if outcome.is_none() && self.copy(request, mem, disk) {
+            return Started::Copied(self.copied(request, origin, mem, now));
+        }
         let outcome = outcome.or_else(|| self.launch(request, origin, mem, disk, now));
         let Some(outcome) = outcome else {
             return Started::InFlight;
@@ -432,6 +438,9 @@ impl<E: Engine> Io<E> {
     /// Give a slot back, and all it held.
     #[inline]
     fn retire(&mut self, token: Token) {
+        if self.slab.get(token).gated {
+            self.open_gate(token);
+        }
         let slot = self.slab.get(token);
         let (disk, mem, buffer) = (slot.disk, slot.mem, slot.buffer);
         if let Some(buffer) = buffer {

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use towpath_common::config::{ConfigError, ValueError};
-use towpath_common::control::print::PrintError;
+use towpath_common::control::print::{PrintError, sentence};
 use vblk::config::Sources;
 use vblk::image::{self, ImageError};
 use vblk::serve::{self, ServeError};
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("vblk: {error:#}");
+    eprintln!("vblk: {}", sentence(&*error));
     ExitCode::from(if is_usage(&error) { USAGE } else { FAILURE })
 }
 

@@ -21,6 +21,7 @@ families! {
     CONNECTED: Gauge "towpath_vblk_connected" "1 while a front-end is connected.";
     CONNECTIONS: Counter "towpath_vblk_connections_total" "Front-ends that connected.";
     IN_FLIGHT: Gauge "towpath_vblk_in_flight" "Requests taken and not yet completed.";
+    LOCKED: Gauge "towpath_vblk_locked_bytes" "Page cache locked in memory for reads.";
     SIZE: Gauge "towpath_vblk_size_bytes" "Capacity of the disk.";
     BUSY: Gauge "towpath_worker_busy_ratio" "Share of time a worker spends on work, 0 to 1.";
     STEPS: Counter "towpath_worker_steps_total" "Turns of a worker's loop.";
@@ -51,6 +52,7 @@ pub fn render(disks: &[DiskStatus], workers: &[WorkerStatus]) -> String {
 fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
     let name = ("disk", disk.name.as_str());
     scrape.gauge(&CONNECTED, &[name], if disk.connected { 1.0 } else { 0.0 });
+    scrape.gauge(&LOCKED, &[name], approximate(disk.locked_bytes));
     scrape.gauge(&SIZE, &[name], approximate(disk.size_bytes));
     scrape.counter(&CONNECTIONS, &[name], disk.stats.connections);
     for (reason, count) in &disk.stats.ring_broken {

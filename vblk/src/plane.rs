@@ -22,7 +22,7 @@ use crate::disk::Disk;
 use crate::engine::{DiskId, Engine, Guest, MemId};
 use crate::io::Io;
 use crate::queue::{Queue, Visit};
-use crate::request::{Limits, Ranges};
+use crate::request::{Kind, Limits, Ranges};
 use crate::stats::{DiskShared, Event, Events, Latency};
 use towpath_common::bell::Bell;
 
@@ -194,7 +194,7 @@ impl<E: Engine> BlkPlane<E> {
             let Some(mem) = disk.mem else {
                 return Outcome::Idle;
             };
-            let mut popped = 0;
+            let (mut popped, mut copied) = (0, 0);
             for &key in &disk.queues {
                 let Some(Some(queue)) = queues.get_mut(key as usize) else {
                     continue;
@@ -218,6 +218,7 @@ impl<E: Engine> BlkPlane<E> {
                     dirty.push(key);
                 }
                 popped += visited.popped;
+                copied += visited.copied;
                 disk.started += visited.started;
             }
             if popped == 0 {
@@ -225,6 +226,10 @@ impl<E: Engine> BlkPlane<E> {
             }
             let cost = clock.now().since(last);
             last += cost;
+            if copied > 0 {
+                let took = clock.rate().ns(last.since(now));
+                disk.latency[Kind::Read.index()].record_many(took, copied);
+            }
             Outcome::Worked(cost)
         })
     }

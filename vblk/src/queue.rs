@@ -79,6 +79,8 @@ pub struct Visited {
     pub popped: usize,
     /// Requests handed to the engine.
     pub started: u32,
+    /// Reads carried out by copying.
+    pub copied: u64,
 }
 
 impl Queue {
@@ -169,6 +171,7 @@ impl Queue {
         let mut visited = Visited {
             popped: self.ring.pop(burst, io.room()),
             started: 0,
+            copied: 0,
         };
         if visited.popped == 0 {
             self.dirty |= self.is_newly_broken();
@@ -189,6 +192,10 @@ impl Queue {
             };
             match io.start(&request, origin, mem, disk, now) {
                 Started::Done(finished) => self.finish(&finished),
+                Started::Copied(finished) => {
+                    self.finish(&finished);
+                    visited.copied += 1;
+                }
                 Started::InFlight => visited.started += 1,
             }
         }

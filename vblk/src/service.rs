@@ -80,6 +80,8 @@ pub struct DiskStatus {
     pub read_only: bool,
     /// Capacity in bytes.
     pub size_bytes: u64,
+    /// Bytes of its page cache that are locked in memory.
+    pub locked_bytes: u64,
     /// Logical block size in bytes.
     pub block_size: u32,
     /// Most queues a guest may use.

@@ -56,6 +56,8 @@ pub(crate) struct Slot {
     pub(crate) durable: bool,
     /// The data goes through a bounce buffer.
     pub(crate) bounced: bool,
+    /// The gate of the disk's resident pages is shut for it.
+    pub(crate) gated: bool,
     /// The operation in flight is carried out by a kernel thread.
     pub(crate) delegated: bool,
     /// The range that is the current extent.
@@ -91,6 +93,7 @@ impl Slot {
             verb: Verb::Sync,
             durable: false,
             bounced: false,
+            gated: false,
             delegated: false,
             range: 0,
             tries: 0,

@@ -112,6 +112,7 @@ pub(crate) fn disk(running: &Running) -> DiskStatus {
         mode: config.mode,
         read_only: disk.read_only(),
         size_bytes: disk.size(),
+        locked_bytes: disk.resident().map_or(0, |r| r.locked()),
         block_size: disk.block().bytes(),
         queues: config.queues.get(),
         connected: status.connected,

@@ -177,6 +177,8 @@ pub(crate) struct Bench<E: Engine> {
     pub(crate) disk: DiskId,
     pub(crate) mem: MemId,
     started: u16,
+    /// Reads carried out by copying.
+    pub(crate) copied: u64,
 }
 
 impl<E: Engine> Bench<E> {
@@ -205,6 +207,7 @@ impl<E: Engine> Bench<E> {
             disk,
             mem,
             started: 0,
+            copied: 0,
         }
     }
 
@@ -224,6 +227,10 @@ impl<E: Engine> Bench<E> {
                 .start(&request, origin, self.mem, self.disk, Cycles(42))
             {
                 Started::Done(f) => Some(f.into()),
+                Started::Copied(f) => {
+                    self.copied += 1;
+                    Some(f.into())
+                }
                 Started::InFlight => None,
             },
         )

@@ -1,7 +1,7 @@
 //! A burst of frames on its way through the switch: private copies and what was decided.
 
 use towpath_common::chain::{BURST, Burst};
-use towpath_common::mem::Mem;
+use towpath_common::mem::{Mem, Near};
 
 use crate::discard::Discard;
 use crate::fdb::{Hash, PortNo};
@@ -48,6 +48,18 @@ impl<'a> Source<'a> {
         self.len() == 0
     }
 
+    /// A guest's frames, for a loop; none if they are not a guest's.
+    #[inline]
+    #[must_use]
+    pub fn guest(&self) -> Option<GuestFrames<'a>> {
+        let Source::Guest { mem, burst } = *self else {
+            return None;
+        };
+        let region = burst.single(0, false).map_or(0, |(_, seg)| seg.region());
+        let near = mem.near(region)?;
+        Some(GuestFrames { near, mem, burst })
+    }
+
     /// Copy the beginning of a frame, virtio-net header first; gives the length of the frame.
     ///
     /// # Errors
@@ -55,46 +67,25 @@ impl<'a> Source<'a> {
     #[inline]
     pub fn load(&self, index: usize, head: &mut Head) -> Result<u32, Discard> {
         match self {
-            Source::Guest { mem, burst } => {
-                let chain = burst.get(index).ok_or(Discard::Runt)?;
-                if !chain.writable.is_empty() {
-                    // The ring is broken for it, once the burst is done.
-                    return Err(Discard::BadHeader);
-                }
-                let len = chain.readable_len.wrapping_sub(HEADER as u64);
-                // One comparison: a chain shorter than the header gives a huge number.
-                if len.wrapping_sub(ETHERNET as u64) > u64::from(LONGEST) - ETHERNET as u64 {
-                    let runt = (HEADER + ETHERNET) as u64;
-                    return Err(if chain.readable_len < runt {
-                        Discard::Runt
-                    } else {
-                        Discard::Giant
-                    });
-                }
-                let len = u32::try_from(len).map_err(|_| Discard::Giant)?;
-                let into = head.fill(len as usize);
-                if chain.read(mem, into) {
-                    Ok(len)
-                } else {
-                    Err(Discard::Runt)
-                }
-            }
-            Source::Uplink(..) | Source::Frame(_) => {
-                let (header, frame) = self.own(index);
-                let len = u32::try_from(frame.len()).map_err(|_| Discard::Giant)?;
-                if len > LONGEST {
-                    return Err(Discard::Giant);
-                }
-                if frame.len() < ETHERNET {
-                    return Err(Discard::Runt);
-                }
-                let into = head.fill(frame.len());
-                let copied = into.len() - HEADER;
-                into[..HEADER].copy_from_slice(&header.to_bytes(0));
-                into[HEADER..].copy_from_slice(&frame[..copied]);
-                Ok(len)
-            }
+            Source::Guest { mem, burst } => load_chain(mem, burst, index, head),
+            Source::Uplink(..) | Source::Frame(_) => self.load_own(index, head),
         }
+    }
+
+    fn load_own(&self, index: usize, head: &mut Head) -> Result<u32, Discard> {
+        let (header, frame) = self.own(index);
+        let len = u32::try_from(frame.len()).map_err(|_| Discard::Giant)?;
+        if len > LONGEST {
+            return Err(Discard::Giant);
+        }
+        if frame.len() < ETHERNET {
+            return Err(Discard::Runt);
+        }
+        let into = head.fill(frame.len());
+        let copied = into.len() - HEADER;
+        into[..HEADER].copy_from_slice(&header.to_bytes(0));
+        into[HEADER..].copy_from_slice(&frame[..copied]);
+        Ok(len)
     }
 
     /// A frame in a buffer of ours.
@@ -126,6 +117,67 @@ impl<'a> Source<'a> {
     }
 }
 
+/// A guest's frames, the region that most of them stand in at hand.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestFrames<'a> {
+    near: Near<'a>,
+    mem: &'a Mem,
+    burst: &'a Burst,
+}
+
+impl GuestFrames<'_> {
+    /// As [`Source::load`].
+    ///
+    /// # Errors
+    /// As [`Source::load`].
+    #[inline]
+    pub fn load(&self, index: usize, head: &mut Head) -> Result<u32, Discard> {
+        let Some((_, seg)) = self.burst.single(index, false) else {
+            return load_chain(self.mem, self.burst, index, head);
+        };
+        let len = frame_len(seg.len().into())?;
+        let into = head.fill(len as usize);
+        if self.near.read(seg, into) || self.mem.read(seg, into) {
+            Ok(len)
+        } else {
+            Err(Discard::Runt)
+        }
+    }
+}
+
+/// Length of the frame in a chain of so many readable bytes.
+#[inline]
+fn frame_len(readable: u64) -> Result<u32, Discard> {
+    let len = readable.wrapping_sub(HEADER as u64);
+    // One comparison: a chain shorter than the header gives a huge number.
+    if len.wrapping_sub(ETHERNET as u64) > u64::from(LONGEST) - ETHERNET as u64 {
+        return Err(if readable < (HEADER + ETHERNET) as u64 {
+            Discard::Runt
+        } else {
+            Discard::Giant
+        });
+    }
+    u32::try_from(len).map_err(|_| Discard::Giant)
+}
+
+/// Copy the beginning of a frame over several segments.
+#[inline(never)]
+fn load_chain(mem: &Mem, burst: &Burst, index: usize, head: &mut Head) -> Result<u32, Discard> {
+    let Some(chain) = burst.get(index) else {
+        return Err(Discard::Runt);
+    };
+    if !chain.writable.is_empty() {
+        // The ring is broken for it, once the burst is done.
+        return Err(Discard::BadHeader);
+    }
+    let len = frame_len(chain.readable_len)?;
+    if chain.read(mem, head.fill(len as usize)) {
+        Ok(len)
+    } else {
+        Err(Discard::Runt)
+    }
+}
+
 /// What was decided about a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -154,6 +206,9 @@ pub struct Item {
     pub src: Hash,
     /// Where the destination address is kept.
     pub dst: Hash,
+    /// Like the frame before it that was examined, and nothing is asked for it: what is decided
+    /// about that one goes for this one.
+    pub repeats: bool,
     /// What was decided.
     pub verdict: Verdict,
 }
@@ -183,6 +238,7 @@ impl Default for Item {
             class: Class::new(Vid::DEFAULT, 0, false),
             src: Hash::default(),
             dst: Hash::default(),
+            repeats: false,
             verdict: Verdict::Drop(Discard::Runt),
         }
     }

@@ -27,9 +27,12 @@ pub(crate) enum Command {
     /// Switch frames until told to stop.
     #[command(after_help = help::SERVE)]
     Serve(SourceArgs),
-    /// Look at ports and uplinks, add, change and remove ports.
+    /// Look at ports and uplinks, change and remove them; add ports.
     #[command(subcommand)]
     Port(PortCommand),
+    /// Add uplinks.
+    #[command(subcommand)]
+    Uplink(UplinkCommand),
     /// Look at the table of addresses and change it.
     #[command(subcommand)]
     Fdb(FdbCommand),
@@ -96,8 +99,8 @@ pub(crate) enum PortCommand {
         #[command(flatten)]
         target: Target,
     },
-    /// Change a port: what is not named stays as it is.
-    #[command(after_help = help::PORT)]
+    /// Change a port or an uplink: what is not named stays as it is.
+    #[command(after_help = help::SET)]
     Set {
         /// The port, and what changes; `KEY=` without a value takes the key away.
         #[arg(value_name = "NAME,OPTIONS")]
@@ -113,6 +116,22 @@ pub(crate) enum PortCommand {
         /// Which.
         name: Name,
         /// Remove it from the configuration file, too.
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum UplinkCommand {
+    /// Add an uplink.
+    #[command(after_help = help::UPLINK)]
+    Add {
+        /// The uplink, as after `serve --uplink`.
+        #[arg(value_name = "TAP[,OPTIONS]")]
+        uplink: String,
+        /// Write it into the configuration file, too.
         #[arg(long)]
         persist: bool,
         #[command(flatten)]

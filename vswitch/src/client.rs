@@ -9,12 +9,14 @@ use serde::Serialize;
 use towpath_common::config::Name;
 use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
-use vswitch::config::{Change, Config, Diff, FdbKey, Mirror, PORT, PortEdit, Sources, StaticEntry};
+use vswitch::config::{
+    Change, Config, Diff, FdbKey, Mirror, PORT, PortEdit, Sources, StaticEntry, UPLINK,
+};
 use vswitch::control::{FdbTable, Order, Reload, Stats};
 use vswitch::serve::count_ports;
 use vswitch::service::{FdbFilter, PortStatus, VlanStatus};
 
-use crate::cli::{FdbCommand, MirrorCommand, PortCommand, Target, VlanCommand};
+use crate::cli::{FdbCommand, MirrorCommand, PortCommand, Target, UplinkCommand, VlanCommand};
 use crate::report;
 
 /// How often `stats --watch` prints.
@@ -29,7 +31,9 @@ pub(crate) fn port(command: PortCommand, out: &mut impl Write) -> Result<()> {
             persist,
             target,
         } => {
-            let table = PORT.table(&port).map_err(|rule| wrong(&port, rule))?;
+            let table = PORT
+                .table(&port)
+                .map_err(|rule| wrong("port", &port, rule))?;
             change(&target, Change::PortAdd(table), persist, out)
         }
         PortCommand::Set {
@@ -37,7 +41,7 @@ pub(crate) fn port(command: PortCommand, out: &mut impl Write) -> Result<()> {
             persist,
             target,
         } => {
-            let edit = PortEdit::parse(&port).map_err(|rule| wrong(&port, rule))?;
+            let edit = PortEdit::parse(&port).map_err(|rule| wrong("port", &port, rule))?;
             change(&target, Change::PortSet(edit), persist, out)
         }
         PortCommand::Remove {
@@ -46,6 +50,19 @@ pub(crate) fn port(command: PortCommand, out: &mut impl Write) -> Result<()> {
             target,
         } => change(&target, Change::PortRemove(name), persist, out),
     }
+}
+
+/// `vswitch uplink …`.
+pub(crate) fn uplink(command: UplinkCommand, out: &mut impl Write) -> Result<()> {
+    let UplinkCommand::Add {
+        uplink,
+        persist,
+        target,
+    } = command;
+    let table = UPLINK
+        .table(&uplink)
+        .map_err(|rule| wrong("uplink", &uplink, rule))?;
+    change(&target, Change::UplinkAdd(table), persist, out)
 }
 
 /// `vswitch fdb …`.
@@ -214,18 +231,20 @@ fn query(filter: &FdbFilter) -> String {
 }
 
 /// A wrong argument, which ends with exit code 2.
-fn wrong(argument: &str, message: String) -> anyhow::Error {
+fn wrong(what: &'static str, argument: &str, message: String) -> anyhow::Error {
     Wrong {
+        what,
         argument: argument.to_owned(),
         message,
     }
     .into()
 }
 
-/// A port on the command line that cannot be read.
+/// A port or an uplink on the command line that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("port {argument:?}: {message}")]
+#[error("{what} {argument:?}: {message}")]
 pub(crate) struct Wrong {
+    what: &'static str,
     argument: String,
     message: String,
 }

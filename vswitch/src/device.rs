@@ -15,7 +15,7 @@ use crate::ctrl::Control;
 use crate::egress::Egress;
 use crate::fdb::PortNo;
 use crate::features::{self, Card, NetConfig};
-use crate::plane::Change;
+use crate::plane::{Change, SHORTEST};
 use crate::port::guest::GuestRx;
 use crate::stats::PortShared;
 
@@ -226,7 +226,7 @@ impl Device for NetDevice {
     fn announce(&self, mac: [u8; 6]) {
         // A RARP request for itself (RFC 903), as QEMU sends where it can: switches on the way
         // learn where the guest is now.
-        let mut frame = [0u8; 60];
+        let mut frame = [0u8; SHORTEST];
         frame[..6].fill(0xff);
         frame[6..12].copy_from_slice(&mac);
         frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);

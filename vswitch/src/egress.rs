@@ -4,10 +4,10 @@
 //! frame is copied once, from the sender's buffers to the receiver's, even when two workers serve
 //! the two; and a session takes a ring back by taking the lease, without asking any worker.
 
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use towpath_common::lease::{Held, Lease};
-use towpath_common::ring::Ring;
+use towpath_common::ring::{Ring, Soon};
 use towpath_common::session::Update;
 
 use crate::features;
@@ -31,6 +31,9 @@ const UNSAID: u64 = u64::MAX;
 #[derive(Debug)]
 pub struct GuestEgress {
     queues: Box<[Lease<Option<GuestRx>>]>,
+    /// Where the first queue's ring is used next, as of its last burst: hints, for whoever comes
+    /// next, of what to fetch before taking the lease.
+    soon: [AtomicUsize; 2],
     /// Queues that are enabled, from the first on without a gap.
     open: AtomicU16,
     /// Most that the driver wants in use, if it said so through its control queue.
@@ -45,6 +48,7 @@ impl GuestEgress {
     pub fn new(pairs: u16) -> GuestEgress {
         GuestEgress {
             queues: (0..pairs).map(|_| Lease::new(None)).collect(),
+            soon: Default::default(),
             open: AtomicU16::new(0),
             limit: AtomicU16::new(u16::MAX),
             offloads: AtomicU64::new(UNSAID),
@@ -56,6 +60,26 @@ impl GuestEgress {
     #[must_use]
     pub fn active(&self) -> u16 {
         self.open.load(Relaxed).min(self.limit.load(Relaxed))
+    }
+
+    /// Fetch what the next burst will touch first.
+    #[inline]
+    pub fn fetch(&self) {
+        let [avail, used] = &self.soon;
+        Soon {
+            avail: avail.load(Relaxed),
+            used: used.load(Relaxed),
+        }
+        .fetch();
+    }
+
+    /// Note where a queue's ring will be used next; by whoever holds it.
+    #[inline]
+    pub fn note(&self, pair: u16, soon: Soon) {
+        if pair == 0 {
+            self.soon[0].store(soon.avail, Relaxed);
+            self.soon[1].store(soon.used, Relaxed);
+        }
     }
 
     /// Hold a queue for a burst; only for workers.

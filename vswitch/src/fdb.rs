@@ -34,7 +34,7 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use towpath_common::ranged;
 
 use bucket::{Bucket, PORTS, WAYS, Word};
-pub use hash::{Hash, HashKey};
+pub use hash::{Hash, HashKey, Hashes};
 pub use upkeep::{Entry, Filter, StaticError};
 
 pub use crate::table::PortNo;

@@ -62,6 +62,48 @@ impl Parsed {
     }
 }
 
+/// The words in which a frame's addresses, tag and type stand.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Top([u64; 3]);
+
+/// A frame's addresses, tag and type, to find others that have the same.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flow {
+    top: Top,
+    /// What counts of the last word; nothing can be the same if it is zero.
+    mask: u64,
+    /// Bytes that a frame needs to have a tag.
+    need: usize,
+}
+
+impl Flow {
+    /// That of a frame.
+    #[inline]
+    #[must_use]
+    pub fn of(head: &Head, parsed: &Parsed) -> Flow {
+        let (mask, need) = match parsed.tag {
+            // A TPID that stands as the type is that of a tag cut short; another frame's may not be.
+            0 if is_tpid(parsed.ethertype) => (0, 0),
+            0 => (0xffff << 48, ETHERNET),
+            _ => (0xffff_ffff_ffff << 16, ETHERNET + TAG),
+        };
+        Flow {
+            top: head.top(),
+            mask,
+            need,
+        }
+    }
+
+    /// Whether a frame has the same addresses, tag and type.
+    #[inline]
+    #[must_use]
+    pub fn has(&self, head: &Head) -> bool {
+        let (Top([a, b, c]), Top([x, y, z])) = (self.top, head.top());
+        let differs = (a ^ x) | (b ^ y) | ((c ^ z) & self.mask);
+        differs == 0 && self.mask != 0 && head.len() >= self.need
+    }
+}
+
 impl Default for Head {
     fn default() -> Head {
         Head {
@@ -150,12 +192,11 @@ impl Head {
         if self.len() < ETHERNET {
             return None;
         }
-        // Header 12, destination 6, source 6, type or TPID 2, TCI 2, type behind a tag 2.
-        let (a, b, c) = (self.word(8), self.word(16), self.word(24));
+        let Top([a, b, c]) = self.top();
         #[expect(clippy::cast_possible_truncation, reason = "the upper 16 bits")]
         let (outer, inner) = ((c >> 48) as u16, (c >> 16) as u16);
         let mut parsed = Parsed {
-            dst: (a & 0xffff_ffff) << 16 | b >> 48,
+            dst: a << 16 | b >> 48,
             src: b & 0xffff_ffff_ffff,
             tag: 0,
             ethertype: outer,
@@ -167,11 +208,34 @@ impl Head {
         Some(parsed)
     }
 
+    /// The words in which addresses, tag and type stand; of a frame that is shorter than these,
+    /// whatever stood there before.
+    #[inline]
+    #[must_use]
+    pub fn top(&self) -> Top {
+        // Header 12, destination 6, source 6, type or TPID 2, TCI 2, type behind a tag 2.
+        Top([self.word(8) & 0xffff_ffff, self.word(16), self.word(24)])
+    }
+
     /// Header and first bytes as they came.
     #[inline]
     #[must_use]
     pub fn emit(&self) -> &[u8] {
         &self.bytes[ROOM..FRAME + self.len()]
+    }
+
+    /// Header and first bytes in three pieces, with `tag` behind the addresses in place of the one
+    /// that was there, if `had` says so; an empty one leaves none. The header is as it was.
+    #[inline]
+    #[must_use]
+    pub fn pieces<'a>(&'a self, had: bool, tag: &'a [u8]) -> [&'a [u8]; 3] {
+        let behind = FRAME + ADDRESSES + if had { TAG } else { 0 };
+        let end = FRAME + self.len();
+        [
+            &self.bytes[ROOM..FRAME + ADDRESSES],
+            tag,
+            self.bytes.get(behind..end).unwrap_or_default(),
+        ]
     }
 
     /// A copy with a tag pushed.
@@ -283,6 +347,37 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_has_the_frames_that_parse_the_same() {
+        let tag = |tpid: u16, tci: u16| [tpid.to_be_bytes(), tci.to_be_bytes()].concat();
+        let mut other = frame(&[]);
+        other[11] = 9;
+        let mut arp = frame(&[]);
+        arp[13] = 6;
+        let frames = [
+            frame(&[]),
+            other,
+            arp,
+            frame(&tag(TPID, 7)),
+            frame(&tag(TPID, 8)),
+            frame(&tag(0x88a8, 7)),
+            frame(&tag(TPID, 7))[..15].to_vec(),
+            frame(&tag(TPID, 7))[..17].to_vec(),
+            frame(&tag(TPID, 7))[..18].to_vec(),
+        ];
+        for a in frames.iter().map(|f| head(f)) {
+            let flow = Flow::of(&a, &a.parse().unwrap());
+            for b in frames.iter().map(|f| head(f)) {
+                let same = a.parse() == b.parse();
+                let cut = a
+                    .parse()
+                    .is_some_and(|p| p.tag == 0 && is_tpid(p.ethertype));
+                assert_eq!(flow.has(&b), same && !cut, "{a:?} {b:?}");
+            }
+        }
+        assert!(!Flow::default().has(&head(&[0; 14])));
+    }
+
+    #[test]
     fn tags_are_pushed_popped_and_changed() {
         let plain = frame(&[]);
         let tagged = frame(&[0x81, 0, 0x20, 10]);
@@ -290,6 +385,23 @@ mod tests {
         assert_eq!(&head(&tagged).untagged().emit()[HEADER..], &plain[..]);
         let other = frame(&[0x81, 0, 0xe0, 11]);
         assert_eq!(&head(&tagged).retagged(0xe00b).emit()[HEADER..], &other[..]);
+    }
+
+    #[test]
+    fn pieces_are_the_same_bytes_as_a_changed_copy() {
+        let tag = |tci: u16| [TPID.to_be_bytes(), tci.to_be_bytes()].concat();
+        let plain = head(&frame(&[]));
+        let tagged = head(&frame(&tag(10)));
+        assert_eq!(
+            plain.pieces(false, &tag(9)).concat(),
+            plain.tagged(9).emit()
+        );
+        assert_eq!(tagged.pieces(true, &[]).concat(), tagged.untagged().emit());
+        let changed = tagged.pieces(true, &tag(11)).concat();
+        assert_eq!(changed, tagged.retagged(11).emit());
+        // A frame that ends with its tag's room has nothing behind it.
+        let short = head(&frame(&tag(10))[..16]);
+        assert_eq!(short.pieces(true, &[]).concat(), short.untagged().emit());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use towpath_common::config::{ConfigError, ValueError};
-use towpath_common::control::print::PrintError;
+use towpath_common::control::print::{PrintError, sentence};
 use vswitch::capture::OrderError;
 use vswitch::config::Sources;
 use vswitch::serve::{self, ServeError};
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("vswitch: {error:#}");
+    eprintln!("vswitch: {}", sentence(&*error));
     ExitCode::from(if is_usage(&error) { USAGE } else { FAILURE })
 }
 
@@ -38,6 +38,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve(args) => Ok(serve::serve(args.into(), vswitch::host::start)?),
         Command::Port(command) => client::port(command, out),
+        Command::Uplink(command) => client::uplink(command, out),
         Command::Fdb(command) => client::fdb(command, out),
         Command::Vlan(command) => client::vlan(command, out),
         Command::Mirror(command) => client::mirror(command, out),

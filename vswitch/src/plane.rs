@@ -12,7 +12,7 @@ use towpath_common::bell::Bell;
 use towpath_common::chain::{BURST, Burst};
 use towpath_common::clock::{Clock, Cycles};
 use towpath_common::mailbox::ReplyTo;
-use towpath_common::ring::Ring;
+use towpath_common::ring::{Ring, fence};
 use towpath_common::sched::{EntityId, MAX_ENTITIES, Outcome, Scheduler, Share};
 use towpath_common::session::{Attach, Update};
 use towpath_common::worker::{Context, Plane, Poller};
@@ -33,6 +33,9 @@ use crate::table::Tables;
 
 /// How long an uplink that had nothing is left alone, in ns: to look costs a system call.
 const UPLINK_PAUSE: u64 = 4_000;
+
+/// Bytes of the shortest frame of Ethernet, without its checksum.
+pub const SHORTEST: usize = 60;
 
 /// What the control plane and the sessions ask of a worker.
 #[derive(Debug)]
@@ -64,8 +67,8 @@ pub enum Change {
     Detach(PortNo, u16, ReplyTo<Ring>),
     /// A change that needs no drain.
     Update(PortNo, u16, Update, ReplyTo<()>),
-    /// Forward a frame as if it had come from a port.
-    Inject(PortNo, Box<[u8]>),
+    /// Forward an untagged frame as if it had come from a port, in each of its VLANs.
+    Inject(PortNo, Box<[u8; SHORTEST]>),
     /// Show frames to a capture; the tap comes back if there is no room for it.
     Tap(Tap, ReplyTo<Result<(), Tap>>),
     /// End a capture; its tap comes back, to be dropped elsewhere.
@@ -97,6 +100,8 @@ struct PortHere {
     control: Option<GuestCtrl>,
     uplinks: Vec<UplinkHere>,
     shared: Arc<PortShared>,
+    /// It had frames in this step.
+    worked: bool,
     poisoned: bool,
 }
 
@@ -185,6 +190,14 @@ impl PortHere {
         frames
     }
 
+    /// Notify the drivers of what was taken from them in this step.
+    #[inline]
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.worked) {
+            self.queues.iter_mut().for_each(GuestTx::settle);
+        }
+    }
+
     #[inline]
     fn tell_broken(&mut self, events: &Events) {
         let data = self.queues.iter_mut();
@@ -215,9 +228,11 @@ impl PortHere {
             if let Some(error) = uplink.uplink.failed()
                 && !std::mem::replace(&mut uplink.told, true)
             {
+                let error = error.to_string();
+                self.shared.fail(Some(error.clone()));
                 events.tell(Event::UplinkFailed {
                     port: Arc::clone(&self.name),
-                    error: error.to_string(),
+                    error,
                 });
             }
         }
@@ -272,7 +287,7 @@ impl Plane for NetPlane {
         } = self;
         sched.wake_all();
         let mut last = now;
-        sched.pass(now, |entity| {
+        let worked = sched.pass(now, |entity| {
             let at = usize::from(by_entity[entity.index()]);
             let Some(Some(port)) = ports.get_mut(at) else {
                 return Outcome::Idle;
@@ -281,10 +296,19 @@ impl Plane for NetPlane {
                 port.tell_broken(events);
                 return Outcome::Idle;
             }
+            port.worked = true;
             let cost = clock.now().since(last);
             last += cost;
             Outcome::Worked(cost)
-        })
+        });
+        if worked {
+            // Once for all rings of the step: each driver's wish is read after what it is about is
+            // visible.
+            fence();
+            switch.settle();
+            ports.iter_mut().flatten().for_each(PortHere::settle);
+        }
+        worked
     }
 
     fn arm(&mut self) -> bool {

@@ -125,6 +125,8 @@ pub struct PortShared {
     pub discards: Box<[Discards]>,
     /// By VLAN, what was counted before the port had the VLANs it has. Not for workers.
     past: Mutex<BTreeMap<Vid, Carried>>,
+    /// Why its uplink does not work any more. Workers write it once.
+    failure: Mutex<Option<String>>,
 }
 
 impl PortShared {
@@ -135,7 +137,20 @@ impl PortShared {
             queues: (0..queues).map(|_| QueueShared::default()).collect(),
             discards: (0..workers).map(|_| Discards::default()).collect(),
             past: Mutex::default(),
+            failure: Mutex::default(),
         }
+    }
+
+    /// Note why the port's uplink does not work any more, or that it does.
+    pub fn fail(&self, why: Option<String>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why the port's uplink does not work any more, if so.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        let failure = self.failure.lock();
+        failure.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Add to what was counted by VLAN before.

@@ -66,7 +66,9 @@ pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatu
             config.queues.get(),
         ),
     };
-    let uplink = matches!(running.kind, Kind::Uplink(..));
+    let uplink = matches!(running.kind, Kind::Uplink(..)) && running.works();
+    let failure = running.shared.failure();
+    let failure = failure.map(|why| format!("{why}; `vswitch reload` opens the interface again"));
     PortStatus {
         name: running.name().clone(),
         attachment,
@@ -80,7 +82,7 @@ pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatu
         connected: uplink || status.connected,
         link: uplink || has_ring(&status),
         session: status.connected.then(|| session(running, &status, workers)),
-        last_error: status.last_error.clone(),
+        last_error: status.last_error.clone().or(failure),
         learned,
         stats: stats(running, running.connections + status.sessions),
     }
@@ -90,7 +92,7 @@ pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatu
 pub(crate) fn link(running: &Running) -> bool {
     match &running.kind {
         Kind::Guest(_, server) => server.as_ref().is_some_and(|s| has_ring(&s.status())),
-        Kind::Uplink(..) => true,
+        Kind::Uplink(..) => running.works(),
     }
 }
 

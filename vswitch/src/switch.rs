@@ -22,9 +22,9 @@ use towpath_common::clock::Cycles;
 use crate::batch::{Batch, Item, Source, Verdict};
 use crate::capture::{CaptureId, Tap};
 use crate::discard::Discard;
-use crate::fdb::{Fdb, Learned, PortNo};
+use crate::fdb::{Fdb, Hashes, Learned, PortNo};
 use crate::guard::Storm;
-use crate::head::{Head, Parsed, TAG};
+use crate::head::{Flow, Head, Parsed, TAG};
 use crate::mac::Mac;
 use crate::net::{NetHeader, Offloads};
 use crate::offload;
@@ -65,6 +65,7 @@ pub struct Switch {
     fdb: Arc<Fdb>,
     worker: usize,
     batch: Batch,
+    hashes: Hashes,
     out: Outbox,
     watch: Watch,
 }
@@ -78,6 +79,7 @@ impl Switch {
             fdb,
             worker,
             batch: Batch::default(),
+            hashes: Hashes::default(),
             out: Outbox::new(worker, events),
             watch: Watch::default(),
         }
@@ -130,7 +132,14 @@ impl Switch {
         }
     }
 
-    /// Forward a burst.
+    /// Notify the drivers of all queues that frames were delivered to, if they want that: at the
+    /// end of a worker's step, after a [`towpath_common::ring::fence`].
+    #[inline]
+    pub fn settle(&mut self) {
+        self.out.settle(&self.tables);
+    }
+
+    /// Forward a burst. [`Switch::settle`] is to be called before the worker does anything else.
     #[inline]
     pub fn forward(&mut self, source: Source<'_>, ingress: Ingress<'_>, now: Moment) {
         let Switch {
@@ -138,6 +147,7 @@ impl Switch {
             fdb,
             worker,
             batch,
+            hashes,
             out,
             watch,
         } = self;
@@ -146,33 +156,21 @@ impl Switch {
             return;
         };
         watch.begin();
-        examine(port, fdb, batch, source, &ingress, frames);
+        let known = Known { port, fdb, hashes };
+        match source.guest() {
+            Some(guest) => examine(known, batch, &ingress, frames, |at, head| {
+                guest.load(at, head)
+            }),
+            None => examine(known, batch, &ingress, frames, |at, head| {
+                source.load(at, head)
+            }),
+        }
         let mirrored = !tables.mirrors().is_empty();
         if mirrored {
             deliver::refuse(tables, port, batch, frames);
         }
-        let mut bytes = 0;
-        let mut last = Learnt::default();
-        let mut dropped = false;
-        for at in 0..frames {
-            let item = &mut batch.items[at];
-            bytes += u64::from(item.len);
-            if let Verdict::Drop(_) = item.verdict {
-                dropped = true;
-                continue;
-            }
-            item.verdict = decide(port, tables, fdb, item, &mut last, now);
-            match item.verdict {
-                Verdict::To(to) => out.send(to, at),
-                Verdict::Flood => {
-                    if !out.flood(tables, port, item.class.vid(), at) {
-                        item.verdict = Verdict::Drop(Discard::NoMember);
-                        dropped = true;
-                    }
-                }
-                Verdict::Drop(_) => dropped = true,
-            }
-        }
+        let (bytes, mut dropped) =
+            decide_all(tables, fdb, port, &mut batch.items[..frames], out, now);
         ingress.counters.frames += frames as u64;
         ingress.counters.bytes += bytes;
         ingress.counters.bursts += 1;
@@ -188,56 +186,67 @@ impl Switch {
     }
 }
 
-/// Pass 1: everything that needs the frame alone.
+/// What a frame is examined against.
+struct Known<'a> {
+    port: &'a Port,
+    fdb: &'a Fdb,
+    hashes: &'a mut Hashes,
+}
+
+/// Pass 1: everything that needs the frame alone. Most frames of a burst are of the flow of the one
+/// before, and are not looked at further.
 #[inline]
 fn examine(
-    port: &Port,
-    fdb: &Fdb,
+    mut known: Known<'_>,
     batch: &mut Batch,
-    source: Source<'_>,
     ingress: &Ingress<'_>,
     frames: usize,
+    load: impl Fn(usize, &mut Head) -> Result<u32, Discard>,
 ) {
-    let mut last = Item::default();
-    for (at, (head, item)) in batch
-        .heads
-        .iter_mut()
-        .zip(batch.items.iter_mut())
-        .enumerate()
-    {
-        if at == frames {
-            break;
-        }
-        item.len = 0;
-        let why = match source.load(at, head) {
-            Ok(len) => {
-                item.len = len;
-                examine_one(port, fdb, head, item, &last, ingress)
+    // The last frame that was examined, where its item stands, and the longest that may repeat it.
+    let (mut flow, mut like, mut longest_again) = (Flow::default(), 0, 0);
+    for (at, head) in batch.heads.iter_mut().enumerate().take(frames) {
+        let (before, rest) = batch.items.split_at_mut(at);
+        let Some(item) = rest.first_mut() else { break };
+        let len = match load(at, head) {
+            Ok(len) => len,
+            Err(why) => {
+                (item.len, item.repeats) = (0, false);
+                item.verdict = Verdict::Drop(why);
+                continue;
             }
-            Err(why) => Some(why),
         };
-        match why {
-            None => {
-                item.verdict = Verdict::Flood;
-                (last.parsed, last.class) = (item.parsed, item.class);
-                (last.src, last.dst) = (item.src, item.dst);
-                last.verdict = Verdict::Flood;
-            }
-            Some(why) => item.verdict = Verdict::Drop(why),
+        if let Some(like) = before.get(like)
+            && flow.has(head)
+            && head.is_plain()
+            && len <= longest_again
+        {
+            head.set_plain();
+            *item = *like;
+            (item.len, item.repeats) = (len, true);
+            (item.header, item.needs) = (NetHeader::default(), Offloads::NONE);
+            continue;
         }
+        (item.len, item.repeats) = (len, false);
+        if let Some(why) = examine_one(&mut known, head, item, ingress) {
+            item.verdict = Verdict::Drop(why);
+            continue;
+        }
+        item.verdict = Verdict::Flood;
+        (flow, like) = (Flow::of(head, &item.parsed), at);
+        longest_again = longest(known.port, &item.parsed);
     }
 }
 
-/// Pass 1 of one frame: fills in its item, or says why it is dropped. `last` is the frame before.
+/// Pass 1 of one frame: fills in its item, or says why it is dropped.
 #[inline]
 fn examine_one(
-    port: &Port,
-    fdb: &Fdb,
+    known: &mut Known<'_>,
     head: &mut Head,
     item: &mut Item,
-    last: &Item,
     ingress: &Ingress<'_>,
 ) -> Option<Discard> {
+    let Known { port, fdb, hashes } = known;
     let Some(parsed) = head.parse() else {
         return Some(Discard::Runt);
     };
@@ -252,15 +261,6 @@ fn examine_one(
     if item.header.gso_size == 0 && item.len > longest(port, &parsed) {
         return Some(Discard::Giant);
     }
-    let same = |a: &Parsed, b: &Parsed| {
-        (a.dst, a.src, a.tag, a.ethertype) == (b.dst, b.src, b.tag, b.ethertype)
-    };
-    if last.verdict == Verdict::Flood && same(&last.parsed, &parsed) {
-        // One flow after the other: most frames of a burst repeat the one before.
-        item.class = last.class;
-        (item.src, item.dst) = (last.src, last.dst);
-        return None;
-    }
     match port.mode.classify(parsed.tag(), parsed.ethertype) {
         Ok(class) => item.class = class,
         Err(why) => return Some(why),
@@ -270,8 +270,8 @@ fn examine_one(
         return Some(Discard::BadSource);
     }
     let vid = item.class.vid();
-    item.src = fdb.hash(vid, src);
-    item.dst = fdb.hash(vid, dst);
+    item.src = hashes.of(fdb, vid, src);
+    item.dst = hashes.of(fdb, vid, dst);
     fdb.touch(item.src);
     fdb.touch(item.dst);
     None
@@ -297,6 +297,58 @@ fn check_header(head: &mut Head, item: &mut Item, ingress: &Ingress<'_>) -> Resu
 fn longest(port: &Port, parsed: &Parsed) -> u32 {
     let tag = if parsed.tag().is_some() { TAG } else { 0 };
     port.max_frame.saturating_add(u32::from(tag != 0) * 4)
+}
+
+/// Pass 2: where each frame goes, entered in `out`; their bytes, and whether some go nowhere.
+#[inline]
+fn decide_all(
+    tables: &Tables,
+    fdb: &Fdb,
+    port: &Port,
+    items: &mut [Item],
+    out: &mut Outbox,
+    now: Moment,
+) -> (u64, bool) {
+    let mut bytes = 0;
+    let mut last = Learnt::default();
+    let mut dropped = false;
+    // Where the frame went that the next may be a repetition of.
+    let mut before = None;
+    for (at, item) in items.iter_mut().enumerate() {
+        bytes += u64::from(item.len);
+        if let (true, Some(to)) = (item.repeats, before) {
+            item.verdict = Verdict::To(to);
+            out.again(to, at);
+            continue;
+        }
+        if let Verdict::Drop(_) = item.verdict {
+            dropped = true;
+            continue;
+        }
+        item.verdict = decide(port, tables, fdb, item, &mut last, now);
+        before = None;
+        match item.verdict {
+            Verdict::To(to) => match tables.port(to) {
+                Some(there) => {
+                    out.send(there, at);
+                    // What is counted by the frame is asked for each.
+                    before = (!port.guards.is_rated()).then_some(to);
+                }
+                None => {
+                    item.verdict = Verdict::Drop(Discard::PortDown);
+                    dropped = true;
+                }
+            },
+            Verdict::Flood => {
+                if !out.flood(tables, port, item.class.vid(), at) {
+                    item.verdict = Verdict::Drop(Discard::NoMember);
+                    dropped = true;
+                }
+            }
+            Verdict::Drop(_) => dropped = true,
+        }
+    }
+    (bytes, dropped)
 }
 
 /// What the frame before this one taught: most frames of a burst repeat it.

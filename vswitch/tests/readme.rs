@@ -116,8 +116,12 @@ fn tables_of_keys_say_what_the_program_does() {
 
 #[test]
 fn the_keys_of_arguments_are_described() {
-    let text = section("[[port]]");
+    let (text, guards) = (section("[[port]]"), section("Guards"));
     for key in PORT.keys() {
+        if let Some(guard) = key.strip_prefix("guards.") {
+            assert!(text.contains("`guards.GUARD=`") && guards.contains(&format!("`{guard}`")));
+            continue;
+        }
         let as_text = [
             format!("| `{key}=` |"),
             format!("| `{key}` |"),

@@ -187,7 +187,7 @@ impl Way {
 }
 
 /// Our ring on one of the generator's queues.
-fn ring(memory: &GuestMemory, queue: &Queue) -> Result<Ring> {
+pub(crate) fn ring(memory: &GuestMemory, queue: &Queue) -> Result<Ring> {
     let mut regions = Vec::new();
     for region in memory.regions() {
         let spec = RegionSpec {

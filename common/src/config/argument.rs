@@ -3,6 +3,7 @@
 //! The syntax is QEMU's: `key=value` or a flag, separated by commas; a comma within a value is
 //! written twice. What comes first without a known key is the [`Syntax::first`] field. Keys become
 //! those of the table and go through the same types, so a value fails with the same words in both.
+//! A key with a dot is one of a table within the table, as in TOML.
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -16,6 +17,8 @@ pub struct Syntax {
     pub texts: &'static [&'static str],
     /// Keys that take a whole number.
     pub numbers: &'static [&'static str],
+    /// Keys that take true or false.
+    pub switches: &'static [&'static str],
     /// Flags, and the field and value each stands for.
     pub flags: &'static [(&'static str, &'static str, Flag)],
 }
@@ -42,7 +45,13 @@ impl Syntax {
     /// Every key and flag.
     pub fn keys(&self) -> impl Iterator<Item = &'static str> {
         let flags = self.flags.iter().map(|(flag, ..)| *flag);
-        self.texts.iter().chain(self.numbers).copied().chain(flags)
+        self.with_values().chain(flags)
+    }
+
+    /// Every key that takes a value.
+    fn with_values(&self) -> impl Iterator<Item = &'static str> {
+        let keys = self.texts.iter().chain(self.numbers);
+        keys.chain(self.switches).copied()
     }
 
     /// The fields that `argument` sets.
@@ -76,7 +85,7 @@ impl Syntax {
                 Some((key, _)) if index == 0 && !self.keys().any(|known| known == key) => first(),
                 _ => self.setting(&item)?,
             };
-            if table.insert(field.clone(), value).is_some() {
+            if !insert(&mut table, &field, value) {
                 return Err(format!("{field} is given twice"));
             }
         }
@@ -101,6 +110,11 @@ impl Syntax {
                 .parse()
                 .map_err(|_| format!("{key}={text}: write a whole number"))?;
             Value::Integer(number)
+        } else if self.switches.contains(&key) {
+            let yes = text
+                .parse()
+                .map_err(|_| format!("{key}={text}: write true or false"))?;
+            Value::Boolean(yes)
         } else {
             return Err(self.unknown(item));
         };
@@ -108,13 +122,30 @@ impl Syntax {
     }
 
     fn unknown(&self, item: &str) -> String {
-        let keys = self.texts.iter().chain(self.numbers).copied();
-        let keys = keys.collect::<Vec<_>>().join("=, ");
+        // Those of one table are many, and one of them tells where to look for the others.
+        let mut keys: Vec<&str> = self.with_values().collect();
+        keys.dedup_by_key(|key| key.split_once('.').map_or(*key, |(table, _)| table));
+        let keys = keys.join("=, ");
         let flags = self.flags.iter().map(|(flag, ..)| *flag);
         let flags = flags.collect::<Vec<_>>().join(", ");
         format!(
             "{item:?} is not known here; use {keys}=, {flags} (a comma in a value is written ,,)"
         )
+    }
+}
+
+/// Puts a field into the table, or into the table within it that a dot in its name speaks of; false
+/// if it is there already.
+fn insert(table: &mut Table, field: &str, value: Value) -> bool {
+    let Some((outer, inner)) = field.split_once('.') else {
+        return table.insert(field.to_owned(), value).is_none();
+    };
+    let within = table
+        .entry(outer)
+        .or_insert_with(|| Value::Table(Table::new()));
+    match within {
+        Value::Table(within) => within.insert(inner.to_owned(), value).is_none(),
+        _ => false,
     }
 }
 
@@ -148,6 +179,7 @@ mod tests {
         first: "name",
         texts: &["name", "guest-memory"],
         numbers: &["queues"],
+        switches: &["guards.bpdu", "guards.mac-limit"],
         flags: &[
             ("client", "mode", Flag::Text("client")),
             ("ro", "read_only", Flag::Bool(true)),
@@ -163,6 +195,16 @@ mod tests {
     }
 
     #[test]
+    fn a_key_with_a_dot_is_in_a_table_within() {
+        let edit = SYNTAX
+            .edit("a,guards.bpdu=false,guards.mac-limit=")
+            .unwrap();
+        let expected = "name = \"a\"\nguards.bpdu = false";
+        assert_eq!(edit.set, toml::from_str(expected).unwrap());
+        assert_eq!(edit.unset, ["guards.mac_limit"]);
+    }
+
+    #[test]
     fn a_key_without_a_value_is_taken_away() {
         let edit = SYNTAX.edit("a,queues=,client").unwrap();
         assert_eq!(edit.unset, ["queues"]);
@@ -174,11 +216,16 @@ mod tests {
         for (argument, message) in [
             (
                 "a,que=1",
-                "\"que=1\" is not known here; use name=, guest-memory=, queues=, client, ro \
-                 (a comma in a value is written ,,)",
+                "\"que=1\" is not known here; use name=, guest-memory=, queues=, \
+                 guards.bpdu=, client, ro (a comma in a value is written ,,)",
             ),
             ("a,name=b", "name is given twice"),
             ("a,queues=two", "queues=two: write a whole number"),
+            ("a,guards.bpdu=no", "guards.bpdu=no: write true or false"),
+            (
+                "a,guards.bpdu=true,guards.bpdu=true",
+                "guards.bpdu is given twice",
+            ),
             (
                 "a,queues=",
                 "queues has no value; write one, or leave it out",

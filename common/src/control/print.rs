@@ -1,5 +1,6 @@
 //! What client commands print: answers as JSON or as text, and the parts of such text.
 
+use std::error::Error;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -46,6 +47,21 @@ pub fn print<T: Serialize>(
         _ => {}
     }
     Ok(out.flush()?)
+}
+
+/// An error and what is behind it, in one line, nothing said twice: many messages quote their cause
+/// already.
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(behind) = cause {
+        let more = behind.to_string();
+        if !said.contains(&more) {
+            said = format!("{said}: {more}");
+        }
+        cause = behind.source();
+    }
+    said
 }
 
 /// Columns as wide as their widest cell, two blanks apart.
@@ -118,6 +134,24 @@ mod tests {
         ];
         let text = table(["A", "B"], rows.into_iter());
         assert_eq!(text, "A     B\nµ     1\nabcd\n");
+    }
+
+    #[test]
+    fn what_is_behind_an_error_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("port p0: {source}")]
+        struct Quotes {
+            source: io::Error,
+        }
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot start")]
+        struct Silent(#[source] Quotes);
+        let source = io::Error::other("no such directory");
+        let silent = Silent(Quotes { source });
+        assert_eq!(
+            sentence(&silent),
+            "cannot start: port p0: no such directory"
+        );
     }
 
     #[test]

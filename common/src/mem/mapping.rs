@@ -1,8 +1,9 @@
-//! The only mmap of guest memory, and the only code that dereferences it.
+//! The only mmap of guest memory, and with its neighbours the only code that dereferences it.
 //!
 //! A [`Mapping`] owns a shared, writable mapping of a file; a [`View`] is a checked window on one
-//! that keeps it alive (a virtqueue part, an in-flight table, a dirty log). Every access checks its
-//! offset against the mapping's length, whoever asks. The bytes may change at any moment: they
+//! that keeps it alive (a virtqueue part, an in-flight table, a dirty log), [`super::Cells`] the
+//! elements of a ring in one, and [`super::Window`] all of one. Every access checks its
+//! offset against the mapping's length, whoever asks, or cannot lie outside. The bytes may change at any moment: they
 //! belong to a guest. That cannot break memory safety, because no reference to them is formed and
 //! every value is copied before it is used; it can only change what is read.
 
@@ -22,6 +23,7 @@ use rustix::fs::{FileType, SealFlags};
 
 use super::MemError;
 use super::sigbus;
+use super::window::{prefetch, prefetch_write};
 
 /// A shared, readable and writable mapping of part of a file.
 #[derive(Debug)]
@@ -127,159 +129,20 @@ impl Mapping {
         self.watch.poisoned()
     }
 
+    /// Our address of its first byte.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// Our address of `off .. off + len`, or null if that is not inside.
     #[inline]
     #[must_use]
     pub fn host(&self, off: u64, len: u64) -> *mut u8 {
-        if !self.has(off, len) {
+        if off > self.len || len > self.len - off {
             return std::ptr::null_mut();
         }
-        self.at(off)
-    }
-
-    #[inline]
-    fn has(&self, off: u64, len: u64) -> bool {
-        off <= self.len && len <= self.len - off
-    }
-
-    /// Address of `off`, which the caller has checked.
-    #[inline]
-    fn at(&self, off: u64) -> *mut u8 {
-        // Wrapping: the argument that it stays inside is the caller's check, not this line.
-        self.base
-            .as_ptr()
-            .wrapping_add(usize::try_from(off).unwrap_or(usize::MAX))
-    }
-
-    /// Copy out `buf.len()` bytes at `off`; false if they are not inside.
-    #[inline]
-    #[must_use]
-    pub fn read(&self, off: u64, buf: &mut [u8]) -> bool {
-        if !self.has(off, buf.len() as u64) {
-            return false;
-        }
-        // SAFETY: `off + buf.len() <= self.len` was checked above and the mapping lives as long as
-        // `self`; `buf` is private memory, so the two do not overlap.
-        unsafe { copy(self.at(off), buf.as_mut_ptr(), buf.len()) };
-        true
-    }
-
-    /// The 16 bytes at `off` as two words, each read once; none if they are not inside.
-    #[inline]
-    #[must_use]
-    pub fn load_pair(&self, off: u64) -> Option<[u64; 2]> {
-        if !self.has(off, 16) {
-            return None;
-        }
-        let pair = self.at(off).cast::<[AtomicU64; 2]>();
-        if !pair.addr().is_multiple_of(align_of::<AtomicU64>()) {
-            return self.load_pair_bytes(off);
-        }
-        // SAFETY: 16 bytes at `off` were checked to lie inside, and to be aligned; the mapping
-        // lives as long as `self`.
-        let [a, b] = unsafe { &*pair };
-        Some([a, b].map(|word| u64::from_le(word.load(Ordering::Relaxed))))
-    }
-
-    #[cold]
-    fn load_pair_bytes(&self, off: u64) -> Option<[u64; 2]> {
-        let mut words = [[0; 8]; 2];
-        let read = self.read(off, words.as_flattened_mut());
-        read.then(|| words.map(u64::from_le_bytes))
-    }
-
-    /// Copy in `buf` at `off`; false if it does not fit.
-    #[inline]
-    #[must_use]
-    pub fn write(&self, off: u64, buf: &[u8]) -> bool {
-        if !self.has(off, buf.len() as u64) {
-            return false;
-        }
-        // SAFETY: as in `read`, with source and destination exchanged.
-        unsafe { copy(buf.as_ptr(), self.at(off), buf.len()) };
-        true
-    }
-
-    /// Copy `len` bytes at `off` to `to_off` of `to`, which may be the same memory; false if they
-    /// do not lie inside on both sides.
-    #[inline]
-    #[must_use]
-    pub fn copy_to(&self, off: u64, to: &Mapping, to_off: u64, len: u32) -> bool {
-        if !self.has(off, len.into()) || !to.has(to_off, len.into()) {
-            return false;
-        }
-        // SAFETY: both ranges were checked above to lie in their mappings, which live as long as
-        // the borrows; they may overlap (a guest can share one file twice), which `copy_to` allows.
-        unsafe { self.at(off).copy_to(to.at(to_off), len as usize) };
-        true
-    }
-
-    /// Ask the processor to fetch the cache line at `off`.
-    #[inline]
-    pub fn prefetch(&self, off: u64) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch is a hint: it reads no value and faults on no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.at(off).cast::<i8>()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = off;
-    }
-
-    /// The same for a line that will be written: it comes as our own, without a second round trip
-    /// between processors when the write comes.
-    #[expect(
-        clippy::pointers_in_nomem_asm_block,
-        reason = "a hint: it reads and writes nothing"
-    )]
-    #[inline]
-    pub fn prefetch_write(&self, off: u64) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint as well, and a no-operation where the processor does not know it; the
-        // intrinsic for it becomes a plain prefetch unless the build is for newer processors only.
-        unsafe {
-            std::arch::asm!(
-                "prefetchw [{0}]",
-                in(reg) self.at(off),
-                options(nostack, preserves_flags, nomem)
-            );
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = off;
-    }
-}
-
-/// Copy `len` bytes; headers and small frames (16 to 256 bytes) without a call: two windows of
-/// fixed size, one of them ending where the range ends, so that some bytes are copied twice.
-///
-/// # Safety
-/// Both ranges are valid for `len` bytes and do not overlap.
-#[inline]
-unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    /// # Safety
-    /// As [`copy`], and `N <= len`.
-    #[inline]
-    unsafe fn windows<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
-        let (tail, to_tail) = (from.wrapping_add(len - N), to.wrapping_add(len - N));
-        // SAFETY: the last N of at least N bytes.
-        unsafe { tail.copy_to_nonoverlapping(to_tail, N) };
-        // The first window comes last: what is read back soonest, a header, then stands in one
-        // store each, and need not be put together from two, for which processors stall.
-        // SAFETY: the first N of at least N bytes.
-        unsafe { from.copy_to_nonoverlapping(to, N) };
-    }
-    match len {
-        // SAFETY: the caller's promise, and at least 128 bytes.
-        129..=256 => unsafe { windows::<128>(from, to, len) },
-        // SAFETY: the caller's promise, and at least 64 bytes.
-        64..=128 => unsafe { windows::<64>(from, to, len) },
-        // SAFETY: the caller's promise, and at least 32 bytes.
-        32..64 => unsafe { windows::<32>(from, to, len) },
-        // SAFETY: the caller's promise, and at least 16 bytes.
-        16..32 => unsafe { windows::<16>(from, to, len) },
-        // SAFETY: the caller's promise.
-        _ => unsafe { from.copy_to_nonoverlapping(to, len) },
+        let off = usize::try_from(off).unwrap_or(usize::MAX);
+        self.base.as_ptr().wrapping_add(off)
     }
 }
 
@@ -477,10 +340,27 @@ impl View {
         word.fetch_or(bits, Ordering::Relaxed);
     }
 
+    /// Its first byte.
+    pub(super) fn base(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Our address of `off`, for hints.
+    #[inline]
+    #[must_use]
+    pub fn address(&self, off: usize) -> usize {
+        self.ptr.as_ptr().wrapping_add(off).addr()
+    }
+
     /// Ask the processor to fetch the cache line at `off`.
     #[inline]
     pub fn prefetch(&self, off: usize) {
-        let base = self.ptr.as_ptr().addr() - self.mapping.base.as_ptr().addr();
-        self.mapping.prefetch((base + off) as u64);
+        prefetch(self.ptr.as_ptr().wrapping_add(off));
+    }
+
+    /// The same for a line that will be written.
+    #[inline]
+    pub fn prefetch_write(&self, off: usize) {
+        prefetch_write(self.ptr.as_ptr().wrapping_add(off));
     }
 }

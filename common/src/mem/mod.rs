@@ -11,16 +11,22 @@
 //! - All `unsafe` of the guest-memory path is in this folder, and none of it relies on anything a
 //!   guest does.
 
+mod cells;
 mod log;
 mod mapping;
+mod pages;
 mod sigbus;
+mod window;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+pub use cells::Cells;
 pub use log::DirtyLog;
 pub use mapping::{Mapping, View};
+pub use pages::Pages;
 use thiserror::Error;
+pub use window::{Near, Window, prefetch_hint};
 
 /// Most regions in one map: the largest count front-ends use (vhost-user CONFIGURE_MEM_SLOTS).
 pub const MAX_REGIONS: usize = 509;
@@ -237,11 +243,18 @@ impl Segment {
     }
 }
 
-/// The fields of a region that translation touches, packed for the cache.
-#[derive(Debug, Clone, Copy)]
+/// What translation and access touch of a region, packed for the cache.
+#[derive(Debug)]
 struct Span {
     gpa: u64,
-    len: u64,
+    window: Window,
+}
+
+impl Span {
+    #[inline]
+    fn len(&self) -> u64 {
+        self.window.len()
+    }
 }
 
 /// An immutable snapshot of a guest's memory map.
@@ -276,7 +289,7 @@ impl Mem {
             .iter()
             .map(|r| Span {
                 gpa: r.spec.gpa,
-                len: r.spec.len,
+                window: Window::new(&r.mapping),
             })
             .collect();
         Ok(Mem {
@@ -325,6 +338,14 @@ impl Mem {
         self.regions.iter().any(|r| r.mapping.poisoned())
     }
 
+    /// Region `index`, for a loop.
+    #[inline]
+    #[must_use]
+    pub fn near(&self, index: u32) -> Option<Near<'_>> {
+        let span = self.spans.get(index as usize)?;
+        Some(Near::new(&span.window, span.gpa, index))
+    }
+
     /// The part of `gpa..gpa + len` that lies in the region holding `gpa`.
     ///
     /// `hint` is the index of the region the caller hit last; it is tried first and updated.
@@ -333,7 +354,7 @@ impl Mem {
     pub fn lookup(&self, gpa: u64, len: u32, hint: &mut u32) -> Option<Segment> {
         if let Some(s) = self.spans.get(*hint as usize) {
             let off = gpa.wrapping_sub(s.gpa);
-            if off < s.len && u64::from(len) <= s.len - off {
+            if off < s.len() && u64::from(len) <= s.len() - off {
                 return Some(Segment::new(*hint, off, len));
             }
         }
@@ -343,7 +364,7 @@ impl Mem {
     fn lookup_slow(&self, gpa: u64, len: u32, hint: &mut u32) -> Option<Segment> {
         // Few regions: a scan predicts better than a search.
         let index = if self.spans.len() <= SCAN {
-            let holds = |s: &Span| gpa.wrapping_sub(s.gpa) < s.len;
+            let holds = |s: &Span| gpa.wrapping_sub(s.gpa) < s.len();
             self.spans.iter().position(holds)?
         } else {
             self.spans
@@ -352,7 +373,7 @@ impl Mem {
         };
         let s = self.spans.get(index)?;
         let off = gpa - s.gpa;
-        let room = s.len.checked_sub(off).filter(|r| *r > 0)?;
+        let room = s.len().checked_sub(off).filter(|r| *r > 0)?;
         *hint = u32::try_from(index).ok()?;
         let len = u32::try_from(room).map_or(len, |room| len.min(room));
         Some(Segment::new(*hint, off, len))
@@ -376,8 +397,8 @@ impl Mem {
     }
 
     #[inline]
-    fn mapping(&self, seg: Segment) -> Option<&Mapping> {
-        self.regions.get(seg.region() as usize).map(|r| &*r.mapping)
+    fn window(&self, seg: Segment) -> Option<&Window> {
+        self.spans.get(seg.region() as usize).map(|s| &s.window)
     }
 
     /// Copy the first bytes of `seg` out of guest memory; false if `buf` is longer than `seg` or
@@ -385,7 +406,7 @@ impl Mem {
     #[inline]
     #[must_use]
     pub fn read(&self, seg: Segment, buf: &mut [u8]) -> bool {
-        buf.len() <= seg.len() as usize && self.mapping(seg).is_some_and(|m| m.read(seg.off, buf))
+        buf.len() <= seg.len() as usize && self.window(seg).is_some_and(|m| m.read(seg.off, buf))
     }
 
     /// Copy `buf` to the first bytes of `seg`; false if `buf` is longer than `seg` or `seg` is not
@@ -393,7 +414,7 @@ impl Mem {
     #[inline]
     #[must_use]
     pub fn write(&self, seg: Segment, buf: &[u8]) -> bool {
-        buf.len() <= seg.len() as usize && self.mapping(seg).is_some_and(|m| m.write(seg.off, buf))
+        buf.len() <= seg.len() as usize && self.window(seg).is_some_and(|m| m.write(seg.off, buf))
     }
 
     /// Copy `seg` to the first bytes of `at` in `to`, another guest's memory or the same; false if
@@ -401,10 +422,10 @@ impl Mem {
     #[inline]
     #[must_use]
     pub fn copy_to(&self, seg: Segment, to: &Mem, at: Segment) -> bool {
-        let (Some(from), Some(mapping)) = (self.mapping(seg), to.mapping(at)) else {
+        let (Some(from), Some(window)) = (self.window(seg), to.window(at)) else {
             return false;
         };
-        seg.len() <= at.len() && from.copy_to(seg.off, mapping, at.off, seg.len())
+        seg.len() <= at.len() && from.copy_to(seg.off, window, at.off, seg.len())
     }
 
     /// The first 16 bytes of `seg` as two words; none if it is shorter or not of this snapshot.
@@ -414,7 +435,7 @@ impl Mem {
         if seg.len() < 16 {
             return None;
         }
-        self.mapping(seg)?.load_pair(seg.off)
+        self.window(seg)?.load_pair(seg.off)
     }
 
     /// Our address of `seg`, for system calls: dangling once the last `Arc` of this snapshot is
@@ -422,8 +443,9 @@ impl Mem {
     #[inline]
     #[must_use]
     pub fn host(&self, seg: Segment) -> *mut u8 {
-        self.mapping(seg).map_or(std::ptr::null_mut(), |m| {
-            m.host(seg.off, u64::from(seg.len()))
+        let region = self.regions.get(seg.region() as usize);
+        region.map_or(std::ptr::null_mut(), |r| {
+            r.mapping.host(seg.off, u64::from(seg.len()))
         })
     }
 
@@ -431,7 +453,7 @@ impl Mem {
     /// small frame stand there.
     #[inline]
     pub fn prefetch(&self, seg: Segment) {
-        if let Some(m) = self.mapping(seg) {
+        if let Some(m) = self.window(seg) {
             m.prefetch(seg.off);
             if seg.len() > LINE {
                 m.prefetch(seg.off + u64::from(LINE));
@@ -442,7 +464,7 @@ impl Mem {
     /// The same, for writing.
     #[inline]
     pub fn prefetch_write(&self, seg: Segment) {
-        if let Some(m) = self.mapping(seg) {
+        if let Some(m) = self.window(seg) {
             m.prefetch_write(seg.off);
             if seg.len() > LINE {
                 m.prefetch_write(seg.off + u64::from(LINE));
@@ -471,7 +493,7 @@ impl Mem {
     /// One past the highest guest physical address.
     #[must_use]
     pub fn end(&self) -> u64 {
-        self.spans.last().map_or(0, |s| s.gpa + s.len)
+        self.spans.last().map_or(0, |s| s.gpa + s.len())
     }
 }
 

@@ -171,6 +171,31 @@ pub struct Setup {
     pub inflight: Option<InflightQueue>,
 }
 
+/// What makes exposed buffers visible to a driver before its wish to be notified is read (virtio
+/// 1.3, 2.7.13.4.1): between [`Ring::expose`] and [`Ring::owes_call`] of any number of rings.
+#[inline]
+pub fn fence() {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+}
+
+/// Addresses in a ring that will be used next. They are hints, and may be of a ring that is gone.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Soon {
+    /// Of the next available element.
+    pub avail: usize,
+    /// Of the next used element.
+    pub used: usize,
+}
+
+impl Soon {
+    /// Ask the processor to fetch them.
+    #[inline]
+    pub fn fetch(self) {
+        crate::mem::prefetch_hint(self.avail, false);
+        crate::mem::prefetch_hint(self.used, true);
+    }
+}
+
 /// A virtqueue, device side.
 #[derive(Debug)]
 pub struct Ring {
@@ -196,23 +221,27 @@ impl Ring {
         })
     }
 
+    #[inline]
     fn split(&self) -> &Split {
         let Layout::Split(ring) = &self.layout;
         ring
     }
 
+    #[inline]
     fn split_mut(&mut self) -> &mut Split {
         let Layout::Split(ring) = &mut self.layout;
         ring
     }
 
     /// The memory this ring's chains are in.
+    #[inline]
     #[must_use]
     pub fn mem(&self) -> &Arc<Mem> {
         self.split().mem()
     }
 
     /// Where the device logs its writes, if a migration runs.
+    #[inline]
     #[must_use]
     pub fn log(&self) -> Option<&DirtyLog> {
         self.split().log()
@@ -250,6 +279,28 @@ impl Ring {
         self.split_mut().publish()
     }
 
+    /// Make staged buffers visible to the driver, and leave it to [`Ring::owes_call`] to ask whether
+    /// it is to be notified, so that many rings share one [`fence`].
+    #[inline]
+    pub fn expose(&mut self) {
+        self.split_mut().expose();
+    }
+
+    /// True if the driver asked to be notified of what was exposed since this was last asked. The
+    /// caller passed a [`fence`] in between.
+    #[inline]
+    #[must_use]
+    pub fn owes_call(&mut self) -> bool {
+        self.split_mut().owes_call()
+    }
+
+    /// Where the next pop and the next put will be, to be fetched early.
+    #[inline]
+    #[must_use]
+    pub fn soon(&self) -> Soon {
+        self.split().soon()
+    }
+
     /// Ask the driver for kicks, then look again: true if there is work already.
     #[must_use]
     pub fn arm(&mut self) -> bool {
@@ -267,18 +318,21 @@ impl Ring {
     }
 
     /// Why the ring is broken, if it is.
+    #[inline]
     #[must_use]
     pub fn broken(&self) -> Option<Violation> {
         self.split().broken()
     }
 
     /// Next avail index: what GET_VRING_BASE answers once nothing is in flight.
+    #[inline]
     #[must_use]
     pub fn next_avail(&self) -> u16 {
         self.split().next_avail()
     }
 
     /// Next used index.
+    #[inline]
     #[must_use]
     pub fn next_used(&self) -> u16 {
         self.split().next_used()

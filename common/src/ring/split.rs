@@ -7,10 +7,11 @@
 //! Private state is the truth: `next_avail`, `next_used` and the set of heads in flight are never
 //! read back from guest memory, except the used index once at start.
 
+mod notify;
 mod walk;
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 
@@ -19,7 +20,7 @@ use super::inflight::InflightQueue;
 use super::reorder::Reorder;
 use super::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, MAX_SIZE, RingError, Setup, Violation};
 use crate::chain::{BURST, Burst, Chain};
-use crate::mem::{DirtyLog, Mem, Segment, View};
+use crate::mem::{Cells, DirtyLog, Mem, Near, Segment, View};
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT, 2.7.6: the driver does not want notifications.
 const NO_INTERRUPT: u16 = 1;
@@ -31,7 +32,10 @@ const ELEMENTS: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Split {
-    desc: View,
+    /// The descriptor table, and the elements of both rings; `avail` and `used` are all of them.
+    desc: Cells<16, 16>,
+    heads: Cells<2, 2>,
+    elements: Cells<8, 4>,
     avail: View,
     used: View,
     mem: Arc<Mem>,
@@ -42,9 +46,11 @@ pub(super) struct Split {
     next_avail: u16,
     /// Avail index as last read.
     avail_seen: u16,
-    /// Used index as staged; `published` is what the driver can see.
+    /// Used index as staged; `published` is what the driver can see, and `asked` what it was when
+    /// we last asked whether the driver wants to be notified.
     next_used: u16,
     published: u16,
+    asked: u16,
     /// Region hit last.
     hint: u32,
     /// By head: popped and not yet put. A byte each and not a bit: neighbours are set one after the
@@ -56,9 +62,49 @@ pub(super) struct Split {
     resubmitted: bool,
     inflight: Option<InflightQueue>,
     reorder: Option<Reorder>,
+    /// Neither of the two.
+    plain: bool,
     log: Option<DirtyLog>,
     log_addr: Option<u64>,
     broken: Option<Violation>,
+}
+
+/// The whole buffer of a descriptor, in another region than the last, which `near` becomes.
+#[cold]
+fn elsewhere<'a>(mem: &'a Mem, d: Desc, hint: &mut u32, near: &mut Near<'a>) -> Option<Segment> {
+    let found = mem.lookup(d.addr, d.len, hint)?;
+    *near = mem.near(*hint)?;
+    Some(found).filter(|seg| seg.len() == d.len && d.len != 0)
+}
+
+/// The parts of a ring in guest memory: the elements of all three, and both rings whole.
+type Parts = (Cells<16, 16>, Cells<2, 2>, Cells<8, 4>, View, View);
+
+/// Find the parts of a ring. Sizes and alignments: 2.7. The avail ring's two bytes may end a region
+/// exactly.
+fn parts(setup: &Setup, mem: &Mem) -> Result<Parts, RingError> {
+    let n = u64::from(setup.size);
+    let event = if setup.features & F_EVENT_IDX != 0 {
+        2
+    } else {
+        0
+    };
+    let part = |part, uva, len, align| {
+        mem.view_user(uva, len, align)
+            .map_err(|source| RingError::BadPart { part, source })
+    };
+    let desc = part("descriptor", setup.desc, n * DESC as u64, 16)?;
+    let avail = part("avail", setup.avail, 4 + 2 * n + event, 2)?;
+    let used = part("used", setup.used, 4 + 8 * n + event, 4)?;
+    let cells = (
+        Cells::new(&desc, 0, setup.size),
+        Cells::new(&avail, ELEMENTS, setup.size),
+        Cells::new(&used, ELEMENTS, setup.size),
+    );
+    let (Some(desc), Some(heads), Some(elements)) = cells else {
+        return Err(RingError::BadSize(setup.size.into()));
+    };
+    Ok((desc, heads, elements, avail, used))
 }
 
 impl Split {
@@ -67,20 +113,7 @@ impl Split {
         if !size.is_power_of_two() || size > MAX_SIZE {
             return Err(RingError::BadSize(size.into()));
         }
-        let n = u64::from(size);
-        let event = if setup.features & F_EVENT_IDX != 0 {
-            2
-        } else {
-            0
-        };
-        let part = |part, uva, len, align| {
-            mem.view_user(uva, len, align)
-                .map_err(|source| RingError::BadPart { part, source })
-        };
-        // Sizes and alignments: 2.7. The avail ring's two bytes may end a region exactly.
-        let desc = part("descriptor", setup.desc, n * DESC as u64, 16)?;
-        let avail = part("avail", setup.avail, 4 + 2 * n + event, 2)?;
-        let used = part("used", setup.used, 4 + 8 * n + event, 4)?;
+        let (desc, heads, elements, avail, used) = parts(&setup, &mem)?;
         let used_idx = used.load_u16(IDX, Ordering::Acquire);
         let mut inflight = setup.inflight;
         let recovered = match &mut inflight {
@@ -108,21 +141,25 @@ impl Split {
         });
         Ok(Split {
             desc,
+            heads,
+            elements,
             avail,
             used,
             mem,
             size,
             mask: size - 1,
-            event_idx: event != 0,
+            event_idx: setup.features & F_EVENT_IDX != 0,
             indirect: setup.features & F_INDIRECT_DESC != 0,
             next_avail: base,
             avail_seen: base,
             next_used: used_idx,
             published: used_idx,
+            asked: used_idx,
             hint: 0,
             busy: vec![false; slots].into(),
             resubmit,
             resubmitted: false,
+            plain: inflight.is_none() && reorder.is_none(),
             inflight,
             reorder,
             log: setup.log,
@@ -131,14 +168,17 @@ impl Split {
         })
     }
 
+    #[inline]
     pub(super) fn mem(&self) -> &Arc<Mem> {
         &self.mem
     }
 
+    #[inline]
     pub(super) fn log(&self) -> Option<&DirtyLog> {
         self.log.as_ref()
     }
 
+    #[inline]
     pub(super) fn broken(&self) -> Option<Violation> {
         self.broken
     }
@@ -147,10 +187,12 @@ impl Split {
         self.broken.get_or_insert(violation);
     }
 
+    #[inline]
     pub(super) fn next_avail(&self) -> u16 {
         self.next_avail
     }
 
+    #[inline]
     pub(super) fn next_used(&self) -> u16 {
         self.next_used
     }
@@ -183,7 +225,7 @@ impl Split {
 
     #[inline]
     fn descriptor(&self, index: u16) -> Desc {
-        let [addr, rest] = self.desc.load_pair(usize::from(index) * DESC);
+        let [addr, rest] = self.desc.load_pair(index);
         Desc::from_words(addr, rest)
     }
 
@@ -198,15 +240,11 @@ impl Split {
         self.resubmitted = !self.resubmit.is_empty();
         if !self.resubmitted {
             let n = usize::from(self.pending(max)).min(max);
+            self.expect_puts(n);
             for i in 0..n {
                 #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
-                let at = self.next_avail.wrapping_add(i as u16) & self.mask;
-                let head = self
-                    .avail
-                    .load_u16(ELEMENTS + 2 * usize::from(at), Ordering::Relaxed);
-                if head < self.size {
-                    self.desc.prefetch(usize::from(head) * DESC);
-                }
+                let head = self.heads.load_u16(self.next_avail.wrapping_add(i as u16));
+                self.desc.prefetch(head);
                 heads.push(head);
             }
             let done = self.take(&heads, burst);
@@ -222,6 +260,22 @@ impl Split {
             let done = self.take(&heads, burst);
             self.resubmit.truncate(self.resubmit.len() - done);
             done
+        }
+    }
+
+    /// Fetch the lines of the used ring that the next `n` elements go to: the driver has read
+    /// them, and each would be waited for when it is written. Not the first, where the index
+    /// stands: a driver that polls takes it back at once.
+    #[inline]
+    fn expect_puts(&self, n: usize) {
+        /// Used elements in a cache line.
+        const LINE: usize = 8;
+        for i in (0..n).step_by(LINE) {
+            #[expect(clippy::cast_possible_truncation, reason = "i < BURST")]
+            let at = self.next_used.wrapping_add(i as u16) & self.mask;
+            if usize::from(at) >= LINE {
+                self.elements.prefetch_write(at);
+            }
         }
     }
 
@@ -243,37 +297,33 @@ impl Split {
     /// nothing of what was read here is kept.
     #[inline]
     fn take_singles(&mut self, heads: &[u16], burst: &mut Burst) -> usize {
-        if self.reorder.is_some() || self.inflight.is_some() {
+        // The region hit last; what is not in it takes the other way.
+        let near = self.mem.near(self.hint);
+        let (Some(mut near), true) = (near, self.plain) else {
             return 0;
-        }
+        };
         let mut singles = burst.singles();
         let heads = heads.get(..singles.room()).unwrap_or(heads);
-        let mut hint = self.hint;
         for (done, &head) in heads.iter().enumerate() {
-            let Some(busy) = self.busy.get_mut(usize::from(head)) else {
-                return done;
-            };
-            let [addr, rest] = self.desc.load_pair(usize::from(head) * DESC);
+            let [addr, rest] = self.desc.load_pair(head);
             let d = Desc::from_words(addr, rest);
-            let found = self.mem.lookup(d.addr, d.len, &mut hint);
-            let Some(seg) = found.filter(|seg| seg.len() == d.len) else {
+            let mut found = near.find(d.addr, d.len);
+            if found.is_none() {
+                found = elsewhere(&self.mem, d, &mut self.hint, &mut near);
+            }
+            let (Some(seg), Some(busy)) = (found, self.busy.get_mut(usize::from(head))) else {
                 return done;
             };
-            if d.flags & (NEXT | INDIRECT) != 0 || d.len == 0 {
+            if d.flags & (NEXT | INDIRECT) != 0 {
                 return done;
             }
             if std::mem::replace(busy, true) {
                 self.broken = Some(Violation::HeadInFlight(head));
                 return done;
             }
-            if d.has(WRITE) {
-                self.mem.prefetch_write(seg);
-            } else {
-                self.mem.prefetch(seg);
-            }
+            near.prefetch(seg, d.has(WRITE));
             singles.push(head, seg, d.has(WRITE));
         }
-        self.hint = hint;
         heads.len()
     }
 
@@ -350,10 +400,32 @@ impl Split {
 
     #[inline]
     pub(super) fn put(&mut self, id: u16, written: u32) {
-        let Some(r) = &mut self.reorder else {
-            return self.stage(id, written);
-        };
-        r.done[usize::from(id)] = Some(written);
+        if self.plain {
+            self.put_plain(id, written);
+        } else if self.reorder.is_none() {
+            self.stage(id, written);
+        } else {
+            self.put_in_order(id, written);
+        }
+    }
+
+    /// Nobody keeps book of it but we.
+    #[inline]
+    fn put_plain(&mut self, id: u16, written: u32) {
+        self.elements
+            .write_pair(self.next_used, [u32::from(id), written]);
+        self.next_used = self.next_used.wrapping_add(1);
+        if let Some(busy) = self.busy.get_mut(usize::from(id)) {
+            debug_assert!(*busy, "put of a head that is not in flight");
+            *busy = false;
+        }
+    }
+
+    #[inline(never)]
+    fn put_in_order(&mut self, id: u16, written: u32) {
+        if let Some(r) = &mut self.reorder {
+            r.done[usize::from(id)] = Some(written);
+        }
         while let Some((head, written)) = self.reorder.as_mut().and_then(|r| r.pull(self.mask)) {
             self.stage(head, written);
         }
@@ -362,85 +434,19 @@ impl Split {
     /// Stage chains in the order given: what was written to each.
     #[inline]
     pub(super) fn put_all(&mut self, used: impl Iterator<Item = (u16, u32)>) {
-        if self.reorder.is_some() || self.inflight.is_some() {
+        if self.plain {
+            used.for_each(|(id, written)| self.put_plain(id, written));
+        } else {
             used.for_each(|(id, written)| self.put(id, written));
-            return;
-        }
-        for (id, written) in used {
-            let at = ELEMENTS + 8 * usize::from(self.next_used & self.mask);
-            self.used.write_pair(at, [u32::from(id), written]);
-            self.next_used = self.next_used.wrapping_add(1);
-            if let Some(busy) = self.busy.get_mut(usize::from(id)) {
-                *busy = false;
-            }
         }
     }
 
     /// Write one used element, invisible until `publish`.
-    #[inline]
+    #[inline(never)]
     fn stage(&mut self, id: u16, written: u32) {
-        let at = ELEMENTS + 8 * usize::from(self.next_used & self.mask);
-        self.used.write_pair(at, [u32::from(id), written]);
-        self.next_used = self.next_used.wrapping_add(1);
-        let busy = &mut self.busy[usize::from(id)];
-        debug_assert!(*busy, "put of a head that is not in flight");
-        *busy = false;
+        self.put_plain(id, written);
         if let Some(table) = &mut self.inflight {
             table.used(id);
-        }
-    }
-
-    #[inline]
-    pub(super) fn publish(&mut self) -> bool {
-        let old = self.published;
-        if old == self.next_used {
-            return false;
-        }
-        self.published = self.next_used;
-        self.used.store_u16(IDX, self.next_used, Ordering::Release);
-        if let Some(table) = &mut self.inflight {
-            table.published(self.next_used);
-        }
-        if let (Some(log), Some(gpa)) = (&self.log, self.log_addr) {
-            // The whole ring: it is a page or two, and a migration is running anyway.
-            log.mark(gpa, self.used.len() as u64);
-        }
-        // The index must be visible before the driver's wish is read (2.7.13.4.1).
-        fence(Ordering::SeqCst);
-        if self.event_idx {
-            let at = ELEMENTS + 2 * usize::from(self.size);
-            let event = self.avail.load_u16(at, Ordering::Relaxed);
-            // 2.7.7.2, vring_need_event: has the index the driver waits for been passed?
-            let new = self.next_used;
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-        } else {
-            self.avail.load_u16(0, Ordering::Relaxed) & NO_INTERRUPT == 0
-        }
-    }
-
-    pub(super) fn arm(&mut self) -> bool {
-        if self.broken.is_some() {
-            return false;
-        }
-        if !self.resubmit.is_empty() {
-            return true;
-        }
-        if self.event_idx {
-            let at = ELEMENTS + 8 * usize::from(self.size);
-            self.used.store_u16(at, self.next_avail, Ordering::Relaxed);
-        } else {
-            self.used.store_u16(0, 0, Ordering::Relaxed);
-        }
-        // The wish must be visible before the index is read again, or a kick is lost.
-        fence(Ordering::SeqCst);
-        self.pending(usize::MAX) != 0
-    }
-
-    pub(super) fn disarm(&mut self) {
-        // With EVENT_IDX the event index simply stays behind: the driver kicks again only after
-        // 65536 more buffers. Without, there is a flag.
-        if !self.event_idx {
-            self.used.store_u16(0, NO_NOTIFY, Ordering::Relaxed);
         }
     }
 }

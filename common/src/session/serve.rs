@@ -95,7 +95,14 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
         }
         std::fs::remove_file(path).map_err(|e| named(e, "cannot replace stale socket"))?;
     }
-    let listener = UnixListener::bind(path).map_err(|e| named(e, "cannot listen on"))?;
+    let listener = UnixListener::bind(path).map_err(|e| match path.parent() {
+        Some(dir) if e.kind() == ErrorKind::NotFound => {
+            let (path, dir) = (path.display(), dir.display());
+            let text = format!("cannot listen on {path}: there is no directory {dir}; make it");
+            Error::new(e.kind(), text)
+        }
+        _ => named(e, "cannot listen on"),
+    })?;
     // The VMM may run as another user of the same group.
     let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660));
     listener.set_nonblocking(true)?;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::{Error, Result};
-use crate::mem::{Mapping, View};
+use crate::mem::{Mapping, View, Window};
 
 /// Alignment of everything [`GuestMemory::alloc_pages`] returns, in bytes.
 pub const PAGE: u64 = 4096;
@@ -25,6 +25,7 @@ pub struct GuestRegion {
     gpa: u64,
     uva: u64,
     mapping: Arc<Mapping>,
+    window: Window,
     file: OwnedFd,
     /// Bytes handed out by the allocator.
     taken: AtomicU64,
@@ -50,11 +51,13 @@ impl GuestRegion {
         ftruncate(&file, len).map_err(Error::errno("ftruncate"))?;
         let mapping = Mapping::of_file(file.as_fd(), 0, len)
             .map_err(|e| Error::Usage(format!("guest region at {gpa:#x}: {e}")))?;
+        let mapping = Arc::new(mapping);
         let uva = gpa + UVA_STRIDE * (slot + 1);
         Ok(Self {
             gpa,
             uva,
-            mapping: Arc::new(mapping),
+            window: Window::new(&mapping),
+            mapping,
             file,
             taken: AtomicU64::new(0),
         })
@@ -192,7 +195,7 @@ impl GuestMemory {
         while !rest.is_empty() {
             let (region, offset, part) = self.part(at, rest.len())?;
             let (now, later) = rest.split_at_mut(part);
-            if !region.mapping.read(offset, now) {
+            if !region.window.read(offset, now) {
                 return Err(outside(at));
             }
             at += now.len() as u64;
@@ -208,7 +211,7 @@ impl GuestMemory {
         while !rest.is_empty() {
             let (region, offset, part) = self.part(at, rest.len())?;
             let (now, later) = rest.split_at(part);
-            if !region.mapping.write(offset, now) {
+            if !region.window.write(offset, now) {
                 return Err(outside(at));
             }
             at += now.len() as u64;

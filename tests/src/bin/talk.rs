@@ -4,22 +4,26 @@
 //! talk serve PORT                      answers calls and echoes datagrams until killed
 //! talk tcp ADDRESS PORT UP DOWN        one call: UP bytes there, DOWN bytes back, at once
 //! talk udp ADDRESS PORT COUNT SIZE     datagrams, each sent when the last one's echo is back
+//! talk uso ADDRESS PORT COUNT SIZE CUT the same, each given to the kernel whole and cut on its way
 //! talk flood ADDRESS PORT SIZE         datagrams as fast as they go, until killed
 //! talk frame INTERFACE HEX [COUNT]     sends a frame as it stands
 //! ```
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
+use nix::sys::socket::sockopt::UdpGsoSegment;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, setsockopt, socket,
+};
 use std::os::fd::AsRawFd;
 use towpath_tests::talk::{ANSWERER, CALLER, GOOD, Offer, fill, hear, speak};
 
-const USAGE: &str = "usage: talk serve|tcp|udp|flood|frame ...";
+const USAGE: &str = "usage: talk serve|tcp|udp|uso|flood|frame ...";
 
 /// A call that makes no progress for this long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,6 +45,12 @@ fn main() -> Result<()> {
         ["udp", address, port, count, size] => {
             echoes(to(address, port)?, count.parse()?, size.parse()?)
         }
+        ["uso", address, port, count, size, cut] => cut_echoes(
+            to(address, port)?,
+            count.parse()?,
+            size.parse()?,
+            cut.parse()?,
+        ),
         ["flood", address, port, size] => flood(to(address, port)?, size.parse()?),
         ["frame", interface, hex] => frame(interface, hex, 1),
         ["frame", interface, hex, count] => frame(interface, hex, count.parse()?),
@@ -52,9 +62,24 @@ fn to(address: &str, port: &str) -> Result<SocketAddr> {
     Ok(SocketAddr::new(address.parse()?, port.parse()?))
 }
 
+/// All addresses of this machine, of both families unless it has only one.
+fn anywhere(port: u16) -> [SocketAddr; 2] {
+    let both: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+    both.map(|address| SocketAddr::new(address, port))
+}
+
+/// A socket for datagrams to `address`.
+fn datagrams(address: SocketAddr) -> Result<UdpSocket> {
+    let [six, four] = anywhere(0);
+    let socket = UdpSocket::bind(if address.is_ipv6() { six } else { four })?;
+    socket.connect(address)?;
+    socket.set_read_timeout(Some(ECHO))?;
+    Ok(socket)
+}
+
 fn serve(port: u16) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", port))?;
-    let datagrams = UdpSocket::bind(("0.0.0.0", port))?;
+    let listener = TcpListener::bind(&anywhere(port)[..])?;
+    let datagrams = UdpSocket::bind(&anywhere(port)[..])?;
     println!("serving");
     thread::spawn(move || -> Result<()> {
         let mut bytes = vec![0; 65536];
@@ -115,9 +140,7 @@ fn both(stream: &TcpStream, (says, length): (u64, u64), heard: (u64, u64)) -> Re
 }
 
 fn echoes(address: SocketAddr, count: u64, size: usize) -> Result<()> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-    socket.connect(address)?;
-    socket.set_read_timeout(Some(ECHO))?;
+    let socket = datagrams(address)?;
     let (mut said, mut heard) = (vec![0; size], vec![0; 65536]);
     let (mut lost, mut doubled) = (0, 0);
     for number in 0..count {
@@ -148,13 +171,34 @@ fn echoes(address: SocketAddr, count: u64, size: usize) -> Result<()> {
     Ok(())
 }
 
+/// Each datagram becomes several of `cut` bytes, and as many echoes must come back, in order.
+fn cut_echoes(address: SocketAddr, count: u64, size: usize, cut: u16) -> Result<()> {
+    let socket = datagrams(address)?;
+    setsockopt(&socket, UdpGsoSegment, &cut.into())?;
+    let (mut said, mut heard) = (vec![0; size], vec![0; 65536]);
+    for number in 0..count {
+        fill(&mut said, number, 0);
+        socket.send(&said)?;
+        for (part, bytes) in said.chunks(cut.into()).enumerate() {
+            let size = socket.recv(&mut heard);
+            let size = size.with_context(|| format!("no echo of part {part} of {number}"))?;
+            ensure!(
+                heard[..size] == *bytes,
+                "the echo of part {part} of datagram {number} is wrong"
+            );
+        }
+    }
+    println!("uso ok sent={count}");
+    Ok(())
+}
+
 fn flood(address: SocketAddr, size: usize) -> Result<()> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    let socket = datagrams(address)?;
     let mut bytes = vec![0; size];
     fill(&mut bytes, CALLER, 0);
     loop {
         // Nobody there, or a full queue: that is what a flood meets.
-        let _ = socket.send_to(&bytes, address);
+        let _ = socket.send(&bytes);
     }
 }
 

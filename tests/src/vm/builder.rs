@@ -234,10 +234,9 @@ impl Builder {
         for (index, nic) in self.nics.iter().enumerate() {
             add(&nic.arguments(&format!("nic{index}")));
         }
+        let (iommus, devices) = self.devices();
         // An IOMMU must come before what is behind it.
-        for words in self.devices.iter().filter(|words| words.contains("-iommu")) {
-            add(words);
-        }
+        iommus.into_iter().for_each(&mut add);
         if self.kit != Kit::Disk {
             // A port each for devices that are plugged in while the guest runs.
             for slot in 0..HOT_PLUG_SLOTS {

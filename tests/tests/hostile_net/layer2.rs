@@ -184,11 +184,8 @@ fn l2_the_address_of_somebody_else() -> Result<()> {
     scene.finish()
 }
 
-/// Fails: the addresses of `[[port]]` are given to the source guard of that port alone, and not to
-/// the table of addresses. So any port without addresses of its own that sends from one of them
-/// is believed, and gets that station's frames until it speaks again. Remedy: `Host::start_guest`
-/// makes each of a port's addresses a static entry in the VLANs of the port, as for `[[fdb]]`;
-/// `learn` answers `Static` then, which is counted as `source_guard` already.
+/// A port's addresses are static entries in its VLANs: no other port that sends from one of them is
+/// believed, and gets that station's frames.
 #[test]
 fn l2_an_address_that_is_configured_at_a_port_is_nowhere_else() -> Result<()> {
     let scene = Scene::new()?;

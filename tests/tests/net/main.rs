@@ -8,6 +8,7 @@ mod harness;
 mod killed;
 mod offloads;
 mod plug;
+mod reconnect;
 mod uplink;
 mod vlans;
 

@@ -51,7 +51,10 @@ fn an_uplink_carries_one_vlan_untagged_and_others_tagged() -> Result<()> {
          for name in tap0 near br0; do ip link set $name up; done",
         other.name()
     ))?;
-    other.run("ip link set far up; ip addr add 10.0.0.2/24 dev far")?;
+    other.run(
+        "ip link set far up; ip addr add 10.0.0.2/24 dev far
+         ip -6 addr add fd00::2/64 dev far nodad",
+    )?;
     let talk = cargo::program("towpath-tests", "talk")?;
     let talk_path = talk.display();
     let mut server = other.command(&talk)?;
@@ -66,11 +69,55 @@ fn an_uplink_carries_one_vlan_untagged_and_others_tagged() -> Result<()> {
     ensure!(serving.is_ok(), "the other host does not serve");
     guest.run("ping -q -c 3 -i 0.1 10.0.0.2; talk tcp 10.0.0.2 7 2000000 2000000")?;
     other.run(&format!("{talk_path} tcp 10.0.0.1 7 2000000 2000000"))?;
+    // By IPv6 as well, and datagrams that the kernel leaves to the switch to cut.
+    guest.six("eth0", "fd00::1/64")?;
+    guest.run("talk tcp fd00::2 7 1000000 1000000; talk uso 10.0.0.2 7 20 20000 1000")?;
+    for address in ["10.0.0.1", "fd00::1"] {
+        other.run(&format!("{talk_path} uso {address} 7 20 20000 1000"))?;
+    }
     other.run("ethtool -K far tx off tso off gso off gro off")?;
     guest.run("talk tcp 10.0.0.2 7 500000 500000; talk udp 10.0.0.2 7 5 4000")?;
 
     tagged_out(&other, &mut guest)?;
     tagged_in(&other, &mut guest, &talk_path.to_string())
+}
+
+#[test]
+fn an_interface_that_is_deleted_is_shown_and_opened_again_by_a_reload() -> Result<()> {
+    let host = Netns::create("gone")?;
+    let vswitch = Vswitch::serve_in(
+        &host,
+        tempfile::tempdir()?,
+        &["p0,socket={dir}/p0"],
+        &["--uplink", "tap0"],
+    )?;
+    let link = || Ok::<_, anyhow::Error>(vswitch.get("/v1/ports/tap0")?["link"] == true);
+    ensure!(link()?, "the interface is there");
+    host.run("ip link del tap0")?;
+    until("the uplink to be down", || Ok((!link()?).then_some(())))?;
+    let shown = vswitch.client(&["port", "show", "tap0"])?;
+    ensure!(
+        shown.contains("connected   no, link down") && shown.contains("last error"),
+        "{shown}"
+    );
+    let said = vswitch.client(&["reload"])?;
+    ensure!(
+        said.contains("tap0 had failed and was opened again"),
+        "{said}"
+    );
+    ensure!(link()?, "down after the reload");
+    host.run("ip link show tap0")?;
+    let said = vswitch.client(&["reload"])?;
+    ensure!(said.trim() == "nothing changes", "{said}");
+
+    // And by hand: away, and back.
+    vswitch.client(&["port", "remove", "tap0"])?;
+    ensure!(host.run("ip link show tap0").is_err(), "it is still there");
+    vswitch.client(&["uplink", "add", "tap0,trunk=10"])?;
+    vswitch.client(&["port", "set", "tap0,mtu=9000"])?;
+    let shown = host.run("ip link show tap0")?;
+    ensure!(shown.contains("mtu 9000"), "{shown}");
+    Ok(())
 }
 
 /// What the guest says on VLAN 10 arrives at the other host with that tag, once.

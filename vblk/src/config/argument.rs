@@ -8,8 +8,17 @@ use super::disk::DiskTable;
 /// `--disk`.
 const DISK: Syntax = Syntax {
     first: "path",
-    texts: &["path", "socket", "name", "serial", "cache", "guest-memory"],
+    texts: &[
+        "path",
+        "socket",
+        "name",
+        "serial",
+        "cache",
+        "resident",
+        "guest-memory",
+    ],
     numbers: &["queues", "block-size", "weight", "cap"],
+    switches: &[],
     flags: &[
         ("client", "mode", Flag::Text("client")),
         ("ro", "read_only", Flag::Bool(true)),

@@ -27,6 +27,8 @@ pub struct Disk {
     pub serial: Serial,
     /// Whether the host's page cache is used.
     pub cache: Cache,
+    /// Most of the page cache to lock in memory, so that reads of it need no system call.
+    pub resident: ByteSize,
     /// Logical block size; `None`: that of the device, or 512.
     pub block_size: Option<BlockSize>,
     /// Share of its worker's time.
@@ -53,6 +55,8 @@ pub(super) struct DiskTable {
     pub(super) serial: Option<Serial>,
     #[serde(default)]
     pub(super) cache: Cache,
+    #[serde(default = "resident")]
+    pub(super) resident: ByteSize,
     pub(super) block_size: Option<BlockSize>,
     #[serde(default)]
     pub(super) weight: Weight,
@@ -72,6 +76,7 @@ impl DiskTable {
             queues: self.queues,
             serial: self.serial.unwrap_or_else(|| Serial::from_name(&name)),
             cache: self.cache,
+            resident: self.resident,
             block_size: self.block_size,
             weight: self.weight,
             cap: self.cap,
@@ -79,6 +84,11 @@ impl DiskTable {
             name,
         }
     }
+}
+
+/// As much of the page cache as guest memory is registered by default.
+const fn resident() -> ByteSize {
+    ByteSize::from_bytes(1 << 30)
 }
 
 /// Where a disk's bytes are.

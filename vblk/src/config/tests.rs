@@ -84,6 +84,7 @@ fn a_file_with_everything() {
             queues = 4
             serial = "S 1"
             cache = "buffered"
+            resident = "64M"
             block_size = 4096
             weight = 200
             cap = 50
@@ -103,6 +104,7 @@ fn a_file_with_everything() {
         queues: 4.try_into().unwrap(),
         serial: "S 1".to_owned().try_into().unwrap(),
         cache: Cache::Buffered,
+        resident: "64M".parse().unwrap(),
         block_size: Some(BlockSize::B4096),
         weight: Weight::try_from(200).unwrap(),
         cap: Some(Cap::try_from(50).unwrap()),
@@ -125,6 +127,7 @@ fn an_argument_says_the_same_as_a_file() {
             queues = 2
             serial = "x"
             cache = "buffered"
+            resident = "0"
             block_size = 512
             weight = 3
             cap = 4
@@ -133,7 +136,7 @@ fn an_argument_says_the_same_as_a_file() {
         )
         .unwrap();
     let argument = "@/a.img,socket=/run/a,,b.sock,client,ro,queues=2,serial=x,cache=buffered,\
-                    block-size=512,weight=3,cap=4,guest-memory=plain";
+                    resident=0,block-size=512,weight=3,cap=4,guest-memory=plain";
     assert_eq!(scratch.disks(&[argument]).unwrap(), from_file);
 }
 
@@ -146,6 +149,7 @@ fn defaults_are_what_the_readme_says() {
     assert_eq!(disk.weight.get(), 100);
     assert_eq!((disk.cap, disk.block_size), (None, None));
     assert_eq!((disk.cache, disk.mode), (Cache::Direct, SocketMode::Server));
+    assert_eq!(disk.resident.to_string(), "1G");
     assert_eq!(config.daemon.control.as_path(), Path::new(DEFAULT_CONTROL));
 }
 
@@ -174,8 +178,8 @@ fn values_are_refused_with_their_place() {
         (
             "readonly = true",
             "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `path`, `socket`, \
-             `mode`, `read_only`, `queues`, `serial`, `cache`, `block_size`, `weight`, `cap`, \
-             `guest_memory`",
+             `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, `weight`, \
+             `cap`, `guest_memory`",
         ),
     ] {
         let text = format!("[[disk]]\npath = \"@/a.img\"\nsocket = \"s\"\n{line}\n");
@@ -202,7 +206,7 @@ fn arguments_are_refused_with_the_keys_that_exist() {
         (
             "@/a.img,socket=s,que=1",
             "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, serial=, \
-             cache=, guest-memory=, queues=, block-size=, weight=, cap=, client, ro \
+             cache=, resident=, guest-memory=, queues=, block-size=, weight=, cap=, client, ro \
              (a comma in a value is written ,,)",
         ),
         (

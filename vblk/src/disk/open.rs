@@ -1,16 +1,19 @@
 //! Opening a disk: what it is, whose it is, and what it can do.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
+use towpath_common::mem::Pages;
 
 use super::{Backing, BlockSize, Disk, DiskError, Serial};
 use crate::config::Cache;
 use crate::request::SECTOR;
+use crate::resident::Resident;
 
 /// How often, and how long apart, a disk is tried that a process seems to use which is gone: the
 /// kernel takes an io_uring apart in the background, and only then closes its files, so a daemon
@@ -74,6 +77,11 @@ impl Disk {
         } else {
             file_discard(&file, end, stat.st_blksize)
         };
+        let pages = if device {
+            None
+        } else {
+            resident(&file, spec, size)
+        };
         Ok(Disk {
             size,
             block,
@@ -90,6 +98,7 @@ impl Disk {
             } else {
                 Backing::File(file)
             },
+            resident: pages,
             unsupported: AtomicU8::new(0),
             sync_failed: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
@@ -194,6 +203,22 @@ fn answer_inline(file: &OwnedFd) -> bool {
         return rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK).is_ok();
     }
     false
+}
+
+/// Its pages, to be read by copying, where what they are rests with this kernel alone: not over a
+/// network, where a server may say otherwise, nor in a program (FUSE).
+fn resident(file: &OwnedFd, spec: &Spec, size: u64) -> Option<Arc<Resident>> {
+    /// Of ext4, XFS, btrfs and tmpfs, include/uapi/linux/magic.h.
+    const LOCAL: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+    if spec.cache != Cache::Buffered {
+        return None;
+    }
+    let kind = rustix::fs::fstatfs(file).ok()?.f_type;
+    if !LOCAL.contains(&u64::try_from(kind).ok()?) {
+        return None;
+    }
+    let window = Pages::of_file(file.as_fd(), size).ok()?;
+    Some(Arc::new(Resident::new(window, size)))
 }
 
 /// Who holds a flock on inode `ino` of device `dev`, by /proc/locks (proc_locks(5)):

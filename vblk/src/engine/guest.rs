@@ -67,3 +67,46 @@ impl Guest {
         self.donor.as_deref()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Tells the second run of this program that it has no right to pin memory.
+    const LIMITED: &str = "VBLK_TEST_LIMITED";
+
+    /// Not a test by itself: what the one below runs under a limit.
+    #[test]
+    fn child() {
+        if std::env::var_os(LIMITED).is_none() {
+            return;
+        }
+        towpath_common::logging::init("vblk", None).unwrap();
+        let mem = crate::testing::map(&[1 << 20]);
+        let guest = Guest::prepare(Arc::clone(&mem), GuestMemory::Registered);
+        assert!(!guest.is_registered() && Arc::ptr_eq(guest.mem(), &mem));
+    }
+
+    #[test]
+    fn where_limits_refuse_memory_is_plain_and_a_log_line_says_so() {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
+        command.args(["prlimit", "--memlock=65536:65536"]);
+        command.arg(std::env::current_exe().unwrap());
+        command.args(["--exact", "engine::guest::tests::child", "--nocapture"]);
+        command.env(LIMITED, "1").env_remove("JOURNAL_STREAM");
+        let ran = command.output();
+        let Ok(ran) = ran.inspect_err(|e| println!("skipped: no setpriv: {e}")) else {
+            return;
+        };
+        let log = String::from_utf8_lossy(&ran.stderr);
+        if log.contains("setpriv:") {
+            println!("skipped: not root: {log}");
+            return;
+        }
+        assert!(ran.status.success(), "{log}");
+        assert!(log.contains("is not registered with io_uring"), "{log}");
+    }
+}

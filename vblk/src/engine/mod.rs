@@ -62,6 +62,12 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// True if it takes blocks out of the file, and what the page cache holds of them.
+    #[inline]
+    pub(crate) const fn deallocates(self) -> bool {
+        matches!(self, Verb::Punch | Verb::Zero | Verb::Discard)
+    }
+
     /// Its bit in a set of verbs.
     pub(crate) const fn bit(self) -> u8 {
         1 << self as u8

@@ -20,6 +20,10 @@ impl<E: Engine> Io<E> {
     pub(super) fn step(&mut self, token: Token, result: i32) -> Option<Outcome> {
         let slot = self.slab.get_mut(token);
         self.delegated -= u32::from(std::mem::take(&mut slot.delegated));
+        if slot.gated {
+            self.open_gate(token);
+        }
+        let slot = self.slab.get_mut(token);
         let Ok(moved) = u64::try_from(result) else {
             return self.setback(token, Errno::from_raw_os_error(result.wrapping_neg()));
         };
@@ -147,6 +151,10 @@ impl<E: Engine> Io<E> {
                 return None;
             }
         }
+        if self.slab.get(token).verb.deallocates() && !self.shut_gate(token) {
+            self.waiting.push_back(token);
+            return None;
+        }
         let slot = self.slab.get(token);
         let mut op = Op {
             verb: slot.verb,
@@ -192,6 +200,31 @@ impl<E: Engine> Io<E> {
                 None
             }
             Err(errno) => Some(Outcome::failed(errno)),
+        }
+    }
+
+    /// Keep readers of resident pages away from what the slot is going to take out of the file;
+    /// false if one is there right now.
+    #[cold]
+    fn shut_gate(&mut self, token: Token) -> bool {
+        let slot = self.slab.get_mut(token);
+        let Some(resident) = self.disks.get(slot.disk.0).resident() else {
+            return true;
+        };
+        if !std::mem::replace(&mut slot.gated, true) {
+            resident.begin_change();
+        }
+        resident.may_change(slot.offset + slot.done, slot.len - slot.done)
+    }
+
+    /// Undo [`Io::shut_gate`].
+    #[cold]
+    pub(super) fn open_gate(&mut self, token: Token) {
+        let slot = self.slab.get_mut(token);
+        if std::mem::take(&mut slot.gated)
+            && let Some(resident) = self.disks.get(slot.disk.0).resident()
+        {
+            resident.end_change();
         }
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn sample_disk(reads: u64) -> DiskStatus {
         mode: SocketMode::Client,
         read_only: true,
         size_bytes: 20 << 30,
+        locked_bytes: 0,
         block_size: 4096,
         queues: 16,
         connected: true,

@@ -43,7 +43,7 @@ pub struct Order {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
     /// There is no such port.
-    #[error("there is no port {0}; `vswitch port list` shows the ports")]
+    #[error("there is no port {0}; `vswitch port show` shows the ports")]
     NoPort(String),
     /// Too many ports.
     #[error("a capture can name {PORTS} ports; name fewer, or none for all")]

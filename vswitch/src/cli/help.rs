@@ -5,6 +5,7 @@ Examples:
   vswitch serve --port p0,socket=/run/towpath/p0.sock --port p1,socket=/run/towpath/p1.sock
   vswitch port show
   vswitch port add p2,socket=/run/towpath/p2.sock,access=10 --persist
+  vswitch port set p2,guards.byte_rate=120M
   vswitch fdb show --vlan 10
   vswitch stats --watch
 
@@ -37,7 +38,11 @@ value):
   mtu=N             largest payload of a frame, 68 to 9216 [1500]
   no-offloads       do not offer checksum and segmentation offloads
   weight=N          share of the worker's time, 1 to 10000 [100]
-  cap=PERCENT       most of a core it may use, 1 to 6400 [no limit]";
+  cap=PERCENT       most of a core it may use, 1 to 6400 [no limit]
+  guards.GUARD=…    a limit or \"off\" for guards.mac_limit [64], guards.broadcast_limit [1000],
+                    guards.multicast_limit, guards.unknown_limit [10000], guards.packet_rate,
+                    guards.packet_burst, guards.byte_rate, guards.byte_burst [off]; true or false
+                    for guards.bpdu_guard and guards.source_guard [true]";
 
 pub(super) const UPLINK_SYNTAX: &str = "\
 A TAP interface to the host's network, created if it does not exist; repeat for more. OPTIONS, \
@@ -46,8 +51,20 @@ mtu=, no-offloads, weight= and cap=. Without access and trunk, an uplink carries
 tagged, and VLAN 1 untagged.";
 
 pub(super) const PORT: &str = "\
-OPTIONS are those of `vswitch serve --port` (see `vswitch serve --help`). Guards and further keys \
-of [[port]] stand in the configuration file.";
+OPTIONS are those of `vswitch serve --port` (see `vswitch serve --help`).";
+
+pub(super) const SET: &str = "\
+OPTIONS are those of `vswitch serve --port` (see `vswitch serve --help`). An uplink takes those \
+that it has as well.
+
+Examples:
+  vswitch port set web,access=20
+  vswitch port set web,guards.byte_rate=120M,guards.mac_limit=off --persist
+  vswitch port set tap0,trunk=10:20";
+
+pub(super) const UPLINK: &str = "\
+OPTIONS are those of `vswitch serve --uplink` (see `vswitch serve --help`). `vswitch port show`, \
+`port set` and `port remove` are for uplinks, too.";
 
 pub(super) const DIRECTIONS: &str = "\
 Directions are the switch's: rx is what it received from a port, which is what the guest \

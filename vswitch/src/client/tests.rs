@@ -125,6 +125,17 @@ fn orders_arrive_as_they_were_given() {
             "port set p,trunk=10:20,mac=",
             json!({"port_set": {"name": "p", "set": {"trunk": "10:20"}, "unset": ["mac"]}}),
         ),
+        (
+            "port set p,guards.mac_limit=off,guards.bpdu_guard=false,guards.byte_rate=",
+            json!({"port_set": {
+                "name": "p", "set": {"guards": {"bpdu_guard": false, "mac_limit": "off"}},
+                "unset": ["guards.byte_rate"]
+            }}),
+        ),
+        (
+            "uplink add tap0,trunk=10:20,no-offloads",
+            json!({"uplink_add": {"offloads": false, "tap": "tap0", "trunk": "10:20"}}),
+        ),
         ("port remove p", json!({"port_remove": "p"})),
         (
             "fdb add 52:54:00:00:00:01 --port p",

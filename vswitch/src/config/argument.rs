@@ -7,8 +7,23 @@ use towpath_common::config::{ConfigError, Place};
 /// `--port`.
 pub const PORT: Syntax = Syntax {
     first: "name",
-    texts: &["name", "socket", "mode", "trunk", "mac"],
+    texts: &[
+        "name",
+        "socket",
+        "mode",
+        "trunk",
+        "mac",
+        "guards.mac_limit",
+        "guards.broadcast_limit",
+        "guards.multicast_limit",
+        "guards.unknown_limit",
+        "guards.packet_rate",
+        "guards.packet_burst",
+        "guards.byte_rate",
+        "guards.byte_burst",
+    ],
     numbers: &["access", "native", "queues", "mtu", "weight", "cap"],
+    switches: &["guards.bpdu_guard", "guards.source_guard"],
     flags: &[
         ("client", "mode", Flag::Text("client")),
         ("isolated", "isolated", Flag::Bool(true)),
@@ -21,6 +36,7 @@ pub const UPLINK: Syntax = Syntax {
     first: "tap",
     texts: &["tap", "name", "trunk"],
     numbers: &["access", "native", "queues", "mtu", "weight", "cap"],
+    switches: &[],
     flags: &[("no-offloads", "offloads", Flag::Bool(false))],
 };
 

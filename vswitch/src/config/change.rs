@@ -2,11 +2,11 @@
 //! ([`Config::changed`]) and, to keep it, to the text of the file ([`edit`](super::edit::edit)).
 
 use serde::{Deserialize, Serialize};
-use toml::Table;
+use toml::{Table, Value};
 use towpath_common::config::argument::{Edit, read};
 use towpath_common::config::{ConfigError, Name};
 
-use super::{Config, Mirror, PORT, Port, StaticEntry};
+use super::{Config, Mirror, PORT, Port, StaticEntry, Uplink};
 use crate::mac::Mac;
 use crate::vlan::Vid;
 
@@ -16,7 +16,9 @@ use crate::vlan::Vid;
 pub enum Change {
     /// A new port.
     PortAdd(Table),
-    /// Some keys of a port.
+    /// A new uplink; a table with the keys of `[[uplink]]`.
+    UplinkAdd(Table),
+    /// Some keys of a port or an uplink.
     PortSet(PortEdit),
     /// A port or an uplink goes.
     PortRemove(Name),
@@ -30,16 +32,17 @@ pub enum Change {
     MirrorDel(Name),
 }
 
-/// Changes to a port.
+/// Changes to a port or an uplink.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortEdit {
     /// The port.
     pub name: Name,
-    /// Keys and their new values. `access` takes `trunk` and `native` away, `trunk` takes `access`.
+    /// Keys and their new values; of a table, such as `guards`, those that are named. `access`
+    /// takes `trunk` and `native` away, `trunk` takes `access`.
     #[serde(default)]
     pub set: Table,
-    /// Keys that go back to their defaults.
+    /// Keys that go back to their defaults, such as `mac` or `guards.mac_limit`.
     #[serde(default)]
     pub unset: Vec<String>,
 }
@@ -121,6 +124,31 @@ impl PortEdit {
     }
 }
 
+impl PortEdit {
+    /// The keys of a port or an uplink after the change.
+    fn apply(&self, old: &impl Serialize) -> Result<Table, ChangeError> {
+        let wrong = |error: toml::ser::Error| ChangeError::Port(error.to_string());
+        let mut table = Table::try_from(old).map_err(wrong)?;
+        for key in self.gone() {
+            match key.split_once('.') {
+                None => drop(table.remove(key)),
+                Some((outer, inner)) => {
+                    if let Some(Value::Table(within)) = table.get_mut(outer) {
+                        within.remove(inner);
+                    }
+                }
+            }
+        }
+        for (key, value) in &self.set {
+            match (table.get_mut(key), value) {
+                (Some(Value::Table(old)), Value::Table(new)) => old.extend(new.clone()),
+                _ => drop(table.insert(key.clone(), value.clone())),
+            }
+        }
+        Ok(table)
+    }
+}
+
 impl Config {
     /// This configuration with `change`, if it is valid.
     ///
@@ -130,6 +158,7 @@ impl Config {
         let mut new = self.clone();
         match change {
             Change::PortAdd(table) => new.ports.push(port(table.clone())?),
+            Change::UplinkAdd(table) => new.uplinks.push(uplink(table.clone())?),
             Change::PortSet(edit) => new.set_port(edit)?,
             Change::PortRemove(name) => new.remove_port(name)?,
             Change::FdbAdd(entry) => new.fdb.push(entry.clone()),
@@ -142,20 +171,20 @@ impl Config {
 
     fn set_port(&mut self, edit: &PortEdit) -> Result<(), ChangeError> {
         let known = self.port_names();
-        let found = self.ports.iter_mut().find(|port| port.name == edit.name);
-        let old = found.ok_or_else(|| ChangeError::unknown("port", &edit.name, known))?;
-        let wrong = |error: toml::ser::Error| ChangeError::Port(error.to_string());
-        let mut table = Table::try_from(&*old).map_err(wrong)?;
-        for key in edit.gone() {
-            table.remove(key);
-        }
-        table.extend(edit.set.clone());
-        let new = port(table)?;
-        if new.name != edit.name {
-            let message = format!("port {} cannot change its name; add another", edit.name);
+        let name = &edit.name;
+        let found = if let Some(old) = self.ports.iter_mut().find(|p| p.name == *name) {
+            *old = port(edit.apply(&*old)?)?;
+            &old.name
+        } else if let Some(old) = self.uplinks.iter_mut().find(|u| u.name == *name) {
+            *old = uplink(edit.apply(&*old)?)?;
+            &old.name
+        } else {
+            return Err(ChangeError::unknown("port", name, known));
+        };
+        if found != name {
+            let message = format!("port {name} cannot change its name; add another");
             return Err(ChangeError::Port(message));
         }
-        *old = new;
         Ok(())
     }
 
@@ -202,5 +231,10 @@ impl Config {
 
 /// A port of the keys of `[[port]]`.
 fn port(table: Table) -> Result<Port, ChangeError> {
+    read(table).map_err(ChangeError::Port)
+}
+
+/// An uplink of the keys of `[[uplink]]`.
+fn uplink(table: Table) -> Result<Uplink, ChangeError> {
     read(table).map_err(ChangeError::Port)
 }

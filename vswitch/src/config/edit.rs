@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value};
+use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 use towpath_common::config::Name;
 
 use super::change::{Change, PortEdit};
@@ -36,13 +36,12 @@ pub fn edit(text: &str, change: &Change) -> Result<String, EditError> {
     let root = document.as_table_mut();
     match change {
         Change::PortAdd(port) => append(root, "port", port)?,
+        Change::UplinkAdd(uplink) => append(root, "uplink", uplink)?,
         Change::PortSet(edit) => set(root, edit)?,
         Change::PortRemove(name) => {
-            let is_it = |table: &Table| named(table, "name", name);
-            let uplink = |table: &Table| {
-                is_it(table) || !table.contains_key("name") && named(table, "tap", name)
-            };
-            if !remove(root, "port", is_it)? && !remove(root, "uplink", uplink)? {
+            let port = |table: &Table| is_port(table, name);
+            let uplink = |table: &Table| is_uplink(table, name);
+            if !remove(root, "port", port)? && !remove(root, "uplink", uplink)? {
                 return Err(EditError::NotThere(format!("port {name}")));
             }
         }
@@ -105,11 +104,25 @@ fn named(table: &Table, key: &str, name: &Name) -> bool {
     table.get(key).and_then(Item::as_str) == Some(name.as_str())
 }
 
+fn is_port(table: &Table, name: &Name) -> bool {
+    named(table, "name", name)
+}
+
+/// An uplink is called like its interface, unless it says otherwise.
+fn is_uplink(table: &Table, name: &Name) -> bool {
+    if table.contains_key("name") {
+        return named(table, "name", name);
+    }
+    let tap = table.get("tap").and_then(Item::as_str);
+    tap.map(Name::sanitized).as_ref() == Some(name)
+}
+
 /// Adds `[[key]]` at the end.
 fn append(root: &mut Table, key: &'static str, keys: &toml::Table) -> Result<(), EditError> {
     let mut table = Table::new();
-    // The name first, as one writes it.
-    let (name, rest): (Vec<_>, Vec<_>) = keys.iter().partition(|(key, _)| *key == "name");
+    // What it is first, as one writes it.
+    let first = |(key, _): &(&String, _)| *key == "name" || *key == "tap";
+    let (name, rest): (Vec<_>, Vec<_>) = keys.iter().partition(first);
     for (key, value) in name.into_iter().chain(rest) {
         table.insert(key, Item::Value(value_of(value)));
     }
@@ -141,22 +154,51 @@ fn remove(
 }
 
 fn set(root: &mut Table, edit: &PortEdit) -> Result<(), EditError> {
-    let is_it = |table: &&mut Table| named(table, "name", &edit.name);
-    let found = tables(root, "port")?.and_then(|tables| tables.iter_mut().find(is_it));
-    let missing = || EditError::NotThere(format!("port {}", edit.name));
+    let name = &edit.name;
+    let mut kind = "uplink";
+    if let Some(ports) = tables(root, "port")?
+        && ports.iter().any(|table| is_port(table, name))
+    {
+        kind = "port";
+    }
+    let is_it = |table: &&mut Table| match kind {
+        "port" => is_port(table, name),
+        _ => is_uplink(table, name),
+    };
+    let found = tables(root, kind)?.and_then(|tables| tables.iter_mut().find(is_it));
+    let missing = || EditError::NotThere(format!("port {name}"));
     let table = found.ok_or_else(missing)?;
     for key in edit.gone() {
-        table.remove(key);
+        match key.split_once('.') {
+            None => drop(table.remove(key)),
+            Some((outer, inner)) => {
+                if let Some(within) = table.get_mut(outer).and_then(Item::as_table_like_mut) {
+                    within.remove(inner);
+                }
+            }
+        }
     }
     for (key, value) in &edit.set {
-        let mut value = value_of(value);
-        // The comment behind the old value stays.
-        if let Some(old) = table.get(key).and_then(Item::as_value) {
-            *value.decor_mut() = old.decor().clone();
+        let within = table.get_mut(key).and_then(Item::as_table_like_mut);
+        match (within, value) {
+            (Some(within), toml::Value::Table(values)) => {
+                values
+                    .iter()
+                    .for_each(|(key, value)| put(within, key, value));
+            }
+            _ => put(table, key, value),
         }
-        table.insert(key, Item::Value(value));
     }
     Ok(())
+}
+
+/// Gives a key its value; the comment behind the old one stays.
+fn put(table: &mut dyn TableLike, key: &str, value: &toml::Value) {
+    let mut value = value_of(value);
+    if let Some(old) = table.get(key).and_then(Item::as_value) {
+        *value.decor_mut() = old.decor().clone();
+    }
+    table.insert(key, Item::Value(value));
 }
 
 fn value_of(value: &toml::Value) -> Value {

@@ -254,7 +254,8 @@ fn arguments_are_refused_with_the_keys_that_exist() {
         (
             "a,socket=s,vlan=1",
             "--port number 1: \"vlan=1\" is not known here; use name=, socket=, mode=, trunk=, \
-             mac=, access=, native=, queues=, mtu=, weight=, cap=, client, isolated, no-offloads \
+             mac=, guards.mac_limit=, access=, native=, queues=, mtu=, weight=, cap=, \
+             guards.bpdu_guard=, client, isolated, no-offloads \
              (a comma in a value is written ,,)",
         ),
         ("a", "--port number 1: missing field `socket`"),
@@ -451,6 +452,54 @@ tap = \"tap0\"
     }
 
     #[test]
+    fn guards_change_one_by_one() {
+        let one = set("b,guards.mac_limit=3,guards.bpdu_guard=false");
+        let text = apply(&one);
+        let added = "guards = { bpdu_guard = false, mac_limit = \"3\" }\n";
+        assert_eq!(text.replace(added, ""), FILE, "{text}");
+        // Wherever they stand, the others stay.
+        let written = [
+            "guards = { mac_limit = 7, unknown_limit = \"off\" } # few",
+            "guards.mac_limit = 7 # few\nguards.unknown_limit = \"off\"",
+            "[port.guards] # few\nmac_limit = 7\nunknown_limit = \"off\"",
+        ];
+        for guards in written {
+            let before = FILE.replace("socket = \"/b\"", &format!("socket = \"/b\"\n{guards}"));
+            for change in [&one, &set("b,guards.mac_limit=,guards.byte_rate=2M")] {
+                let text = edit(&before, change).unwrap();
+                let after = file(&before).changed(change).unwrap();
+                assert_eq!(after, file(&text), "{text}");
+                assert_eq!(after.ports[1].guards.unknown_limit, Some(Bound::OFF));
+                let seven = "7".parse::<Bound>().unwrap();
+                assert_ne!(after.ports[1].guards.mac_limit, Some(seven));
+                let stays = text.contains("# few") || guards.starts_with("guards.mac");
+                assert!(stays, "{text}");
+            }
+        }
+        let none = apply(&set("b,mtu=1400"));
+        assert!(!none.contains("guards"), "{none}");
+    }
+
+    #[test]
+    fn uplinks_come_and_change() {
+        let new = Change::UplinkAdd(UPLINK.table("tap1,name=out,trunk=10").unwrap());
+        let text = apply(&new);
+        let added = "\n[[uplink]]\ntap = \"tap1\"\nname = \"out\"\ntrunk = \"10\"\n";
+        let sorted = "\n[[uplink]]\nname = \"out\"\ntap = \"tap1\"\ntrunk = \"10\"\n";
+        assert!(text.ends_with(added) || text.ends_with(sorted), "{text}");
+        let text = edit(&text, &set("out,access=7,guards.packet_rate=9K")).unwrap();
+        assert!(
+            text.contains("access = 7") && !text.contains("trunk"),
+            "{text}"
+        );
+        assert_eq!(file(&text).uplinks[1].access, Vid::new(7));
+        let text = apply(&set("tap0,mtu=9000"));
+        assert!(text.ends_with("tap = \"tap0\"\nmtu = 9000\n"), "{text}");
+        let text = edit(&text, &Change::PortRemove(name("tap0"))).unwrap();
+        assert!(!text.contains("uplink"), "{text}");
+    }
+
+    #[test]
     fn ports_and_uplinks_are_removed() {
         let text = apply(&Change::PortRemove(name("a")));
         assert!(
@@ -550,6 +599,11 @@ tap = \"tap0\"
                 "port a: native 3 is for trunks; add trunk, or write access 3",
             ),
             (set("a,mtu=1"), "mtu must be 68 to 9216, not 1"),
+            (
+                Change::UplinkAdd(UPLINK.table("tap0").unwrap()),
+                "uplink tap0: name \"tap0\" is already used at uplink tap0; \
+                 give each port and uplink its own name",
+            ),
             (set("a,socket="), "missing field `socket`"),
             (
                 Change::MirrorDel(name("m")),
@@ -585,6 +639,7 @@ tap = \"tap0\"
         for change in [
             set("a,access=20,mtu="),
             add("c,socket=/c"),
+            Change::UplinkAdd(UPLINK.table("tap1,no-offloads").unwrap()),
             Change::PortRemove(name("a")),
         ] {
             let json = serde_json::to_string(&change).unwrap();

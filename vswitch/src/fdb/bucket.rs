@@ -9,6 +9,8 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use towpath_common::mem::prefetch_hint;
+
 use super::PortNo;
 
 /// Entries of a bucket.
@@ -154,7 +156,7 @@ impl Bucket {
     /// Reads the line, so that it is near when it is needed.
     #[inline]
     pub(super) fn touch(&self) {
-        std::hint::black_box(self.words[0].load(Relaxed));
+        prefetch_hint(std::ptr::from_ref(self).addr(), false);
     }
 }
 

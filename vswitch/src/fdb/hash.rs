@@ -16,6 +16,7 @@ use std::io;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::Fdb;
 use crate::mac::Mac;
 use crate::vlan::Vid;
 
@@ -84,6 +85,41 @@ impl HashKey {
     fn round(&self, index: usize, half: u64) -> u64 {
         let (a, b) = self.0[index];
         a.wrapping_mul(half).wrapping_add(b) >> (64 - HALF)
+    }
+}
+
+/// Places for hashes made of late.
+const KEPT: usize = 128;
+
+/// Hashes that one worker made of late: a hash depends on nothing but the secret, so what is kept
+/// is right for ever. Few stations talk at a time, and a look here costs a fifth of a hash.
+#[derive(Debug)]
+pub struct Hashes([(u64, Hash); KEPT]);
+
+impl Default for Hashes {
+    fn default() -> Hashes {
+        // No key is zero: VLAN ids begin with one.
+        Hashes([(0, Hash(0)); KEPT])
+    }
+}
+
+impl Hashes {
+    /// As [`Fdb::hash`], always with the same table.
+    #[inline]
+    pub fn of(&mut self, fdb: &Fdb, vid: Vid, mac: Mac) -> Hash {
+        let bits = mac.to_u64();
+        let key = u64::from(vid.get()) << 48 | bits;
+        // Stations of a VLAN differ in the last bytes, and ports' in any.
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a remainder of the low bits"
+        )]
+        let at = (bits ^ bits >> 8 ^ bits >> 16 ^ bits >> 24) as usize % KEPT;
+        let kept = &mut self.0[at];
+        if kept.0 != key {
+            *kept = (key, fdb.hash(vid, mac));
+        }
+        kept.1
     }
 }
 

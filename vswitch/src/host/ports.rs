@@ -4,23 +4,22 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use towpath_common::config::{self as common, Name, SocketMode};
+use towpath_common::config::{Name, SocketMode};
 use towpath_common::lease::Lease;
-use towpath_common::sched::{Cap, Share, Weight};
+use towpath_common::sched::Share;
 use towpath_common::session::{Endpoint, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Worker};
 use tracing::error;
 
-use super::settings::{mirrors_of, undo};
+use super::settings::{mirrors_of, share, undo, uplink_guards};
 use super::{Host, lock};
 use crate::config::{self, Config};
 use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
 use crate::fdb::{Filter, PortNo};
 use crate::features::Card;
-use crate::guard::{GuardConfig, Guards, Side};
+use crate::guard::{GuardConfig, Guards};
 use crate::head::ETHERNET;
-use crate::mac::Mac;
 use crate::plane::{Change, NewPort};
 use crate::port::Uplink;
 use crate::port::tap::Tap;
@@ -76,6 +75,17 @@ impl Running {
             Kind::Guest(config, _) => config.vlans(),
             Kind::Uplink(config, _) => config.vlans(),
         }
+    }
+
+    /// Not so if it is an uplink whose interface is gone.
+    pub(crate) fn works(&self) -> bool {
+        self.shared.failure().is_none()
+    }
+
+    /// Whether it is this uplink and goes on being it, whatever else about it changes.
+    fn stays(&self, wanted: &config::Uplink) -> bool {
+        let same = |have: &config::Uplink| same_interface(have, wanted);
+        self.works() && matches!(&self.kind, Kind::Uplink(have, _) if same(have))
     }
 
     /// What it carried since its name is configured.
@@ -136,27 +146,6 @@ pub(super) fn same_interface(a: &config::Uplink, b: &config::Uplink) -> bool {
     interface(a) == interface(b)
 }
 
-pub(super) fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Share {
-    // A cap over several workers is split evenly: each enforces its part.
-    let per_worker = |cap: u32| cap.div_ceil(u32::try_from(workers).unwrap_or(1)).max(1);
-    let cap = cap.map(|c| per_worker(c.get()));
-    Share {
-        weight: Weight::try_from(weight.get()).unwrap_or_default(),
-        cap: cap.and_then(|c| Cap::try_from(c).ok()),
-    }
-}
-
-/// The guards of a port as configured, at work.
-pub(super) fn guards_of(config: &Config, port: &config::Port) -> Guards {
-    let addresses: Vec<Mac> = port.addresses().collect();
-    Guards::new(&config.guards(port), &addresses)
-}
-
-/// The same for an uplink, which is trusted unless it says otherwise.
-pub(super) fn uplink_guards(config: &config::Uplink) -> Guards {
-    Guards::new(&config.guards.complete(Side::Uplink), &[])
-}
-
 fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
     let mode = match config.mode {
         SocketMode::Server => Mode::Server,
@@ -189,10 +178,11 @@ impl Host {
             u16::try_from(at).ok().map(PortNo)
         })?;
         let prepared = self.prepare(config)?;
+        let reopened = self.reopened(config);
         let resized = self.resize(config)?;
         let stays = |r: &Running| match &r.kind {
             Kind::Guest(have, _) => config.ports.iter().any(|p| same_session(have, p)),
-            Kind::Uplink(have, _) => config.uplinks.iter().any(|u| same_interface(have, u)),
+            Kind::Uplink(..) => config.uplinks.iter().any(|u| r.stays(u)),
         };
         let gone: Vec<Running> = {
             let mut running = lock(&self.ports);
@@ -221,7 +211,20 @@ impl Host {
         self.settle(config)?;
         self.publish();
         self.settled();
-        Ok(self.set_addresses(config))
+        let mut report = self.set_addresses(config);
+        report.warnings.extend(reopened);
+        Ok(report)
+    }
+
+    /// A sentence for each uplink that does not work and is about to be opened again.
+    fn reopened(&self, config: &Config) -> Vec<String> {
+        let running = lock(&self.ports);
+        let again = running.iter().filter(|r| {
+            let wanted = config.uplinks.iter().any(|u| u.name == *r.name());
+            wanted && !r.works()
+        });
+        let sentence = |r: &Running| format!("uplink {} had failed and was opened again", r.name());
+        again.map(sentence).collect()
     }
 
     /// Open what is new, touching nothing that runs.
@@ -244,13 +247,12 @@ impl Host {
             prepared.push(Prepared::Guest(port.clone(), listening));
         }
         for uplink in &config.uplinks {
-            let have =
-                |r: &Running| matches!(&r.kind, Kind::Uplink(u, _) if same_interface(u, uplink));
-            if running.iter().any(have) {
+            if running.iter().any(|r| r.stays(uplink)) {
                 continue;
             }
-            // So is an interface.
-            let ours = |r: &Running| matches!(&r.kind, Kind::Uplink(u, _) if u.tap == uplink.tap);
+            // So is an interface, unless it is gone.
+            let same = |have: &config::Uplink| have.tap == uplink.tap;
+            let ours = |r: &Running| r.works() && matches!(&r.kind, Kind::Uplink(u, _) if same(u));
             let taps = if running.iter().any(ours) {
                 Vec::new()
             } else {
@@ -390,6 +392,7 @@ impl Host {
             Some((shared, n)) if shared.queues.len() == queues => (shared, n),
             _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
         };
+        shared.fail(None);
         let mtu = taps.first().map_or(0, |tap| tap.mtu().into());
         let twins: io::Result<Vec<_>> = taps.iter().map(Tap::twin).collect();
         let senders = twins.map_err(|e| failed(&config.name, e))?;

@@ -2,24 +2,44 @@
 
 use std::sync::Arc;
 
-use towpath_common::config::Name;
-use towpath_common::sched::Share;
+use towpath_common::config::{self as common, Name};
+use towpath_common::sched::{Cap, Share, Weight};
 use tracing::error;
 
-use super::ports::{failed, guards_of, same_interface, share, uplink_guards};
+use super::ports::{failed, same_interface};
 use super::{Host, Kind, Running, lock};
 use crate::config::{self, Config, Direction};
 use crate::fdb::{Ageing, Filter, PortNo};
+use crate::guard::{Guards, Side};
 use crate::mac::Mac;
 use crate::mirror::{Mirrors, Rule};
 use crate::plane::Change;
 use crate::port::tap::{InterfaceName, Tap};
 use crate::service::{Report, ServiceError};
 use crate::stats::VlanCounters;
-use crate::vlan::{Mode, Vid};
+use crate::vlan::Vid;
 
-/// A trunk of more VLANs than this has its addresses fixed in the native one alone.
-const MANY_VLANS: usize = 64;
+/// What a port gets of each worker.
+pub(super) fn share(weight: common::Weight, cap: Option<common::Cap>, workers: usize) -> Share {
+    // A cap over several workers is split evenly: each enforces its part.
+    let per_worker = |cap: u32| cap.div_ceil(u32::try_from(workers).unwrap_or(1)).max(1);
+    let cap = cap.map(|c| per_worker(c.get()));
+    Share {
+        weight: Weight::try_from(weight.get()).unwrap_or_default(),
+        cap: cap.and_then(|c| Cap::try_from(c).ok()),
+    }
+}
+
+/// The guards of a port as configured, at work.
+fn guards_of(config: &Config, port: &config::Port) -> Guards {
+    let addresses: Vec<Mac> = port.addresses().collect();
+    Guards::new(&config.guards(port), &addresses)
+}
+
+/// The same for an uplink, which is trusted unless it says otherwise.
+pub(super) fn uplink_guards(config: &config::Uplink) -> Guards {
+    Guards::new(&config.guards.complete(Side::Uplink), &[])
+}
 
 /// The configured mirrors, with the numbers that `number` gives to ports.
 ///
@@ -36,7 +56,7 @@ pub(super) fn mirrors_of(
         rx: mirror.direction != Direction::Tx,
         tx: mirror.direction != Direction::Rx,
         to: number(&mirror.to),
-        member: false,
+        member: mirror.member,
     });
     let rules: Vec<Rule> = rules.collect();
     Mirrors::new(&rules).map_err(|source| ServiceError::Mirrors {
@@ -204,13 +224,7 @@ impl Host {
 /// The addresses a guest's port is configured with, in the VLANs it carries; in the native one
 /// alone if those are many.
 fn own_addresses(port: &config::Port) -> Vec<(Vid, Mac)> {
-    let vids: Vec<Vid> = match port.vlans() {
-        Mode::Access { pvid } => vec![pvid],
-        Mode::Trunk { allowed, native } if allowed.len() > MANY_VLANS => {
-            native.into_iter().collect()
-        }
-        mode => mode.members().iter().collect(),
-    };
+    let vids: Vec<Vid> = port.vlans().few().iter().collect();
     let pairs = vids
         .iter()
         .flat_map(|vid| port.addresses().map(move |mac| (*vid, mac)));

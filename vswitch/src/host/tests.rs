@@ -6,6 +6,7 @@ use std::time::Duration;
 use towpath_common::testing::bed::{Scratch, eventually};
 use towpath_common::testing::net::frame::{BROADCAST, Frame, station};
 use towpath_common::testing::net::{NetClient, NetOptions};
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use super::*;
 use crate::config::Sources;
@@ -261,4 +262,40 @@ fn ports_come_and_go_while_two_workers_carry_the_traffic_of_others() {
     }
     let dropped = |name: &str| bed.port(name).stats.discards;
     assert!(dropped("a").is_empty() && dropped("b").is_empty());
+}
+
+/// The RARP request in the name of a guest that moved here and cannot ask itself.
+#[test]
+fn a_guest_that_moved_here_is_announced_in_each_of_its_vlans() {
+    let trunk = "[[port]]\nname = \"t\"\nsocket = \"@/t.sock\"\ntrunk = [1, 7]\n";
+    let bed = Bed::new(&[A, B, C, "access = 7\n", trunk].concat());
+    let (mut b, mut c) = (bed.guest("b", 1), bed.guest("c", 1));
+    let moved = |name: &str| {
+        let mut options = NetOptions::default();
+        options.wanted.protocol |= Protocol::RARP;
+        let guest = NetClient::connect(&bed.path(name), options).unwrap();
+        eventually("the port's link", || bed.port(name).link);
+        guest
+    };
+    let heard = |guest: &mut NetClient, from: u32| {
+        let frame = Frame::parse(&guest.expect().unwrap().frame).unwrap();
+        assert_eq!((frame.to, frame.from), (BROADCAST, station(from)));
+        assert_eq!((frame.ethertype, &frame.tags[..]), (0x8035, &[][..]));
+        assert_eq!(frame.payload[..8], [0, 1, 8, 0, 6, 4, 0, 3]);
+        assert_eq!(frame.payload[8..14], station(from));
+        assert_eq!(frame.payload[18..24], station(from));
+    };
+    let (mut a, mut trunk) = (moved("a"), moved("t"));
+    a.frontend().send_rarp(station(1)).unwrap();
+    heard(&mut b, 1);
+    trunk.frontend().send_rarp(station(9)).unwrap();
+    heard(&mut b, 9);
+    heard(&mut c, 9);
+    assert!(b.poll().unwrap().is_none() && c.poll().unwrap().is_none());
+    let known = bed.host.fdb(&FdbFilter::default()).into_iter();
+    let known: Vec<_> = known.map(|e| (e.vlan.get(), e.port.to_string())).collect();
+    for entry in [(1, "a"), (1, "t"), (7, "t")] {
+        assert!(known.contains(&(entry.0, entry.1.to_owned())), "{known:?}");
+    }
+    assert!(bed.port("t").stats.discards.is_empty());
 }

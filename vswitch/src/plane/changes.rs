@@ -2,22 +2,25 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use towpath_common::bell::Bell;
 use towpath_common::clock::Cycles;
-use towpath_common::ring::Ring;
+use towpath_common::ring::{Ring, fence};
 use towpath_common::session::Attach;
 
-use super::{Change, NetPlane, NewPort, PortHere, UplinkHere};
+use super::{Change, NetPlane, NewPort, PortHere, SHORTEST, UplinkHere};
 use crate::batch::Source;
 use crate::ctrl::Control;
 use crate::egress::Egress;
 use crate::fdb::PortNo;
+use crate::head::TAG;
 use crate::net::Offloads;
 use crate::port::Uplink;
 use crate::port::guest_ctrl::GuestCtrl;
 use crate::port::guest_tx::GuestTx;
 use crate::stats::QueueCounters;
 use crate::switch::Ingress;
+use crate::vlan::{self, TPID};
 
 impl NetPlane {
     /// Carry out a change.
@@ -61,16 +64,7 @@ impl NetPlane {
                 }
                 reply.send(());
             }
-            Change::Inject(no, frame) => {
-                let now = self.moment(now);
-                let ingress = Ingress {
-                    port: no,
-                    may_send: Offloads::NONE,
-                    trusted: true,
-                    counters: &mut QueueCounters::default(),
-                };
-                self.switch.forward(Source::Frame(&frame), ingress, now);
-            }
+            Change::Inject(no, frame) => self.inject(no, &frame, now),
             Change::Tap(tap, reply) => reply.send(self.switch.tap(tap)),
             Change::Untap(id, reply) => reply.send(self.switch.untap(id)),
             Change::Recent(from, mut records, reply) => {
@@ -82,6 +76,34 @@ impl NetPlane {
 
     fn find(&mut self, no: PortNo) -> Option<&mut PortHere> {
         self.ports.iter_mut().flatten().find(|p| p.no == no)
+    }
+
+    /// Forward an untagged frame as if it had come from a port, in each VLAN that the port carries.
+    fn inject(&mut self, no: PortNo, frame: &[u8; SHORTEST], now: Cycles) {
+        let now = self.moment(now);
+        let tables = Arc::clone(self.switch.tables());
+        let Some(mode) = tables.port(no).map(|port| &port.mode) else {
+            return;
+        };
+        for vid in mode.few().iter() {
+            let (addresses, rest) = frame.split_at(12);
+            let mut bytes = ArrayVec::<u8, { SHORTEST + TAG }>::new();
+            bytes.extend(addresses.iter().copied());
+            if mode.egress(vid) == Some(vlan::Egress::Tagged) {
+                bytes.extend(TPID.to_be_bytes());
+                bytes.extend(vid.get().to_be_bytes());
+            }
+            bytes.extend(rest.iter().copied());
+            let ingress = Ingress {
+                port: no,
+                may_send: Offloads::NONE,
+                trusted: true,
+                counters: &mut QueueCounters::default(),
+            };
+            self.switch.forward(Source::Frame(&bytes), ingress, now);
+        }
+        fence();
+        self.switch.settle();
     }
 
     fn add_port(&mut self, new: NewPort, now: Cycles) -> bool {
@@ -96,6 +118,7 @@ impl NetPlane {
             control: None,
             uplinks: Vec::new(),
             shared: new.shared,
+            worked: false,
             poisoned: false,
         };
         let at = self.ports.iter().position(Option::is_none);

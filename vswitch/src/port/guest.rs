@@ -3,16 +3,15 @@
 //! A [`GuestRx`] stands in a lease and is used by one worker for the length of a burst:
 //! [`GuestRx::begin`] pops as many buffers as there are frames, [`Delivery::put`] writes one frame,
 //! over several buffers if the driver merges them, and [`Delivery::end`] gives back what was not
-//! needed, publishes, and notifies. A frame is written whole or not at all.
+//! needed and publishes. [`GuestRx::settle`] notifies, once for all bursts of a worker's step. A
+//! frame is written whole or not at all.
 
 use std::io;
-use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use towpath_common::bell::Bell;
 use towpath_common::chain::{BURST, Burst, Chain};
 use towpath_common::mem::{Mem, Segment};
-use towpath_common::ring::{Ring, Violation};
+use towpath_common::ring::{Ring, Soon, Violation, fence};
 use towpath_common::session::{Attach, Update};
 
 use super::line::Line;
@@ -48,6 +47,8 @@ pub struct GuestRx {
     line: Line,
     mergeable: bool,
     accepts: Offloads,
+    /// The driver has not been asked yet whether it wants to be notified of the last frames.
+    owes: bool,
     /// What it did.
     pub counters: QueueCounters,
 }
@@ -74,13 +75,16 @@ impl GuestRx {
             line,
             mergeable: features & features::MRG_RXBUF != 0,
             accepts: features::accepts(features),
+            owes: false,
             counters,
         })
     }
 
     /// Give back the ring, for its session, and the bell, which signals nothing any more.
     #[must_use]
-    pub fn into_parts(self) -> (Ring, Option<Bell>) {
+    pub fn into_parts(mut self) -> (Ring, Option<Bell>) {
+        fence();
+        self.settle();
         (self.ring, self.line.into_bell())
     }
 
@@ -132,17 +136,36 @@ impl GuestRx {
         self.line.newly_broken(&self.ring)
     }
 
+    /// Notify the driver of the frames of late, if it wants that; the caller passed a
+    /// [`fence`] since the last of them.
+    #[inline]
+    pub fn settle(&mut self) {
+        self.owes = false;
+        if self.ring.owes_call() {
+            self.counters.notified += 1;
+            self.line.notify();
+        } else {
+            self.counters.suppressed += 1;
+        }
+    }
+
+    /// Where its ring will be used next.
+    #[inline]
+    #[must_use]
+    pub fn soon(&self) -> Soon {
+        self.ring.soon()
+    }
+
     /// Prepare to deliver about `frames` frames; `burst` is room for buffers.
     #[inline]
     pub fn begin<'a>(&'a mut self, burst: &'a mut Burst, frames: usize) -> Delivery<'a> {
-        let mem = Arc::clone(self.ring.mem());
+        let logged = self.ring.log().is_some();
         self.ring.pop(burst, frames);
         Delivery {
             rx: self,
-            mem,
             burst,
             at: 0,
-            used: ArrayVec::new(),
+            logged,
             frames: 0,
             bytes: 0,
         }
@@ -153,12 +176,11 @@ impl GuestRx {
 #[derive(Debug)]
 pub struct Delivery<'a> {
     rx: &'a mut GuestRx,
-    mem: Arc<Mem>,
     burst: &'a mut Burst,
     /// Next buffer of the burst that is not used.
     at: usize,
-    /// Buffers used and not yet put: ids and lengths written.
-    used: ArrayVec<(u16, u32), BURST>,
+    /// What is written is logged: a migration runs.
+    logged: bool,
     /// Frames written, and their bytes with headers.
     frames: u64,
     bytes: u64,
@@ -173,31 +195,70 @@ impl Delivery<'_> {
     /// used then.
     #[inline]
     pub fn put(&mut self, head: &[u8], rest: Rest<'_>, len: u32) -> Result<(), Discard> {
-        if let Some(chain) = self.burst.get(self.at)
-            && let Some(first) = chain.writable.first()
-            && first.len() >= len
-            && chain.readable.is_empty()
-            && self.rx.ring.log().is_none()
-        {
-            let (id, first) = (chain.id, *first);
-            let whole = self.mem.write(first, head)
-                && match rest {
-                    Rest::Own(bytes) => bytes.is_empty() || self.write_own(first, head, bytes),
-                    Rest::Guest { .. } if len as usize == head.len() => true,
-                    Rest::Guest {
-                        mem,
-                        segments,
-                        skip,
-                    } => self.copy(mem, segments, skip, skipped(first, head)),
-                };
-            debug_assert!(whole, "a segment of another snapshot");
-            self.used.push((id, len));
-            self.at += 1;
-            self.frames += 1;
-            self.bytes += u64::from(len);
-            return Ok(());
+        let Some((id, first)) = self.fitting(len) else {
+            return self.put_slow([head, &[], &[]], rest, len);
+        };
+        let mem = self.rx.ring.mem();
+        let whole = mem.write(first, head) && put_rest(mem, rest, skipped(first, head.len()));
+        debug_assert!(whole, "a segment of another snapshot");
+        self.use_one(id, len);
+        Ok(())
+    }
+
+    /// The same, of a frame that `head` is all of.
+    ///
+    /// # Errors
+    /// As [`Delivery::put`].
+    #[inline(always)]
+    pub fn put_whole(&mut self, head: &[u8], len: u32) -> Result<(), Discard> {
+        let Some((id, first)) = self.fitting(len) else {
+            return self.put_slow([head, &[], &[]], Rest::Own(&[]), len);
+        };
+        let whole = self.rx.ring.mem().write(first, head);
+        debug_assert!(whole, "a segment of another snapshot");
+        self.use_one(id, len);
+        Ok(())
+    }
+
+    /// The same, of a frame whose first bytes are in pieces.
+    ///
+    /// # Errors
+    /// As [`Delivery::put`].
+    #[inline]
+    pub fn put_pieces(
+        &mut self,
+        head: [&[u8]; 3],
+        rest: Rest<'_>,
+        len: u32,
+    ) -> Result<(), Discard> {
+        let Some((id, first)) = self.fitting(len) else {
+            return self.put_slow(head, rest, len);
+        };
+        let mem = self.rx.ring.mem();
+        let (mut to, mut whole) = (first, true);
+        for piece in head {
+            whole &= mem.write(to, piece);
+            to = skipped(to, piece.len());
         }
-        self.put_slow(head, rest, len)
+        whole &= put_rest(mem, rest, to);
+        debug_assert!(whole, "a segment of another snapshot");
+        self.use_one(id, len);
+        Ok(())
+    }
+
+    /// The next buffer, if it is of one segment that `len` bytes fit, as almost all are.
+    #[inline(always)]
+    fn fitting(&self, len: u32) -> Option<(u16, Segment)> {
+        let next = self.burst.single(self.at, true);
+        next.filter(|(_, seg)| seg.len() >= len && !self.logged)
+    }
+
+    #[inline(always)]
+    fn use_one(&mut self, id: u16, len: u32) {
+        self.rx.ring.put(id, len);
+        self.at += 1;
+        self.frames += 1;
+        self.bytes += u64::from(len);
     }
 
     /// Most frames that can be written in one burst: each takes an entry of the ring.
@@ -206,35 +267,13 @@ impl Delivery<'_> {
         self.rx.ring.size().into()
     }
 
-    fn write_own(&self, first: Segment, head: &[u8], bytes: &[u8]) -> bool {
-        self.mem.write(skipped(first, head), bytes)
-    }
-
-    /// Copy the sender's buffers, less `skip` bytes, to `to`.
-    #[inline]
-    fn copy(&self, from: &Mem, segments: &[Segment], mut skip: u32, mut to: Segment) -> bool {
-        let mut done = true;
-        for seg in segments {
-            if skip >= seg.len() {
-                skip -= seg.len();
-                continue;
-            }
-            let part = seg.skip(skip);
-            skip = 0;
-            done &= from.copy_to(part, &self.mem, to);
-            to = to.skip(part.len());
-        }
-        done
-    }
-
     /// A frame over several buffers or segments, or buffers that are not there, or a migration.
     #[cold]
-    fn put_slow(&mut self, head: &[u8], rest: Rest<'_>, len: u32) -> Result<(), Discard> {
+    fn put_slow(&mut self, head: [&[u8]; 3], rest: Rest<'_>, len: u32) -> Result<(), Discard> {
         let buffers = match self.buffers(len) {
             Ok(buffers) => buffers,
             Err(Discard::ReceiverFull) => {
                 // Those at hand go back; as many as a burst holds are taken instead.
-                self.flush();
                 self.rx.ring.unpop(self.burst, self.burst.len() - self.at);
                 self.rx.ring.pop(self.burst, BURST);
                 self.at = 0;
@@ -253,7 +292,7 @@ impl Delivery<'_> {
             segment: 0,
             offset: 0,
         };
-        out.bytes(head);
+        head.into_iter().for_each(|piece| out.bytes(piece));
         match rest {
             Rest::Own(bytes) => out.bytes(bytes),
             Rest::Guest {
@@ -307,35 +346,29 @@ impl Delivery<'_> {
             let here = u32::try_from(here).unwrap_or(left);
             if n == 0 {
                 let count = u16::try_from(buffers).unwrap_or(1).to_le_bytes();
-                write_at(&self.mem, chain, NUM_BUFFERS, count);
+                write_at(self.rx.ring.mem(), chain, NUM_BUFFERS, count);
             }
             if let Some(log) = self.rx.ring.log() {
                 let mut left = here;
                 for seg in chain.writable {
                     let part = seg.take(left);
-                    log.mark(self.mem.gpa(part), part.len().into());
+                    log.mark(self.rx.ring.mem().gpa(part), part.len().into());
                     left -= part.len();
                 }
             }
             left -= here;
-            self.used.push((chain.id, here));
+            self.rx.ring.put(chain.id, here);
         }
         self.at += buffers;
         self.frames += 1;
         self.bytes += u64::from(len);
     }
 
-    /// Put what was used.
+    /// Give back what was not used, and publish. True if [`GuestRx::settle`] is to be called
+    /// before the worker does anything else, and nobody was told yet.
     #[inline]
-    fn flush(&mut self) {
-        self.rx.ring.put_all(self.used.iter().copied());
-        self.used.clear();
-    }
-
-    /// Give back what was not used, publish, notify.
-    #[inline]
-    pub fn end(mut self) {
-        self.flush();
+    #[must_use]
+    pub fn end(self) -> bool {
         let unused = self.burst.len() - self.at;
         if unused > 0 {
             self.rx.ring.unpop(self.burst, unused);
@@ -344,20 +377,42 @@ impl Delivery<'_> {
         counters.frames += self.frames;
         counters.bytes += self.bytes - self.frames * HEADER as u64;
         counters.bursts += 1;
-        if self.rx.ring.publish() {
-            counters.notified += 1;
-            self.rx.line.notify();
-        } else {
-            counters.suppressed += 1;
-        }
+        self.rx.ring.expose();
         counters.next_avail = self.rx.ring.next_avail().into();
         counters.next_used = self.rx.ring.next_used().into();
+        !std::mem::replace(&mut self.rx.owes, true)
     }
 }
 
 #[inline]
-fn skipped(seg: Segment, head: &[u8]) -> Segment {
-    seg.skip(u32::try_from(head.len()).unwrap_or(u32::MAX))
+fn skipped(seg: Segment, bytes: usize) -> Segment {
+    seg.skip(u32::try_from(bytes).unwrap_or(u32::MAX))
+}
+
+/// Write what follows a frame's first bytes to `to`, in `mem`; false if a segment is not of its
+/// snapshot, or too short.
+#[inline]
+fn put_rest(mem: &Mem, rest: Rest<'_>, mut to: Segment) -> bool {
+    let (from, segments, mut skip) = match rest {
+        Rest::Own(bytes) => return bytes.is_empty() || mem.write(to, bytes),
+        Rest::Guest {
+            mem,
+            segments,
+            skip,
+        } => (mem, segments, skip),
+    };
+    let mut done = true;
+    for seg in segments {
+        if skip >= seg.len() {
+            skip -= seg.len();
+            continue;
+        }
+        let part = seg.skip(skip);
+        skip = 0;
+        done &= from.copy_to(part, mem, to);
+        to = to.skip(part.len());
+    }
+    done
 }
 
 /// Write two bytes at `offset` of a chain, wherever its segments end.
@@ -412,7 +467,7 @@ impl Cursor<'_, '_> {
             let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
             let Some(room) = self.room(len) else { return };
             let (now, later) = bytes.split_at(room.len() as usize);
-            let _ = self.delivery.mem.write(room, now);
+            let _ = self.delivery.rx.ring.mem().write(room, now);
             bytes = later;
         }
     }
@@ -429,7 +484,7 @@ impl Cursor<'_, '_> {
                 let Some(room) = self.room(part.len()) else {
                     return;
                 };
-                let _ = mem.copy_to(part.take(room.len()), &self.delivery.mem, room);
+                let _ = mem.copy_to(part.take(room.len()), self.delivery.rx.ring.mem(), room);
                 part = part.skip(room.len());
             }
         }

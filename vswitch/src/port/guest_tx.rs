@@ -2,11 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use towpath_common::bell::Bell;
 use towpath_common::chain::{BURST, Burst};
-use towpath_common::ring::{Ring, Violation};
+use towpath_common::ring::{Ring, Violation, fence};
 use towpath_common::session::{Attach, Update};
 
 use super::line::Line;
@@ -59,7 +58,9 @@ impl GuestTx {
 
     /// Give back the ring, for its session, and the bell, which signals nothing any more.
     #[must_use]
-    pub fn into_parts(self) -> (Ring, Option<Bell>) {
+    pub fn into_parts(mut self) -> (Ring, Option<Bell>) {
+        fence();
+        self.settle();
         (self.ring, self.line.into_bell())
     }
 
@@ -86,14 +87,14 @@ impl GuestTx {
         self.kick.as_ref().map(AsFd::as_fd)
     }
 
-    /// Forward a burst; gives its size.
+    /// Forward a burst; gives its size. [`GuestTx::settle`] is to be called before the worker does
+    /// anything else.
     #[inline]
     pub fn visit(&mut self, switch: &mut Switch, burst: &mut Burst, now: Moment) -> usize {
         let frames = self.ring.pop(burst, BURST);
         if frames == 0 {
             return 0;
         }
-        let mem = Arc::clone(self.ring.mem());
         let ingress = Ingress {
             port: self.port,
             may_send: self.may_send,
@@ -101,7 +102,8 @@ impl GuestTx {
             counters: &mut self.counters,
         };
         if self.line.enabled {
-            switch.forward(Source::Guest { mem: &mem, burst }, ingress, now);
+            let mem = self.ring.mem();
+            switch.forward(Source::Guest { mem, burst }, ingress, now);
         } else {
             // vhost-user, "Ring states": a network device drains a ring that is not enabled.
             switch.discard_disabled(&ingress, frames);
@@ -111,13 +113,15 @@ impl GuestTx {
             self.ring.latch(Violation::Request(why));
         }
         self.ring.put_all(burst.ids().map(|id| (id, 0)));
-        self.publish();
+        self.ring.expose();
         frames
     }
 
+    /// Notify the driver of what was taken of late, if it wants that; the caller passed a
+    /// [`fence`] since.
     #[inline]
-    fn publish(&mut self) {
-        if self.ring.publish() {
+    pub fn settle(&mut self) {
+        if self.ring.owes_call() {
             self.counters.notified += 1;
             self.line.notify();
         } else {

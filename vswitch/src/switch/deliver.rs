@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use towpath_common::chain::Burst;
+use towpath_common::ring::fence;
 
 use super::posted::Posted;
 use super::shape::{change, exceeds, finish, linearise};
@@ -21,11 +22,14 @@ use crate::port::Uplink;
 use crate::port::guest::{Delivery, GuestRx, Rest};
 use crate::stats::{Event, Events};
 use crate::table::{Port, Tables};
-use crate::vlan::Vid;
+use crate::vlan::{TPID, Vid};
 
 /// Length of the virtio-net header, as lengths in rings are given.
 #[expect(clippy::cast_possible_truncation, reason = "12")]
 const WIRE_HEADER: u32 = HEADER as u32;
+
+/// Queues that may wait to be asked; any more are asked at once.
+const OWED: usize = 256;
 
 /// What goes where, and room to send it.
 #[derive(Debug)]
@@ -40,6 +44,8 @@ pub(super) struct Outbox {
     losses: Losses,
     /// What some port did not take.
     lost: u64,
+    /// Queues that got frames and whose drivers were not asked yet whether to notify them.
+    owed: ArrayVec<(PortNo, u16), OWED>,
     /// Room for receive buffers.
     burst: Burst,
     /// Room for one whole frame.
@@ -56,6 +62,7 @@ impl Outbox {
             copies: ArrayVec::new(),
             losses: Losses::default(),
             lost: 0,
+            owed: ArrayVec::new(),
             burst: Burst::new(),
             // Reserved, not touched: it costs memory from its first use on.
             linear: Vec::with_capacity(LONGEST as usize + TAG),
@@ -72,14 +79,44 @@ impl Outbox {
 
     /// Frame `at` goes to `port`.
     #[inline]
-    pub(super) fn send(&mut self, port: PortNo, at: usize) {
-        let Some(mask) = self.masks.get_mut(usize::from(port.0)) else {
+    pub(super) fn send(&mut self, port: &Port, at: usize) {
+        let Some(mask) = self.masks.get_mut(port.no.index()) else {
             return;
         };
         if *mask == 0 {
-            self.touched.push(port.0);
+            self.touched.push(port.no.0);
+            if let Egress::Guest(queues) = &*port.egress {
+                // Its ring is looked at once the other ports of the burst are found.
+                queues.fetch();
+            }
         }
         *mask |= 1 << at;
+    }
+
+    /// Frame `at` goes to `port`, as one before it did.
+    #[inline]
+    pub(super) fn again(&mut self, port: PortNo, at: usize) {
+        if let Some(mask) = self.masks.get_mut(port.index()) {
+            *mask |= 1 << at;
+        }
+    }
+
+    /// Notify the drivers of all queues that got frames since this was last called, if they want
+    /// that; the caller passed a [`fence`] since.
+    #[inline]
+    pub(super) fn settle(&mut self, tables: &Tables) {
+        for (no, pair) in self.owed.drain(..) {
+            let Some(port) = tables.port(no) else {
+                continue;
+            };
+            if let Egress::Guest(queues) = &*port.egress
+                && let Some(mut held) = queues.hold(pair)
+                && let Some(rx) = held.as_mut()
+            {
+                rx.settle();
+                tell(port, rx, &self.events);
+            }
+        }
     }
 
     /// Frame `at` goes to all members of its VLAN but the port it came from; false if there are
@@ -92,7 +129,7 @@ impl Outbox {
             };
             let apart = (from.isolated && !port.uplink) || (port.isolated && !from.uplink);
             if !apart {
-                self.send(no, at);
+                self.send(port, at);
                 any = true;
             }
         }
@@ -194,7 +231,9 @@ impl Outbox {
             port,
             view,
             copies,
+            formed: (0, None),
             losses: &mut self.losses,
+            owed: &mut self.owed,
             linear: &mut self.linear,
             worker: self.worker,
             events: &self.events,
@@ -223,13 +262,42 @@ pub(super) fn refuse(tables: &Tables, from: &Port, batch: &mut Batch, frames: us
     }
 }
 
+/// Publish what a receive queue counted, and tell whoever should know that it broke.
+#[inline]
+fn tell(port: &Port, rx: &mut GuestRx, events: &Events) {
+    let shared = port.shared.queues.get(usize::from(rx.index()));
+    if let Some(shared) = shared {
+        shared.counters.publish(&rx.counters);
+    }
+    if let Some(violation) = rx.newly_broken() {
+        if let Some(shared) = shared {
+            shared.set_broken(Some(violation));
+        }
+        events.tell(Event::Broken {
+            port: Arc::clone(&port.name),
+            queue: rx.index(),
+            violation,
+        });
+    }
+}
+
+/// A tag as it stands in a frame.
+#[inline]
+fn tag(tci: u16) -> [u8; TAG] {
+    let ([a, b], [c, d]) = (TPID.to_be_bytes(), tci.to_be_bytes());
+    [a, b, c, d]
+}
+
 /// A delivery to one port.
 struct To<'a> {
     port: &'a Port,
     view: View<'a>,
     /// Frames go out as they came in.
     copies: bool,
+    /// Class and tag of the last frame, which are never zero, and what became of the tag.
+    formed: (u64, Option<Option<u16>>),
     losses: &'a mut Losses,
+    owed: &'a mut ArrayVec<(PortNo, u16), OWED>,
     linear: &'a mut Vec<u8>,
     worker: usize,
     events: &'a Events,
@@ -278,34 +346,30 @@ impl To<'_> {
                 self.drop(why, 1 << at);
             }
         }
-        delivery.end();
-        self.tell(rx);
-    }
-
-    #[inline]
-    fn tell(&self, rx: &mut GuestRx) {
-        let shared = self.port.shared.queues.get(usize::from(rx.index()));
-        if let Some(shared) = shared {
-            shared.counters.publish(&rx.counters);
-        }
-        if let Some(violation) = rx.newly_broken() {
-            if let Some(shared) = shared {
-                shared.set_broken(Some(violation));
-            }
-            self.events.tell(Event::Broken {
-                port: Arc::clone(&self.port.name),
-                queue: rx.index(),
-                violation,
-            });
+        let owing = delivery.end();
+        queues.note(pair, rx.soon());
+        if owing && self.owed.try_push((self.port.no, pair)).is_err() {
+            fence();
+            rx.settle();
+            tell(self.port, rx, self.events);
         }
     }
 
     /// The tag that a frame leaves with; none: without one. Outer none: as it came.
     #[inline]
-    fn retag(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
+    fn retag(&mut self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
         if item.len > self.port.max_frame && exceeds(item, self.port.max_frame) {
             return Err(Discard::TooBigForReceiver);
         }
+        let form = u64::from(item.class.word()) << 32 | u64::from(item.parsed.tag);
+        if form != self.formed.0 {
+            self.formed = (form, self.retag_class(item)?);
+        }
+        Ok(self.formed.1)
+    }
+
+    #[inline(never)]
+    fn retag_class(&self, item: &Item) -> Result<Option<Option<u16>>, Discard> {
         if self.copies {
             // A mirror shows what came, as it came.
             return Ok(None);
@@ -332,20 +396,33 @@ impl To<'_> {
     #[inline]
     fn put(&mut self, to: &mut Delivery<'_>, at: usize, accepts: Offloads) -> Result<(), Discard> {
         let item = &self.view.batch.items[at];
+        let head = &self.view.batch.heads[at];
         let tci = self.retag(item)?;
-        if tci.is_some() || !accepts.has(item.needs) {
+        if !accepts.has(item.needs) {
             return self.put_changed(to, at, tci, accepts);
         }
+        let len = WIRE_HEADER + item.len;
+        let Some(tci) = tci else {
+            if item.len as usize <= COPIED {
+                return to.put_whole(head.emit(), len);
+            }
+            return to.put(head.emit(), self.view.source.rest(at), len);
+        };
         let rest = if item.len as usize > COPIED {
             self.view.source.rest(at)
         } else {
             Rest::Own(&[])
         };
-        to.put(
-            self.view.batch.heads[at].emit(),
-            rest,
-            WIRE_HEADER + item.len,
-        )
+        if item.header != NetHeader::default() {
+            // Where its checksum begins moves with the tag.
+            return self.put_changed(to, at, Some(tci), accepts);
+        }
+        let had = item.parsed.tag != 0;
+        let len = len - 4 * u32::from(had) + 4 * u32::from(tci.is_some());
+        match tci {
+            Some(tci) => to.put_pieces(head.pieces(had, &tag(tci)), rest, len),
+            None => to.put_pieces(head.pieces(had, &[]), rest, len),
+        }
     }
 
     /// Give one frame to a guest, with another tag, or checksums and segmentation done.

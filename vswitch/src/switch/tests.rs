@@ -14,7 +14,7 @@ use towpath_common::bell::Bell;
 use towpath_common::chain::Burst;
 use towpath_common::lease::Lease;
 use towpath_common::mem::{Mem, Region, RegionSpec};
-use towpath_common::ring::{F_VERSION_1, Ring, Setup};
+use towpath_common::ring::{F_VERSION_1, Ring, Setup, fence};
 use towpath_common::session::{Alarm, Attach, Update};
 use towpath_common::testing::net::{Header, NetPair, Received, Shape};
 use towpath_common::testing::{Driver, GuestMemory, SplitDriver, feature};
@@ -241,6 +241,16 @@ impl Bed {
         for tx in &mut guest.tx {
             while tx.visit(&mut self.switch, &mut burst, self.now) > 0 {}
         }
+        self.settle();
+    }
+
+    /// The end of a worker's step.
+    fn settle(&mut self) {
+        fence();
+        self.switch.settle();
+        for guest in self.guests.values_mut() {
+            guest.tx.iter_mut().for_each(GuestTx::settle);
+        }
     }
 
     fn send_with(&mut self, port: PortNo, pair: usize, header: Header, frame: &[u8]) {
@@ -283,6 +293,7 @@ impl Bed {
         };
         self.switch
             .forward(Source::Uplink(&source, count), ingress, self.now);
+        self.settle();
     }
 
     fn wire(&self, port: PortNo) -> Vec<crate::port::memory::Frame> {

@@ -27,6 +27,9 @@ use serde::{Deserialize, Serialize};
 use super::{TPID, Tag, Vid, VlanSet, is_tpid};
 use crate::discard::Discard;
 
+/// Most VLANs of a trunk for each of which something is done ([`Mode::few`]).
+const MANY: usize = 64;
+
 /// A port's VLANs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
@@ -58,6 +61,13 @@ impl Class {
     pub fn new(vid: Vid, pcp_dei: u16, nested: bool) -> Class {
         let word = u32::from(pcp_dei & 0xf000) | u32::from(nested) << 16;
         Class(NonZeroU32::from(NonZeroU16::from(vid)) | word)
+    }
+
+    /// All of it in one word, never zero.
+    #[inline]
+    #[must_use]
+    pub fn word(self) -> u32 {
+        self.0.get()
     }
 
     /// Its VLAN.
@@ -177,6 +187,18 @@ impl Mode {
         match self {
             Mode::Access { pvid } => [*pvid].into_iter().collect(),
             Mode::Trunk { allowed, native } => allowed.iter().chain(*native).collect(),
+        }
+    }
+
+    /// The VLANs for each of which something may be done: [`Mode::members`], or the native one alone
+    /// if those are more than 64.
+    #[must_use]
+    pub fn few(&self) -> VlanSet {
+        match self {
+            Mode::Trunk { allowed, native } if allowed.len() > MANY => {
+                native.iter().copied().collect()
+            }
+            mode => mode.members(),
         }
     }
 }

@@ -64,6 +64,28 @@ fn a_mirror_copies_both_directions_of_a_port_and_gets_nothing_else() {
 }
 
 #[test]
+fn a_mirrors_output_goes_on_switching_if_it_is_said_to_be_a_member() {
+    let (a, b, m) = (station(1), station(2), station(3));
+    let ports = [("a", ""), ("b", ""), ("m", "")];
+    let mirror = "[[mirror]]\nname = \"m\"\nfrom = [\"a\"]\nto = \"m\"\nmember = true\n";
+    let bed = Bed::start(&ports, mirror);
+    let [mut ga, mut gb, mut monitor] = ports.map(|(name, _)| bed.guest(name));
+    monitor.send(&frame(BROADCAST, m, 1, 60)).unwrap();
+    // What an output sends is never copied, though it reaches a.
+    for guest in [&mut ga, &mut gb] {
+        assert_eq!(next(guest), frame(BROADCAST, m, 1, 60));
+    }
+    gb.send(&frame(m, b, 2, 60)).unwrap();
+    assert_eq!(next(&mut monitor), frame(m, b, 2, 60));
+    ga.send(&frame(b, a, 3, 60)).unwrap();
+    assert_eq!(next(&mut gb), frame(b, a, 3, 60));
+    assert_eq!(next(&mut monitor), frame(b, a, 3, 60));
+    for guest in [&mut ga, &mut gb, &mut monitor] {
+        assert_eq!(guest.receive(NOTHING).unwrap(), None);
+    }
+}
+
+#[test]
 fn a_copy_has_the_tag_that_was_received() {
     let (a, t) = (station(1), station(2));
     let ports = [

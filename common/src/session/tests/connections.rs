@@ -81,6 +81,9 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     let refused = at().listen().unwrap_err();
     assert!(refused.to_string().contains("not a socket"), "{refused}");
     assert_eq!(std::fs::read(dir.path().join("s")).unwrap(), b"precious");
+    let refused = endpoint(&dir.path().join("none"), Mode::Server).listen();
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("there is no directory"), "{refused}");
 }
 
 #[test]
