@@ -88,6 +88,10 @@ fn mistakes_are_refused_with_their_place() {
             "t:2:11: unknown field `nome`",
         ),
         (&format!("{pf}{pf}"), "t:4:1: match"),
+        (
+            "[daemon]\ncontrol = \"/run/a\"\nleases = \"/run/a\"",
+            "t:1:1: control and leases are both",
+        ),
     ] {
         refused_with(text, message);
     }
@@ -148,10 +152,6 @@ fn mistakes_about_vfs_are_refused_with_their_place() {
                  driver = \"native\""
             ),
             "t:9:10: driver \"native\" cannot be leased",
-        ),
-        (
-            "[daemon]\ncontrol = \"/run/a\"\nleases = \"/run/a\"",
-            "t:1:1: control and leases are both",
         ),
     ] {
         refused_with(text, message);

@@ -244,11 +244,8 @@ impl Builder {
                     "-device pcie-root-port,id=slot{slot},chassis={slot}"
                 ));
             }
-            let monitor = monitor(dir);
-            add(&format!(
-                "-qmp unix:{},server=on,wait=off",
-                monitor.display()
-            ));
+            let monitor = monitor(dir).display().to_string();
+            add(&format!("-qmp unix:{monitor},server=on,wait=off"));
         }
         devices.into_iter().for_each(&mut add);
         add(&format!("-serial file:{}", console(dir).display()));
