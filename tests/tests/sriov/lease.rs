@@ -131,7 +131,7 @@ fn a_lease_lasts_as_long_as_its_owner() -> Result<()> {
         "survived",
         "by name",
         "drift",
-        "pulled",
+        "ended",
     ];
     ensure!(
         marks
