@@ -31,6 +31,10 @@ pub use journal::{Entry, Journal, Unfinished};
 pub use state::{Lock, LockError, Process, State, StateError};
 pub use step::{StepError, carry_out};
 
+/// A step on the way back that fails is tried again from a fresh look, so often: what failed may
+/// have been the moment's. After that it is left to the next apply.
+const BACK_TRIES: usize = 3;
+
 /// How an apply ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
@@ -195,16 +199,25 @@ fn back(
     if let Some(writer) = failure.wedged {
         state.remember_wedged(failure.step.pf, writer)?;
     }
-    let inventory = scan(machine, &state.known()?)?;
-    let mut before = present(before, &inventory);
-    before
-        .pfs
-        .retain(|pf| failure.wedged.is_none() || pf.address != failure.step.pf);
-    let backward = plan_back(&inventory, &before);
-    let stuck = match backward.refusals.first() {
-        Some(refusal) => Some(refusal.text.clone()),
-        None => carry_out_all(machine, &mut journal, &backward.steps)?.map(|f| f.error),
-    };
+    let mut stuck = None;
+    for _ in 0..BACK_TRIES {
+        let inventory = scan(machine, &state.known()?)?;
+        let mut before = present(before, &inventory);
+        before
+            .pfs
+            .retain(|pf| failure.wedged.is_none() || pf.address != failure.step.pf);
+        let backward = plan_back(&inventory, &before);
+        if let Some(refusal) = backward.refusals.first() {
+            stuck = Some(refusal.text.clone());
+            break;
+        }
+        let failed = carry_out_all(machine, &mut journal, &backward.steps)?;
+        let again = failed.as_ref().is_some_and(|one| one.wedged.is_none());
+        stuck = failed.map(|failure| failure.error);
+        if !again {
+            break;
+        }
+    }
     match (stuck, failure.wedged) {
         (Some(because), _) => Ok(Outcome::Stuck { failure, because }),
         // Nobody can say what the write will have done once it returns.
