@@ -70,6 +70,7 @@ fn attach(port: &Port, receive: bool) -> Result<Attach> {
         err: None,
         enabled: true,
         alarm: Arc::new(Alarm::new(UnixStream::pair()?.0)),
+        cell: None,
     })
 }
 

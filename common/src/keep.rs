@@ -1,28 +1,59 @@
-//! State that outlives the process: all a session needs to go on in a successor.
+//! State that outlives the process: all that is needed to go on in a successor.
 //!
-//! A [`Kept`] is a [`Record`] (plain data, JSON in a memfd) and the file descriptors it speaks of,
-//! by name. It can be put into systemd's file-descriptor store or inherited. What is *not* in the
-//! record is what changes with every request: where the rings stand. That is in the used rings
-//! (guest memory) and in the in-flight tables (memfds), which a killed process leaves exact.
+//! A [`Kept`] is a document (JSON in a memfd) and the file descriptors it names. It is stored as one
+//! descriptor ([`parcel`]) with whoever keeps it ([`Keeper`]): systemd, or [`supervise`]. What is
+//! *not* in a session's document is what changes with every request: where the rings stand. That is
+//! in the used rings (guest memory), in the in-flight tables and in the [`Journal`] (memfds), which
+//! a killed process leaves exact.
 //!
-//! The record carries a version. A successor reads its own and older versions, and refuses newer
-//! ones, after which the front-end reconnects as if it had met a new back-end.
+//! ```text
+//! parcel ─▶ memfd: {"version": 3, "kind": "session", "name": "web", "fds": ["connection",
+//!           "journal", "mem.0", "vring.0.kick", …], "body": {…}}
+//!        ─▶ the descriptors, in the order of "fds"
+//! ```
+//!
+//! Kinds: `session` ([`Record`]), `listener` (a socket front-ends connect to), `ledger` ([`Ledger`])
+//! and what a daemon keeps for itself (`tap`: an interface's queues). A document carries a version. A successor reads its own and older versions,
+//! and refuses newer ones, after which the front-end reconnects as if it had met a new back-end.
 
+mod crash;
+mod journal;
+mod keeper;
+mod ledger;
+pub mod parcel;
+mod pass;
+pub mod supervise;
+
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::mem::RegionSpec;
+use crate::mem::{MemError, RegionSpec};
 use crate::session::Addresses;
 
-/// Version of the record this build writes, and the newest it reads.
+pub use journal::{Cell, Journal};
+pub use keeper::{Keeper, Place};
+pub use ledger::Ledger;
+
+/// Version of the document this build writes, and the newest it reads.
 ///
 /// - 1: the first.
 /// - 2: with [`Settings`].
-pub const VERSION: u32 = 2;
+/// - 3: with a kind, an identity and a journal; the first that is kept outside the process.
+pub const VERSION: u32 = 3;
 
-/// Largest record accepted: 256 vrings and 509 regions take some 100 KiB.
-const MAX_RECORD: u64 = 4 << 20;
+/// The kind of a session's document.
+pub const SESSION: &str = "session";
+/// The kind of a listening socket's document.
+pub const LISTENER: &str = "listener";
+
+/// Largest document accepted: 256 vrings and 509 regions take some 100 KiB, and a switch's
+/// addresses and counters a few MiB.
+const MAX_DOCUMENT: u64 = 64 << 20;
 
 /// Why a kept state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -47,10 +78,9 @@ pub enum KeepError {
 /// One session, as plain data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// [`VERSION`] of the build that wrote it.
-    pub version: u32,
-    /// Name of the device.
-    pub device: String,
+    /// What the device is ([`crate::session::Device::identity`]): a session goes on with no other.
+    #[serde(default)]
+    pub identity: String,
     /// Acknowledged virtio features.
     pub features: u64,
     /// Acknowledged protocol features.
@@ -68,12 +98,9 @@ pub struct Record {
     /// What was said to the device; none of it in version 1.
     #[serde(default)]
     pub settings: Settings,
-    /// Names of the fds that belong to it: one that got lost must not pass for one never given.
-    pub fds: Vec<String>,
 }
 
-/// What front-end and driver said to a device besides its rings, where that outlasts them: network
-/// devices have such.
+/// What front-end and driver said to a device besides its rings, where that outlasts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
@@ -83,6 +110,8 @@ pub struct Settings {
     pub pairs: Option<u16>,
     /// Offloads in use, by feature bits (VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET).
     pub offloads: Option<u64>,
+    /// Whether the disk's write cache is on, where the driver may choose (VIRTIO_BLK_F_CONFIG_WCE).
+    pub write_cache: Option<bool>,
 }
 
 /// Where an in-flight table lies in its fd.
@@ -113,32 +142,72 @@ pub struct VringRecord {
     pub inflight: Option<Table>,
 }
 
-/// A record and its file descriptors.
+/// A document and its file descriptors.
 #[derive(Debug)]
 pub struct Kept {
-    /// The data.
-    pub record: Record,
+    head: Head,
+    body: Value,
     fds: Vec<(String, OwnedFd)>,
 }
 
+/// What every version has, and what is needed to find the rest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Head {
+    version: u32,
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    name: String,
+    /// Names of the fds that belong to it: one that got lost must not pass for one never given.
+    #[serde(default)]
+    fds: Vec<String>,
+}
+
 impl Kept {
-    /// A record without fds.
-    #[must_use]
-    pub fn new(record: Record) -> Kept {
-        Kept {
-            record,
+    /// A document of `kind` about `name`, without fds.
+    ///
+    /// # Errors
+    /// [`KeepError::Format`] if `body` is not for JSON.
+    pub fn new(kind: &str, name: &str, body: &impl Serialize) -> Result<Kept, KeepError> {
+        Ok(Kept {
+            head: Head {
+                version: VERSION,
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+                fds: Vec::new(),
+            },
+            body: serde_json::to_value(body)?,
             fds: Vec::new(),
-        }
+        })
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        &self.head.kind
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.head.name
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    /// [`KeepError::Format`] if it says something else.
+    pub fn body<T: DeserializeOwned>(&self) -> Result<T, KeepError> {
+        Ok(T::deserialize(&self.body)?)
     }
 
     /// Keep a duplicate of `fd` as `name`.
     ///
     /// # Errors
     /// If there are no file descriptors left.
-    pub fn keep(&mut self, name: impl Into<String>, fd: &OwnedFd) -> Result<(), KeepError> {
-        let name = name.into();
-        self.record.fds.push(name.clone());
-        self.fds.push((name, fd.try_clone()?));
+    pub fn keep(&mut self, name: impl Into<String>, fd: impl AsFd) -> Result<(), KeepError> {
+        self.fds
+            .push((name.into(), fd.as_fd().try_clone_to_owned()?));
         Ok(())
     }
 
@@ -157,49 +226,73 @@ impl Kept {
             .ok_or_else(|| KeepError::MissingFd(name.to_owned()))
     }
 
-    /// The record in a memfd, and the fds with their names, for whoever keeps them.
+    /// All of it as one descriptor.
     ///
     /// # Errors
-    /// If the memfd cannot be made.
-    pub fn store(self) -> Result<(OwnedFd, Vec<(String, OwnedFd)>), KeepError> {
+    /// If the document or the parcel cannot be made.
+    pub fn pack(&self) -> Result<OwnedFd, KeepError> {
+        /// The document as it is written.
+        #[derive(Serialize)]
+        struct Document<'a> {
+            #[serde(flatten)]
+            head: &'a Head,
+            body: &'a Value,
+        }
+        let names = self.fds.iter().map(|(name, _)| name.clone());
+        let head = Head {
+            fds: names.collect(),
+            ..self.head.clone()
+        };
+        let body = &self.body;
+        let text = serde_json::to_vec(&Document { head: &head, body })?;
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let fd =
-            rustix::fs::memfd_create("towpath-session", flags).map_err(std::io::Error::from)?;
-        let bytes = serde_json::to_vec(&self.record)?;
-        let mut file = std::fs::File::from(fd);
-        std::io::Write::write_all(&mut file, &bytes)?;
-        Ok((file.into(), self.fds))
+        let memory = rustix::fs::memfd_create("towpath-kept", flags);
+        let mut memory = std::fs::File::from(memory.map_err(std::io::Error::from)?);
+        memory.write_all(&text)?;
+        let fds = self.fds.iter().map(|(_, fd)| fd.as_fd());
+        let all: Vec<_> = std::iter::once(memory.as_fd()).chain(fds).collect();
+        Ok(parcel::pack(&all)?)
     }
 
-    /// Read back what [`Kept::store`] gave.
+    /// Read back what [`Kept::pack`] gave.
     ///
     /// # Errors
     /// [`KeepError::Format`], [`KeepError::Newer`] or [`KeepError::MissingFd`].
-    pub fn load(fd: impl AsFd, fds: Vec<(String, OwnedFd)>) -> Result<Kept, KeepError> {
-        /// The one field every version has.
+    pub fn open(parcel: impl AsFd) -> Result<Kept, KeepError> {
+        /// Where the rest of the document is.
         #[derive(Deserialize)]
-        struct Head {
-            version: u32,
+        struct Rest {
+            body: Value,
         }
-        let size = rustix::fs::fstat(&fd)
-            .map_err(std::io::Error::from)?
-            .st_size;
-        let size = u64::try_from(size).unwrap_or(0);
-        if size > MAX_RECORD {
-            return Err(KeepError::Unfit(format!("record of {size} bytes")));
+        let mut fds = parcel::open(parcel)?.into_iter();
+        let text = fds.next().map(|memory| read(memory.into()));
+        let text = text.ok_or_else(|| KeepError::MissingFd("document".to_owned()))??;
+        let value: Value = serde_json::from_slice(&text)?;
+        let head = Head::deserialize(&value)?;
+        if head.version > VERSION {
+            return Err(KeepError::Newer(head.version));
         }
-        let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
-        let n = rustix::io::pread(&fd, &mut bytes, 0).map_err(std::io::Error::from)?;
-        bytes.truncate(n);
-        let Head { version } = serde_json::from_slice(&bytes)?;
-        if version > VERSION {
-            return Err(KeepError::Newer(version));
+        let Rest { body } = Rest::deserialize(value)?;
+        if let Some(lost) = head.fds.get(fds.len()) {
+            return Err(KeepError::MissingFd(lost.clone()));
         }
-        let record: Record = serde_json::from_slice(&bytes)?;
-        let lost = |name: &&String| !fds.iter().any(|(have, _)| have == *name);
-        if let Some(name) = record.fds.iter().find(lost) {
-            return Err(KeepError::MissingFd(name.clone()));
-        }
-        Ok(Kept { record, fds })
+        let fds = head.fds.iter().cloned().zip(fds).collect();
+        Ok(Kept { head, body, fds })
+    }
+}
+
+fn read(memory: std::fs::File) -> Result<Vec<u8>, KeepError> {
+    let size = memory.metadata()?.len();
+    if size > MAX_DOCUMENT {
+        return Err(KeepError::Unfit(format!("a document of {size} bytes")));
+    }
+    let mut text = vec![0; usize::try_from(size).unwrap_or(0)];
+    memory.read_exact_at(&mut text, 0)?;
+    Ok(text)
+}
+
+impl From<MemError> for KeepError {
+    fn from(e: MemError) -> KeepError {
+        KeepError::Unfit(e.to_string())
     }
 }

@@ -250,27 +250,6 @@ impl Vswitch {
     pub fn serve_in(netns: &Netns, dir: TempDir, ports: &[&str], more: &[&str]) -> Result<Self> {
         Service::serve("vswitch", dir, ("--port", ports), more, Some(netns.name())).map(Self)
     }
-
-    /// Runs a client subcommand, `vswitch port show` for example, against this daemon, and
-    /// returns what it printed.
-    ///
-    /// # Errors
-    /// When it fails, with what it said.
-    pub fn client(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(&self.program)
-            .args(arguments)
-            .arg("--control")
-            .arg(self.path("control"))
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "vswitch {}: {}\n{}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8(output.stdout)?)
-    }
 }
 
 impl Deref for Vswitch {
@@ -368,6 +347,28 @@ impl Service {
             self.dir.path(),
         )?;
         Ok(())
+    }
+
+    /// Runs a client subcommand, `vswitch port show` for example, against this daemon, and
+    /// returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn client(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.program)
+            .args(arguments)
+            .arg("--control")
+            .arg(self.path("control"))
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{} {}: {}\n{}",
+            self.name,
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// The process.

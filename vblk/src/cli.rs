@@ -57,7 +57,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve disks until told to stop.
     #[command(after_help = SERVE_EXAMPLES)]
-    Serve(SourceArgs),
+    Serve {
+        /// Start it again if it ends, in a way that virtual machines do not notice: for hosts where
+        /// systemd does not do that, and for containers. SIGUSR2 restarts it.
+        #[arg(long)]
+        keep: bool,
+        #[command(flatten)]
+        sources: SourceArgs,
+    },
     /// Create an empty, sparse raw image.
     Create {
         /// The file to create; it must not exist.
@@ -105,6 +112,13 @@ pub(crate) enum DiskCommand {
     Show {
         /// The disk; without it, all disks.
         name: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Serve a session again that is quarantined: the daemon crashed over it three times.
+    Release {
+        /// Its disk.
+        name: String,
         #[command(flatten)]
         target: Target,
     },
@@ -180,10 +194,11 @@ mod tests {
     fn serve_takes_everything_the_file_does() {
         let line = "serve --config f --disk a,socket=s --disk b,socket=t --cpu 2,4-5 --poll busy \
                     --control c --log debug";
-        let Ok(Command::Serve(args)) = parse(line) else {
+        let Ok(Command::Serve { keep, sources }) = parse(line) else {
             panic!("not serve")
         };
-        let sources = Sources::from(args);
+        assert!(!keep);
+        let sources = Sources::from(sources);
         assert_eq!(sources.disks, ["a,socket=s", "b,socket=t"]);
         assert_eq!(sources.daemon.cpus, Some("2,4,5".parse().unwrap()));
         assert_eq!(sources.daemon.poll, Some(Poll::Busy));

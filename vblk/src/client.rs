@@ -45,6 +45,17 @@ pub(crate) fn disk_show(target: &Target, name: Option<&str>, out: &mut impl Writ
     Ok(print(&answer, target.json, out, report::disk)?)
 }
 
+/// `vblk disk release NAME`.
+pub(crate) fn disk_release(target: &Target, name: &str, out: &mut impl Write) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let name: towpath_common::config::Name = name.parse()?;
+    let answer: Answer<()> = client.post(&format!("/v1/disks/{name}/release"), &())?;
+    let description = answer.description.clone();
+    Ok(print(&answer, target.json, out, |()| {
+        format!("{description}\n")
+    })?)
+}
+
 /// `vblk stats`.
 pub(crate) fn stats(target: &Target, watch: bool, out: &mut impl Write) -> Result<()> {
     let client = Client::new(target.control.as_path());

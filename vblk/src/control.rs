@@ -74,6 +74,7 @@ pub fn routes(daemon: Arc<Daemon>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/disks", get(disks))
         .route("/v1/disks/{name}", get(disk))
+        .route("/v1/disks/{name}/release", post(release))
         .route("/v1/stats", get(stats))
         .route("/v1/reload", post(reload))
         .route("/metrics", get(scrape))
@@ -122,6 +123,21 @@ async fn disk(
             Answer::failed(StatusCode::NOT_FOUND, description)
         }
     }
+}
+
+async fn release(
+    State(daemon): State<Arc<Daemon>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer<()> {
+    let name = match name {
+        Ok(Path(name)) => name,
+        Err(rejection) => return Answer::failed(rejection.status(), rejection.body_text()),
+    };
+    if daemon.service().release(&name) {
+        return Answer::success(format!("the session of disk {name} is served again"), ());
+    }
+    let description = format!("no session of a disk {name:?} is quarantined");
+    Answer::failed(StatusCode::NOT_FOUND, description)
 }
 
 async fn stats(State(daemon): State<Arc<Daemon>>) -> Answer<Stats> {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use towpath_common::keep::Settings;
 use towpath_common::mem::Mem;
 use towpath_common::ring::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Ring};
 use towpath_common::session::{Attach, Device, DeviceGone, Update};
@@ -30,6 +31,8 @@ pub struct BlkDevice {
     /// Features the driver accepted.
     accepted: AtomicU64,
     guest_memory: GuestMemory,
+    /// What it is to its driver, besides its size.
+    identity: String,
     /// The guest's memory is registered with the workers' rings.
     registered: AtomicBool,
     /// The workers that serve it; queue `i` belongs to worker `i % len`.
@@ -37,7 +40,8 @@ pub struct BlkDevice {
 }
 
 impl BlkDevice {
-    /// A device for `disk`, whose queues are served by `workers`.
+    /// A device for `disk`, whose queues are served by `workers`; `contents` says what is on it, as
+    /// configured.
     #[must_use]
     pub fn new(
         name: Arc<str>,
@@ -46,8 +50,11 @@ impl BlkDevice {
         queues: u16,
         guest_memory: GuestMemory,
         workers: Vec<Handle<Change>>,
+        contents: &str,
     ) -> BlkDevice {
         let config = Mutex::new(Config::new(&disk, queues));
+        let (block, read_only) = (disk.block().bytes(), disk.read_only());
+        let identity = format!("{contents} block_size={block} read_only={read_only}");
         BlkDevice {
             name,
             key,
@@ -56,6 +63,7 @@ impl BlkDevice {
             config,
             accepted: AtomicU64::new(0),
             guest_memory,
+            identity,
             registered: AtomicBool::new(false),
             workers,
         }
@@ -96,6 +104,10 @@ impl Device for BlkDevice {
 
     fn features(&self) -> u64 {
         features::offered(&self.disk, self.queues, RING)
+    }
+
+    fn identity(&self) -> String {
+        self.identity.clone()
     }
 
     fn max_queues(&self) -> u16 {
@@ -167,6 +179,21 @@ impl Device for BlkDevice {
         if let Some(worker) = self.worker(queue) {
             // A worker that is gone is reported by whoever needs its answer.
             let _ = worker.post(Change::Update(self.key, queue, update));
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            write_cache: Some(self.config().wce()),
+            ..Settings::default()
+        }
+    }
+
+    fn restore(&self, settings: &Settings) {
+        if let Some(on) = settings.write_cache {
+            let mut config = self.config();
+            config.set_wce(on);
+            self.set_caching(&config);
         }
     }
 

@@ -78,10 +78,13 @@ impl FakeService {
                 memory_bytes: 512 << 20,
                 memory_registered: true,
                 queues,
+                ..SessionStatus::default()
             }),
             last_error: None,
+            trouble: None,
             stats: DiskStats {
                 connections: 1,
+                storage_losses: 2,
                 queues: vec![stats],
                 ring_broken: BTreeMap::from([("loop".to_owned(), 1)]),
                 latency: BTreeMap::from([(RequestType::Read, latency)]),

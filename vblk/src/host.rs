@@ -12,14 +12,16 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use towpath_common::config::{CpuId, Poll, SocketMode};
+use towpath_common::keep;
 use towpath_common::sched::{Cap, Share, Weight};
-use towpath_common::session::{Endpoint, Listening, Mode, Server};
+use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
-use tracing::error;
+use tracing::{error, warn};
 
-use crate::config::{self, Config, Daemon as Settings, Source};
+use crate::config::{self, Config, Daemon as Settings};
 use crate::device::BlkDevice;
-use crate::disk::{self, Disk};
+use crate::disk::Disk;
+use crate::engine::router::Router;
 use crate::engine::uring::Uring;
 use crate::io::Io;
 use crate::keeper::Keeper;
@@ -28,10 +30,14 @@ use crate::plane::{BlkPlane, Change, DiskKey, NewDisk};
 use crate::service::{DiskStatus, Report, Service, ServiceError, WorkerStatus};
 use crate::stats::{DiskShared, Events};
 use crate::status;
+use crate::storage;
 
 /// Requests in flight on one worker: eight disks at depth 128, and few enough that their slots stay
 /// in the second-level cache.
 const CAPACITY: u32 = 1024;
+
+/// Operations in flight on one worker: a request of a composed disk is several.
+const OPERATIONS: u32 = 2 * CAPACITY;
 
 /// A disk being served.
 #[derive(Debug)]
@@ -45,14 +51,25 @@ pub(crate) struct Running {
     pub(crate) connections: u64,
 }
 
+impl Running {
+    /// What its session was told other than by messages is kept, too.
+    fn refresh(&self) {
+        if let Some(server) = &self.server {
+            server.refresh();
+        }
+    }
+}
+
 /// The data plane.
 #[derive(Debug)]
 pub struct Host {
     workers: Vec<Worker<Change>>,
+    /// Who keeps sessions for a successor of this process.
+    manager: keep::Keeper,
     /// Held while a configuration is applied, however long storage takes.
     applying: Mutex<()>,
     /// Held for moments only: the control thread looks at it.
-    disks: Mutex<Vec<Running>>,
+    disks: Arc<Mutex<Vec<Running>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     next_key: AtomicU64,
     stop: Arc<AtomicBool>,
@@ -65,11 +82,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Start the workers; no disk is served yet.
+/// Start the workers; no disk is served yet. Sessions are kept by `manager`, and those that a
+/// predecessor left with it go on as soon as their disks are served.
 ///
 /// # Errors
 /// [`ServiceError::Worker`] if one cannot start (no io_uring, no such processor).
-pub fn start(settings: &Settings) -> Result<Arc<dyn Service>, ServiceError> {
+pub fn start(settings: &Settings, manager: keep::Keeper) -> Result<Arc<dyn Service>, ServiceError> {
     let events = Events::default();
     let idle = match settings.poll {
         Poll::Adaptive => Idle::Adaptive(SPIN),
@@ -84,7 +102,7 @@ pub fn start(settings: &Settings) -> Result<Arc<dyn Service>, ServiceError> {
         let cpu = cpus.get(index).map(|c| usize::from(c.get()));
         let events = events.clone();
         let worker = Worker::spawn(index, cpu, idle, move |context| {
-            let engine = Uring::new(CAPACITY)?;
+            let engine = Router::new(Uring::new(OPERATIONS)?);
             context.poller.add(rustix::fd::AsFd::as_fd(&engine))?;
             Ok(BlkPlane::new(Io::new(engine, CAPACITY)?, context, events))
         });
@@ -101,11 +119,21 @@ pub fn start(settings: &Settings) -> Result<Arc<dyn Service>, ServiceError> {
         ratio: 0.0,
     };
     let seen = Arc::new(Mutex::new(vec![now; workers.len()]));
-    let monitor = monitor::start(&workers, events, Arc::clone(&seen), Arc::clone(&stop));
+    let disks = Arc::<Mutex<Vec<Running>>>::default();
+    let kept = Arc::clone(&disks);
+    let refresh = move || lock(&kept).iter().for_each(Running::refresh);
+    let monitor = monitor::start(
+        &workers,
+        events,
+        Arc::clone(&seen),
+        Arc::clone(&stop),
+        refresh,
+    );
     Ok(Arc::new(Host {
         workers,
+        manager,
         applying: Mutex::default(),
-        disks: Mutex::default(),
+        disks,
         seen,
         next_key: AtomicU64::new(1),
         stop,
@@ -123,6 +151,8 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             d.cache,
             d.block_size,
             d.serial.clone(),
+            d.connections,
+            d.map,
         )
     };
     file(a) == file(b)
@@ -136,22 +166,20 @@ fn same_session(a: &config::Disk, b: &config::Disk) -> bool {
 }
 
 fn open(config: &config::Disk) -> Result<Disk, ServiceError> {
-    let failed = |e: disk::DiskError| ServiceError::Disk {
+    storage::open(config).map_err(|e| ServiceError::Disk {
         name: config.name.clone(),
         source: e.into(),
-    };
-    match &config.path {
-        Source::Null { size } => Ok(Disk::null(size.bytes())),
-        Source::File(path) => Disk::open(&disk::Spec {
-            path: path.clone(),
-            read_only: config.read_only,
-            cache: config.cache,
-            block_size: config
-                .block_size
-                .and_then(|b| disk::BlockSize::new(b.bytes())),
-            serial: disk::Serial::new(config.serial.as_str()).ok(),
-        })
-        .map_err(failed),
+    })
+}
+
+/// Which workers serve a disk: the first, and how many in all. Disks that one worker must serve
+/// alone are spread over all of them.
+pub(crate) fn workers_of(disk: &Disk, key: DiskKey, queues: u16, workers: usize) -> (usize, usize) {
+    if disk.shape().one_worker {
+        let first = usize::try_from(key).unwrap_or(0) % workers.max(1);
+        (first, 1)
+    } else {
+        (0, usize::from(queues).min(workers))
     }
 }
 
@@ -185,12 +213,14 @@ impl Host {
         }
     }
 
-    fn listen(config: &config::Disk) -> Result<Listening, ServiceError> {
+    fn listen(&self, config: &config::Disk) -> Result<Listening, ServiceError> {
         let failed = |e: io::Error| ServiceError::Disk {
             name: config.name.clone(),
             source: e.into(),
         };
-        Self::endpoint(config).listen().map_err(failed)
+        Self::endpoint(config)
+            .listen_kept(&self.manager)
+            .map_err(failed)
     }
 
     /// Open and bind without touching what runs.
@@ -209,7 +239,7 @@ impl Host {
         let listening = if taken {
             None
         } else {
-            Some(Self::listen(config)?)
+            Some(self.listen(config)?)
         };
         Ok(Prepared {
             config: config.clone(),
@@ -219,6 +249,7 @@ impl Host {
     }
 
     fn stop_disk(&self, running: &mut Running) {
+        let _until_stopped = running.device.disk().storage().hurry();
         if let Some(server) = running.server.take() {
             running.connections += server.status().sessions;
             server.stop();
@@ -248,7 +279,7 @@ impl Host {
         };
         let listening = match listening {
             Some(listening) => listening,
-            None => Self::listen(&config)?,
+            None => self.listen(&config)?,
         };
         if let Some(resident) = disk.resident() {
             resident.set_limit(config.resident.bytes());
@@ -261,9 +292,9 @@ impl Host {
             Some((shared, n)) if shared.queues.len() == usize::from(queues) => (shared, n),
             _ => (Arc::new(DiskShared::new(queues, self.workers.len())), 0),
         };
-        let used = usize::from(queues).min(self.workers.len());
-        let handles: Vec<Handle<Change>> =
-            self.workers.iter().take(used).map(Worker::handle).collect();
+        let (first, used) = workers_of(&disk, key, queues, self.workers.len());
+        let all = self.workers.iter().cycle().skip(first).take(used);
+        let handles: Vec<Handle<Change>> = all.map(Worker::handle).collect();
         for handle in &handles {
             let new = NewDisk {
                 key,
@@ -284,8 +315,10 @@ impl Host {
             queues,
             config.guest_memory,
             handles,
+            &config.path.to_string(),
         ));
-        let server = Server::start(listening, Arc::clone(&device));
+        let keeping = Keeping::with(&self.manager, config.name.as_str());
+        let server = Server::start_kept(listening, Arc::clone(&device), keeping);
         let server = Some(server.map_err(|e| failed(e.into()))?);
         Ok(Running {
             config,
@@ -336,6 +369,17 @@ impl Service for Host {
                 self.reshare(disk, wanted);
             }
         }
+        let servers = running.iter().filter_map(|disk| disk.server.as_ref());
+        servers.for_each(Server::go);
+        // Disks that a predecessor served and that are configured no more.
+        for (mut place, kept) in self.manager.claim_rest() {
+            warn!(
+                kind = kept.kind(),
+                name = kept.name(),
+                "left by a predecessor, not wanted"
+            );
+            place.clear();
+        }
         Ok(Report::default())
     }
 
@@ -367,9 +411,20 @@ impl Service for Host {
             .collect()
     }
 
+    fn release(&self, name: &str) -> bool {
+        let disks = lock(&self.disks);
+        let mut disks = disks.iter().filter(|d| d.config.name.as_str() == name);
+        let server = disks.find_map(|disk| disk.server.as_ref());
+        let held = server.filter(|server| server.status().quarantined);
+        held.inspect(|server| server.release()).is_some()
+    }
+
     fn drain(&self) {
         let all: Vec<Running> = lock(&self.disks).drain(..).collect();
         for mut disk in all {
+            if let Some(server) = disk.server.take_if(|_| self.manager.keeps()) {
+                server.leave();
+            }
             self.stop_disk(&mut disk);
         }
     }
@@ -424,10 +479,12 @@ impl Host {
 
     /// Give a disk its new weight, cap and limit of resident pages, if they changed.
     fn reshare(&self, disk: &mut Running, wanted: &config::Disk) {
-        let used = usize::from(wanted.queues.get()).min(self.workers.len());
+        let count = self.workers.len();
+        let (_, used) = workers_of(disk.device.disk(), disk.key, wanted.queues.get(), count);
         let (old, new) = (share(&disk.config, used), share(wanted, used));
         if old != new {
-            for worker in self.workers.iter().take(used) {
+            // Those that do not serve it let it pass.
+            for worker in &self.workers {
                 let _ = worker.handle().post(Change::SetShare(disk.key, new));
             }
         }

@@ -13,6 +13,7 @@ use anyhow::Result;
 use clap::Parser;
 use towpath_common::config::{ConfigError, ValueError};
 use towpath_common::control::print::{PrintError, sentence};
+use towpath_common::keep::supervise;
 use vblk::config::Sources;
 use vblk::image::{self, ImageError};
 use vblk::serve::{self, ServeError};
@@ -23,7 +24,11 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let Err(error) = run(Cli::parse().command) else {
+    let command = Cli::parse().command;
+    if let Command::Serve { keep: true, .. } = command {
+        return supervise::main("vblk");
+    }
+    let Err(error) = run(command) else {
         return ExitCode::SUCCESS;
     };
     if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
@@ -36,11 +41,14 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let out = &mut stdout().lock();
     match command {
-        Command::Serve(args) => Ok(serve::serve(args.into(), vblk::host::start)?),
+        Command::Serve { sources, .. } => Ok(serve::serve(sources.into(), vblk::host::start)?),
         Command::Create { path, size } => Ok(image::create(&path, size)?),
         Command::Disk(DiskCommand::List { target }) => client::disk_list(&target, out),
         Command::Disk(DiskCommand::Show { name, target }) => {
             client::disk_show(&target, name.as_deref(), out)
+        }
+        Command::Disk(DiskCommand::Release { name, target }) => {
+            client::disk_release(&target, &name, out)
         }
         Command::Stats { watch, target } => client::stats(&target, watch, out),
         Command::Check { sources, json } => client::check(&Sources::from(sources), json, out),

@@ -25,12 +25,14 @@ pub(crate) struct Seen {
     pub(crate) ratio: f64,
 }
 
-/// Log events, and end the process if a worker died: its successor finds all state in place.
+/// Log events, call `refresh`, and end the process if a worker died: its successor finds all state
+/// in place.
 pub(crate) fn start(
     workers: &[Worker<Change>],
     events: Events,
     seen: Arc<Mutex<Vec<Seen>>>,
     stop: Arc<AtomicBool>,
+    refresh: impl Fn() + Send + 'static,
 ) -> JoinHandle<()> {
     let watched: Vec<_> = workers
         .iter()
@@ -42,6 +44,7 @@ pub(crate) fn start(
             while let Some(event) = events.take() {
                 log(&event);
             }
+            refresh();
             let lost = events.take_lost();
             if lost > 0 {
                 warn!(lost, "more went wrong than could be logged");

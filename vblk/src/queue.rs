@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use towpath_common::chain::{Burst, Chain};
 use towpath_common::clock::Cycles;
+use towpath_common::keep::Cell;
 use towpath_common::mem::{DirtyLog, Mem, Segment};
 use towpath_common::ring::{Ring, Violation};
 use towpath_common::session::{Alarm, Attach, Update};
@@ -40,6 +41,8 @@ pub struct Queue {
     enabled: bool,
     /// Ends the session.
     pub alarm: Arc<Alarm>,
+    /// Where a successor reads whether this queue was being served.
+    cell: Option<Cell>,
     /// No more chains are popped: the session wants the ring back.
     pub draining: bool,
     /// Has buffers to publish.
@@ -102,6 +105,7 @@ impl Queue {
             err,
             enabled,
             alarm,
+            cell,
         } = attach;
         bell.aim(call.as_ref().map(AsFd::as_fd))?;
         let mut queue = Queue {
@@ -113,6 +117,7 @@ impl Queue {
             bell,
             enabled,
             alarm,
+            cell,
             draining: false,
             dirty: false,
             told_broken: false,
@@ -177,6 +182,9 @@ impl Queue {
             self.dirty |= self.is_newly_broken();
             return visited;
         }
+        if let Some(cell) = &self.cell {
+            cell.set_busy(true);
+        }
         let memory = Arc::clone(self.ring.mem());
         for chain in burst.iter() {
             let request = match Request::parse(&chain, &memory, limits, ranges) {
@@ -198,6 +206,9 @@ impl Queue {
                 }
                 Started::InFlight => visited.started += 1,
             }
+        }
+        if let Some(cell) = &self.cell {
+            cell.set_busy(false);
         }
         self.dirty |= self.is_newly_broken();
         visited

@@ -7,6 +7,9 @@
 //!            SIGTERM, SIGINT: STOPPING, drain, exit                        ◀───┘
 //! ```
 //!
+//! What a predecessor left with the service manager is taken first of all ([`Keeper`]): its
+//! sessions go on when their disks are served.
+//!
 //! Nothing is touched before everything is validated, and the control socket is claimed first, so
 //! that a second daemon by mistake ends there. What comes after READY is [`life`].
 
@@ -18,6 +21,7 @@ use axum::http::StatusCode;
 use towpath_common::config::{ConfigError, Daemon as Settings};
 use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
+use towpath_common::keep::Keeper;
 use towpath_common::logging::{self, LogError};
 use towpath_common::notify;
 
@@ -68,13 +72,14 @@ impl std::fmt::Debug for Daemon {
 /// [`ServeError`]. Before READY, nothing keeps running after an error.
 pub fn serve(
     sources: Sources,
-    start: impl FnOnce(&Settings) -> Result<Arc<dyn Service>, ServiceError>,
+    start: impl FnOnce(&Settings, Keeper) -> Result<Arc<dyn Service>, ServiceError>,
 ) -> Result<(), ServeError> {
     let started = Instant::now();
     let config = Config::load(&sources)?;
     logging::init("vblk", config.daemon.log.as_ref())?;
-    let socket = ControlSocket::bind(config.daemon.control.as_path())?;
-    let service = start(&config.daemon)?;
+    let keeper = Keeper::inherit();
+    let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
+    let service = start(&config.daemon, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
     let daemon = Arc::new(Daemon {

@@ -33,6 +33,12 @@ pub trait Service: Send + Sync {
     /// Every worker, by index. Must not block.
     fn workers(&self) -> Vec<WorkerStatus>;
 
+    /// Serves the session of the disk `name` again, which is quarantined; false if there is none.
+    fn release(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Stops taking requests, completes those in flight, and closes all sessions. Blocks.
     fn drain(&self);
 }
@@ -93,6 +99,9 @@ pub struct DiskStatus {
     /// Why a message was refused, or why the last connection was ended by vblk.
     #[serde(default)]
     pub last_error: Option<String>,
+    /// What is wrong with its storage, if something is.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// What it has done.
     pub stats: DiskStats,
 }
@@ -110,6 +119,15 @@ pub struct SessionStatus {
     pub memory_registered: bool,
     /// Rings the front-end has set up.
     pub queues: Vec<QueueStatus>,
+    /// Whether a restart of the daemon leaves it as it is.
+    #[serde(default)]
+    pub kept: bool,
+    /// Whether it goes on from before the daemon's last start.
+    #[serde(default)]
+    pub resumed: bool,
+    /// It ended the daemon too often: it is held and not served, until it is released.
+    #[serde(default)]
+    pub quarantined: bool,
 }
 
 /// One ring of a connection.
@@ -138,6 +156,9 @@ pub struct QueueStatus {
 pub struct DiskStats {
     /// Front-ends that connected.
     pub connections: u64,
+    /// Connections to its storage that were lost, since it was attached.
+    #[serde(default)]
+    pub storage_losses: u64,
     /// Counters by queue.
     pub queues: Vec<QueueStats>,
     /// Rings latched as broken, by reason.

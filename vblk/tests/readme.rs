@@ -64,7 +64,7 @@ fn the_example_shows_every_key_and_its_default() {
     let example = fs::read_to_string(root().join("systemd/examples/vblk.toml")).unwrap();
     let config = load(&example);
     let names: Vec<&str> = config.disks.iter().map(|disk| disk.name.as_str()).collect();
-    assert_eq!(names, ["web", "install"]);
+    assert_eq!(names, ["web", "archive", "install"]);
     for key in keys(&config.daemon)
         .keys()
         .chain(keys(&config.disks[0]).keys())
@@ -163,6 +163,20 @@ fn the_sessions_in_the_readme_really_go_that_way() {
             let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert_eq!(squeeze(&printed), squeeze(expected), "{line}");
         }
+    }
+}
+
+#[test]
+fn systemd_finds_little_to_blame_in_the_unit() {
+    let unit = root().join("systemd/vblk.service");
+    // The exposure times ten: at most 2.0.
+    let analysis = Command::new("systemd-analyze")
+        .args(["security", "--offline=yes", "--no-pager", "--threshold=20"])
+        .arg(unit)
+        .output();
+    match analysis {
+        Err(error) => println!("skipped: systemd-analyze cannot be run: {error}"),
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
     }
 }
 

@@ -26,7 +26,14 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Switch frames until told to stop.
     #[command(after_help = help::SERVE)]
-    Serve(SourceArgs),
+    Serve {
+        /// Start it again if it ends, in a way that virtual machines do not notice: for hosts where
+        /// systemd does not do that, and for containers. SIGUSR2 restarts it.
+        #[arg(long)]
+        keep: bool,
+        #[command(flatten)]
+        sources: SourceArgs,
+    },
     /// Look at ports and uplinks, change and remove them; add ports.
     #[command(subcommand)]
     Port(PortCommand),
@@ -84,6 +91,13 @@ pub(crate) enum PortCommand {
     Show {
         /// The port; without it, one line for each.
         name: Option<Name>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Serve a session again that is quarantined: the daemon crashed over it three times.
+    Release {
+        /// Its port.
+        name: Name,
         #[command(flatten)]
         target: Target,
     },

@@ -26,6 +26,9 @@ const WATCH_PERIOD: Duration = Duration::from_secs(1);
 pub(crate) fn port(command: PortCommand, out: &mut impl Write) -> Result<()> {
     match command {
         PortCommand::Show { name, target } => port_show(&target, name.as_ref(), out),
+        PortCommand::Release { name, target } => {
+            post::<()>(&target, &format!("/v1/ports/{name}/release"), &(), out)
+        }
         PortCommand::Add {
             port,
             persist,

@@ -110,6 +110,7 @@ pub fn routes(daemon: Arc<Daemon>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/ports", get(ports))
         .route("/v1/ports/{name}", get(port))
+        .route("/v1/ports/{name}/release", post(release))
         .route("/v1/vlans", get(vlans))
         .route("/v1/fdb", get(fdb))
         .route("/v1/fdb/flush", post(flush))
@@ -202,6 +203,21 @@ async fn mirrors(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<Mirror>> {
             Answer::failed(StatusCode::CONFLICT, description)
         }
     }
+}
+
+async fn release(
+    State(daemon): State<Arc<Daemon>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer<()> {
+    let name = match name {
+        Ok(Path(name)) => name,
+        Err(rejection) => return Answer::failed(rejection.status(), rejection.body_text()),
+    };
+    if daemon.service().release(&name) {
+        return Answer::success(format!("the session of port {name} is served again"), ());
+    }
+    let description = format!("no session of a port {name:?} is quarantined");
+    Answer::failed(StatusCode::NOT_FOUND, description)
 }
 
 async fn stats(State(daemon): State<Arc<Daemon>>) -> Answer<Stats> {

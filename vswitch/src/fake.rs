@@ -100,6 +100,7 @@ fn port(port: &Port) -> PortStatus {
                 running: true,
                 ..RingStatus::default()
             }],
+            ..SessionStatus::default()
         }),
         last_error: None,
         learned: 1,

@@ -108,6 +108,20 @@ macro_rules! counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
+        impl Counters {
+            /// Names and values.
+            #[must_use]
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+
+            /// As [`Counters::named`] gave them, by `value`.
+            #[must_use]
+            pub fn from_named(value: impl Fn(&str) -> u64) -> Counters {
+                Counters { $($name: value(stringify!($name)),)* }
+            }
+        }
+
         /// [`Counters`], as they are written by whoever holds the lock.
         #[derive(Debug, Default)]
         struct Tally {
@@ -117,6 +131,10 @@ macro_rules! counters {
         impl Tally {
             fn read(&self) -> Counters {
                 Counters { $($name: self.$name.load(Relaxed),)* }
+            }
+
+            fn set(&self, counters: &Counters) {
+                $(self.$name.store(counters.$name, Relaxed);)*
             }
         }
     };
@@ -254,6 +272,11 @@ impl Fdb {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.tally.read()
+    }
+
+    /// Count on from here; before anybody learns.
+    pub fn set_counters(&self, counters: Counters) {
+        self.tally.set(&counters);
     }
 
     /// The first bucket of `hash`, and the word it would have there.

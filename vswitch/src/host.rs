@@ -5,6 +5,7 @@
 //! and their learned addresses. What ports may do (VLANs, guards) changes for all at once, by new
 //! [`Tables`].
 
+mod carry;
 mod look;
 mod ports;
 mod settings;
@@ -18,6 +19,7 @@ use std::time::Instant;
 use axum::Router;
 use towpath_common::clock::{Clock, Cycles};
 use towpath_common::config::{CpuId, Poll};
+use towpath_common::keep::Keeper;
 use towpath_common::worker::{Idle, SPIN, Worker, warn_if_crowded};
 
 use crate::config::Config;
@@ -32,6 +34,7 @@ use crate::service::{
 use crate::stats::Events;
 use crate::status;
 use crate::table::Tables;
+use carry::Carry;
 use look::Lookout;
 pub(crate) use ports::{Kind, Running};
 
@@ -39,6 +42,10 @@ pub(crate) use ports::{Kind, Running};
 #[derive(Debug)]
 pub struct Host {
     workers: Vec<Worker<Change>>,
+    /// Who keeps sessions and interfaces for a successor of this process.
+    keeper: Keeper,
+    /// What it keeps of counters and addresses.
+    carry: Arc<Carry>,
     fdb: Arc<Fdb>,
     clock: Clock,
     /// Held while a configuration is applied.
@@ -56,12 +63,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Start the workers; no port is served yet.
+/// Start the workers; no port is served yet. Sessions, interfaces, addresses and counters are kept
+/// by `keeper`, and what a predecessor left with it goes on as soon as the ports are served.
 ///
 /// # Errors
 /// [`ServiceError::Worker`] if one cannot start (no such processor).
-pub fn start(config: &Config) -> Result<Arc<dyn Service>, ServiceError> {
-    Ok(Arc::new(Host::start(config)?))
+pub fn start(config: &Config, keeper: Keeper) -> Result<Arc<dyn Service>, ServiceError> {
+    Ok(Arc::new(Host::start(config, keeper)?))
 }
 
 impl Host {
@@ -69,7 +77,7 @@ impl Host {
     ///
     /// # Errors
     /// As [`start`].
-    pub fn start(config: &Config) -> Result<Host, ServiceError> {
+    pub fn start(config: &Config, keeper: Keeper) -> Result<Host, ServiceError> {
         let settings = &config.daemon;
         let failed = |index: usize| {
             move |e: io::Error| ServiceError::Worker {
@@ -103,6 +111,14 @@ impl Host {
             });
             workers.push(worker.map_err(failed(index))?);
         }
+        let clock = Clock::new();
+        let ports = Arc::<Mutex<Vec<Running>>>::default();
+        let carry = Arc::new(Carry::new(
+            &keeper,
+            Arc::clone(&fdb),
+            clock.clone(),
+            Arc::clone(&ports),
+        ));
         let stop = Arc::new(AtomicBool::new(false));
         let now = Seen {
             at: Instant::now(),
@@ -116,13 +132,16 @@ impl Host {
             events,
             Arc::clone(&seen),
             Arc::clone(&stop),
+            carry.every_turn(),
         );
         Ok(Host {
             workers,
+            keeper,
+            carry,
             fdb,
-            clock: Clock::new(),
+            clock,
             applying: Mutex::default(),
-            ports: Arc::default(),
+            ports,
             mirrors: Arc::default(),
             seen,
             stop,
@@ -174,10 +193,14 @@ impl Service for Host {
     fn ports(&self) -> Vec<PortStatus> {
         let ports = lock(&self.ports);
         let learned = |no: PortNo| self.fdb.count(no).into();
-        ports
+        let all = ports
             .iter()
             .map(|p| status::port(p, learned(p.no), self.workers.len()))
-            .collect()
+            .collect();
+        drop(ports);
+        // What was shown once is not counted again by a successor.
+        self.carry.write();
+        all
     }
 
     fn workers(&self) -> Vec<WorkerStatus> {
@@ -263,12 +286,43 @@ impl Service for Host {
         lookout.routes()
     }
 
+    fn release(&self, name: &str) -> bool {
+        let ports = lock(&self.ports);
+        let server = ports.iter().find_map(|port| match &port.kind {
+            Kind::Guest(config, Some(server)) if config.name.as_str() == name => Some(server),
+            _ => None,
+        });
+        let held = server.filter(|server| server.status().quarantined);
+        held.inspect(|server| server.release()).is_some()
+    }
+
     fn drain(&self) {
+        if self.keeper.keeps() {
+            self.leave();
+        }
         let all: Vec<Running> = lock(&self.ports).drain(..).collect();
         for mut port in all {
             self.stop_port(&mut port);
         }
         self.publish();
+    }
+}
+
+impl Host {
+    /// Leave everything to a successor of this process.
+    fn leave(&self) {
+        let mut servers = Vec::new();
+        for port in lock(&self.ports).iter_mut() {
+            match &mut port.kind {
+                Kind::Guest(_, server) => servers.extend(server.take()),
+                // What is kept at the old place stays there.
+                Kind::Uplink(_, _, place) => *place = self.keeper.place(),
+            }
+        }
+        for server in servers {
+            server.leave();
+        }
+        self.carry.close();
     }
 }
 

@@ -13,6 +13,7 @@ use anyhow::Result;
 use clap::Parser;
 use towpath_common::config::{ConfigError, ValueError};
 use towpath_common::control::print::{PrintError, sentence};
+use towpath_common::keep::supervise;
 use vswitch::capture::OrderError;
 use vswitch::config::Sources;
 use vswitch::serve::{self, ServeError};
@@ -23,7 +24,11 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let Err(error) = run(Cli::parse().command) else {
+    let command = Cli::parse().command;
+    if let Command::Serve { keep: true, .. } = command {
+        return supervise::main("vswitch");
+    }
+    let Err(error) = run(command) else {
         return ExitCode::SUCCESS;
     };
     if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
@@ -36,7 +41,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let out = &mut stdout().lock();
     match command {
-        Command::Serve(args) => Ok(serve::serve(args.into(), vswitch::host::start)?),
+        Command::Serve { sources, .. } => Ok(serve::serve(sources.into(), vswitch::host::start)?),
         Command::Port(command) => client::port(command, out),
         Command::Uplink(command) => client::uplink(command, out),
         Command::Fdb(command) => client::fdb(command, out),

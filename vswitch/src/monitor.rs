@@ -28,7 +28,7 @@ pub(crate) struct Seen {
     pub(crate) ratio: f64,
 }
 
-/// Log events, age the FDB, and end the process if a worker died: its successor finds all state
+/// Log events, age the FDB, call `keep` every quarter of a second, and end the process if a worker died: its successor finds all state
 /// in place.
 pub(crate) fn start(
     workers: &[Worker<Change>],
@@ -36,6 +36,7 @@ pub(crate) fn start(
     events: Events,
     seen: Arc<Mutex<Vec<Seen>>>,
     stop: Arc<AtomicBool>,
+    mut keep: impl FnMut() + Send + 'static,
 ) -> JoinHandle<()> {
     let watched: Vec<_> = workers
         .iter()
@@ -48,6 +49,7 @@ pub(crate) fn start(
             while let Some(event) = events.take() {
                 log(&event);
             }
+            keep();
             let lost = events.lost();
             if lost > 0 {
                 warn!(lost, "more went wrong than could be logged");

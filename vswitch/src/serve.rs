@@ -8,6 +8,9 @@
 //!            SIGTERM, SIGINT: STOPPING, drain, exit                                  ◀───┘
 //! ```
 //!
+//! What a predecessor left with the service manager is taken first of all ([`Keeper`]): sessions,
+//! uplinks' interfaces, addresses and counters go on when the configuration is applied.
+//!
 //! Nothing is touched before everything is validated, and the control socket is claimed first, so
 //! that a second daemon by mistake ends there.
 
@@ -21,6 +24,7 @@ use axum::http::StatusCode;
 use towpath_common::config::ConfigError;
 use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
+use towpath_common::keep::Keeper;
 use towpath_common::logging::{self, LogError};
 use towpath_common::notify;
 
@@ -72,13 +76,14 @@ impl std::fmt::Debug for Daemon {
 /// [`ServeError`]. Before READY, nothing keeps running after an error.
 pub fn serve(
     sources: Sources,
-    start: impl FnOnce(&Config) -> Result<Arc<dyn Service>, ServiceError>,
+    start: impl FnOnce(&Config, Keeper) -> Result<Arc<dyn Service>, ServiceError>,
 ) -> Result<(), ServeError> {
     let started = Instant::now();
     let config = Config::load(&sources)?;
     logging::init("vswitch", config.daemon.log.as_ref())?;
-    let socket = ControlSocket::bind(config.daemon.control.as_path())?;
-    let service = start(&config)?;
+    let keeper = Keeper::inherit();
+    let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
+    let service = start(&config, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
     let daemon = Arc::new(Daemon {

@@ -58,6 +58,12 @@ pub trait Service: Send + Sync {
         Router::new()
     }
 
+    /// Serves the session of the port `name` again, which is quarantined; false if there is none.
+    fn release(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Stops taking frames, sends what was taken, and closes all sessions. Blocks.
     fn drain(&self);
 }
@@ -163,6 +169,15 @@ pub struct SessionStatus {
     pub memory_bytes: u64,
     /// Rings the front-end has set up.
     pub rings: Vec<RingStatus>,
+    /// Whether a restart of the daemon leaves it as it is.
+    #[serde(default)]
+    pub kept: bool,
+    /// Whether it goes on from before the daemon's last start.
+    #[serde(default)]
+    pub resumed: bool,
+    /// It ended the daemon too often: it is held and not served, until it is released.
+    #[serde(default)]
+    pub quarantined: bool,
 }
 
 /// One ring of a connection.

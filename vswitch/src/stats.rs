@@ -74,6 +74,13 @@ impl QueueShared {
         self.broken_now.store(now, Relaxed);
     }
 
+    /// Begin with what a predecessor counted, by short name.
+    pub fn recall(&self, count: impl Fn(&str) -> u64) {
+        for (cell, name) in self.broken.iter().zip(Violation::NAMES) {
+            cell.store(count(name), Relaxed);
+        }
+    }
+
     /// Why the ring is broken now, by short name.
     #[must_use]
     pub fn broken_now(&self) -> Option<&'static str> {
@@ -106,6 +113,13 @@ impl Discards {
     pub fn count(&self, why: Discard, frames: u64) {
         let cell = &self.0[why.index()];
         cell.store(cell.load(Relaxed).wrapping_add(frames), Relaxed);
+    }
+
+    /// Begin with what a predecessor counted, by short name; before any worker counts.
+    pub fn recall(&self, count: impl Fn(&str) -> u64) {
+        for (cell, name) in self.0.iter().zip(Discard::NAMES) {
+            cell.store(count(name), Relaxed);
+        }
     }
 
     /// As counted so far.

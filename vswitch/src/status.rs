@@ -55,7 +55,7 @@ pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatu
             config.mtu.get(),
             config.queues.get(),
         ),
-        Kind::Uplink(config, mtu) => (
+        Kind::Uplink(config, mtu, _) => (
             none,
             Attachment::Tap {
                 tap: config.tap.clone(),
@@ -137,6 +137,9 @@ fn session(running: &Running, status: &Status, workers: usize) -> SessionStatus 
         protocol_features: protocol_names(status.protocol),
         memory_bytes: status.memory,
         rings: rings.collect(),
+        kept: status.kept,
+        resumed: status.resumed > 0,
+        quarantined: status.quarantined,
     }
 }
 
@@ -184,7 +187,7 @@ fn stats(running: &Running, connections: u64) -> PortStats {
 /// Queues that a worker polls.
 pub(crate) fn queues_of(ports: &[Running], worker: usize, workers: usize) -> usize {
     let polled = |running: &Running| match &running.kind {
-        Kind::Uplink(config, _) => {
+        Kind::Uplink(config, ..) => {
             let queues = usize::from(config.queues.get());
             (0..queues).filter(|q| q % workers.max(1) == worker).count()
         }

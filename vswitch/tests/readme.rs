@@ -185,6 +185,20 @@ fn the_example_shows_every_key_and_its_default() {
 }
 
 #[test]
+fn systemd_finds_little_to_blame_in_the_unit() {
+    let unit = root().join("systemd/vswitch.service");
+    // The exposure times ten: at most 2.0.
+    let analysis = Command::new("systemd-analyze")
+        .args(["security", "--offline=yes", "--no-pager", "--threshold=20"])
+        .arg(unit)
+        .output();
+    match analysis {
+        Err(error) => println!("skipped: systemd-analyze cannot be run: {error}"),
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+    }
+}
+
+#[test]
 fn the_unit_is_understood_by_systemd() {
     let dir = tempfile::tempdir().unwrap();
     let unit = dir.path().join("vswitch.service");

@@ -5,6 +5,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -49,10 +50,27 @@ pub enum SocketError {
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
-    inode: u64,
+    /// Of the socket file, if it is ours to remove.
+    inode: Option<u64>,
 }
 
 impl ControlSocket {
+    /// As [`ControlSocket::bind`], or on the socket that the service manager listens on for us;
+    /// that one stays when we go.
+    ///
+    /// # Errors
+    /// As [`ControlSocket::bind`].
+    pub fn claim(path: &Path, opened: Option<OwnedFd>) -> Result<Self, SocketError> {
+        match opened {
+            None => Self::bind(path),
+            Some(listener) => Ok(Self {
+                listener: listener.into(),
+                path: path.to_owned(),
+                inode: None,
+            }),
+        }
+    }
+
     /// Listens on `path`, creating its directory (0755) and taking over a stale socket.
     ///
     /// # Errors
@@ -83,7 +101,7 @@ impl ControlSocket {
         Ok(Self {
             listener,
             path: path.to_owned(),
-            inode,
+            inode: Some(inode),
         })
     }
 
@@ -106,7 +124,7 @@ impl ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         // Only our own: a successor may have taken the path over already.
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| Some(meta.ino()) == self.inode) {
             let _gone_is_what_we_want = fs::remove_file(&self.path);
         }
     }

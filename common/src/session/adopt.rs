@@ -15,21 +15,16 @@ use rustix::net::{SendFlags, send};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::error::SessionError;
+use super::kept::Kept as Keeping;
 use super::state::{Log, Session, Status};
 use super::vring::Vring;
 use super::{Alarm, Device};
-use crate::keep::{KeepError, Kept, Record, Table, VERSION, VringRecord};
-use crate::mem::{DirtyLog, Mapping, Mem, MemError, Region};
+use crate::keep::{KeepError, Kept, Record, SESSION, Table, VringRecord};
+use crate::mem::{DirtyLog, Mapping, Mem, Region};
 use crate::ring::inflight::InflightTable;
 
 impl From<SessionError> for KeepError {
     fn from(e: SessionError) -> KeepError {
-        KeepError::Unfit(e.to_string())
-    }
-}
-
-impl From<MemError> for KeepError {
-    fn from(e: MemError) -> KeepError {
         KeepError::Unfit(e.to_string())
     }
 }
@@ -54,9 +49,8 @@ impl<D: Device> Session<D> {
     /// If there are no file descriptors left.
     pub fn keep(&self) -> Result<Kept, KeepError> {
         let regions = self.mem.regions();
-        let mut kept = Kept::new(Record {
-            version: VERSION,
-            device: self.device.name().to_owned(),
+        let record = Record {
+            identity: self.device.identity(),
             features: self.features,
             protocol: self.protocol,
             device_status: self.device_status,
@@ -65,8 +59,8 @@ impl<D: Device> Session<D> {
             inflight: self.inflight.as_ref().map(table_record),
             vrings: self.vrings.iter().map(vring_record).collect(),
             settings: self.device.settings(),
-            fds: Vec::new(),
-        });
+        };
+        let mut kept = Kept::new(SESSION, self.device.name(), &record)?;
         for (i, region) in regions.iter().enumerate() {
             kept.keep(format!("mem.{i}"), region.file())?;
         }
@@ -77,7 +71,7 @@ impl<D: Device> Session<D> {
             kept.keep("inflight", table.file())?;
         }
         if let Some(channel) = &self.backend_req {
-            kept.keep("backend_req", &channel.try_clone()?.into())?;
+            kept.keep("backend_req", channel)?;
         }
         for (i, v) in self.vrings.iter().enumerate() {
             let own = v.own_inflight.as_ref().map(InflightTable::file);
@@ -97,7 +91,7 @@ impl<D: Device> Session<D> {
     }
 
     /// Go on where another process stopped: the rings are attached again, and hand out first what
-    /// was in flight.
+    /// was in flight. `keeping` keeps it from now on.
     ///
     /// # Errors
     /// [`KeepError`]; nothing is attached then.
@@ -105,29 +99,51 @@ impl<D: Device> Session<D> {
         device: Arc<D>,
         alarm: Arc<Alarm>,
         status: Arc<Mutex<Status>>,
-        mut kept: Kept,
+        kept: Kept,
+        keeping: Option<Keeping>,
     ) -> Result<Session<D>, KeepError> {
         let mut session = Session::new(device, alarm, status);
-        let record = kept.record.clone();
-        if record.vrings.len() > session.vrings.len() {
-            let (kept, have) = (record.vrings.len(), session.vrings.len());
+        session.keeping = keeping;
+        match session.take_over(kept) {
+            Ok(()) => {
+                session.report();
+                Ok(session)
+            }
+            Err(error) => {
+                session.forget();
+                Err(error)
+            }
+        }
+    }
+
+    fn take_over(&mut self, mut kept: Kept) -> Result<(), KeepError> {
+        let record: Record = kept.body()?;
+        let identity = self.device.identity();
+        if record.identity != identity {
+            let was = record.identity;
+            return Err(KeepError::Unfit(format!(
+                "the device was {was:?} and is {identity:?} now"
+            )));
+        }
+        if record.vrings.len() > self.vrings.len() {
+            let (kept, have) = (record.vrings.len(), self.vrings.len());
             return Err(KeepError::Unfit(format!(
                 "{kept} vrings, the device has {have}"
             )));
         }
-        session.set_features(record.features)?;
-        session.set_protocol_features(record.protocol)?;
-        session.device_status = record.device_status;
+        self.set_features(record.features)?;
+        self.set_protocol_features(record.protocol)?;
+        self.device_status = record.device_status;
         let mut regions = Vec::new();
         for (i, spec) in record.regions.into_iter().enumerate() {
             regions.push(Region::map(spec, kept.need(&format!("mem.{i}"))?)?);
         }
-        session.mem = Arc::new(Mem::new(regions)?);
+        self.mem = Arc::new(Mem::new(regions)?);
         if let Some((offset, len)) = record.log {
             let file = kept.need("log")?;
             let mapping = Mapping::of_file(std::os::fd::AsFd::as_fd(&file), offset, len)?;
-            let log = DirtyLog::new(mapping, session.mem.end())?;
-            session.log = Some(Log {
+            let log = DirtyLog::new(mapping, self.mem.end())?;
+            self.log = Some(Log {
                 log,
                 file,
                 offset,
@@ -135,20 +151,22 @@ impl<D: Device> Session<D> {
             });
         }
         if let Some(at) = record.inflight {
-            session.inflight = Some(table(kept.need("inflight")?, at)?);
+            self.inflight = Some(table(kept.need("inflight")?, at)?);
         }
-        session.backend_req = kept.take("backend_req").map(UnixStream::from);
-        for (i, (vring, r)) in session.vrings.iter_mut().zip(record.vrings).enumerate() {
+        self.backend_req = kept.take("backend_req").map(UnixStream::from);
+        for (i, (vring, r)) in self.vrings.iter_mut().zip(record.vrings).enumerate() {
             *vring = restore_vring(i, r, &mut kept)?;
         }
-        session.device.restore(&record.settings);
-        session.device.memory(&session.mem);
-        if let Err(e) = session.resume() {
-            session.end();
+        self.device.restore(&record.settings);
+        self.device.memory(&self.mem);
+        self.restoring = true;
+        let resumed = self.resume();
+        self.restoring = false;
+        if let Err(e) = resumed {
+            self.end();
             return Err(e.into());
         }
-        session.report();
-        Ok(session)
+        Ok(())
     }
 }
 

@@ -136,6 +136,8 @@ pub(super) fn next<D: Device>(
         return Err(DivertError::Pieces(n));
     }
     let header = Header::parse(raw);
+    // From here until the answer is sent, a successor could not know how far this got.
+    lock(session).set_handling(true);
     match header.request {
         SET_LOG_FD | SEND_RARP | NET_SET_MTU => {}
         SET_BACKEND_REQ_FD | SET_STATUS | GET_STATUS => {}
@@ -147,6 +149,9 @@ pub(super) fn next<D: Device>(
     let (result, acks) = {
         let mut session = lock(session);
         let result = session.divert(header, payload, fds);
+        if header.request != GET_STATUS {
+            session.commit();
+        }
         (result, session.speaks(Protocol::REPLY_ACK))
     };
     if header.request == GET_STATUS {

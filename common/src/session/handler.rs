@@ -60,11 +60,11 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        Ok(self.reset()?)
+        Ok(self.changed(Session::reset)?)
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        Ok(self.reset()?)
+        Ok(self.changed(Session::reset)?)
     }
 
     fn get_features(&mut self) -> Result<u64> {
@@ -72,7 +72,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        Ok(Session::set_features(self, features)?)
+        Ok(self.changed(|s| s.set_features(features))?)
     }
 
     fn set_mem_table(
@@ -83,13 +83,14 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
         let mapped: Result<Vec<Region>> =
             regions.iter().zip(files).map(|(r, f)| map(r, f)).collect();
-        self.set_memory(mapped?)?;
+        let mapped = mapped?;
+        self.changed(|s| s.set_memory(mapped))?;
         Ok(None)
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let index = self.index(index)?;
-        Ok(self.set_size(index, num)?)
+        Ok(self.changed(|s| s.set_size(index, num))?)
     }
 
     fn set_vring_addr(
@@ -104,41 +105,39 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
         let index = self.index(index)?;
         let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
         let log = logged.then_some(log);
-        Ok(self.set_addresses(
-            index,
-            Addresses {
-                desc: descriptor,
-                avail: available,
-                used,
-                log,
-            },
-        )?)
+        let addresses = Addresses {
+            desc: descriptor,
+            avail: available,
+            used,
+            log,
+        };
+        Ok(self.changed(|s| s.set_addresses(index, addresses))?)
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let index = self.index(index)?;
-        Ok(self.set_base(index, base)?)
+        Ok(self.changed(|s| s.set_base(index, base))?)
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let small = self.index(index)?;
-        let base = self.stop(small)?;
+        let base = self.changed(|s| s.stop(small))?;
         Ok(VhostUserVringState::new(index, base.into()))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.index(index.into())?;
-        Ok(self.set_kick(index, fd.map(OwnedFd::from))?)
+        Ok(self.changed(|s| s.set_kick(index, fd.map(OwnedFd::from)))?)
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.index(index.into())?;
-        Ok(self.set_call(index, fd.map(OwnedFd::from))?)
+        Ok(self.changed(|s| s.set_call(index, fd.map(OwnedFd::from)))?)
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.index(index.into())?;
-        Ok(self.set_err(index, fd.map(OwnedFd::from))?)
+        Ok(self.changed(|s| s.set_err(index, fd.map(OwnedFd::from)))?)
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
@@ -146,7 +145,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        Ok(Session::set_protocol_features(self, features)?)
+        Ok(self.changed(|s| s.set_protocol_features(features))?)
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
@@ -160,7 +159,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
                 "SET_VRING_ENABLE without VHOST_USER_F_PROTOCOL_FEATURES",
             ));
         }
-        Ok(self.set_enabled(index, enable)?)
+        Ok(self.changed(|s| s.set_enabled(index, enable))?)
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
@@ -191,6 +190,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
             offset
         };
         if self.device.write_config(offset, buf) {
+            self.commit();
             Ok(())
         } else {
             Err(SessionError::BadConfig {
@@ -240,7 +240,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
         }
         let table = InflightTable::adopt(file, mmap_offset, num_queues, queue_size)
             .map_err(|e| bad(e.to_string()))?;
-        Ok(Session::set_inflight(self, table)?)
+        Ok(self.changed(|s| s.set_inflight(table))?)
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
@@ -253,12 +253,13 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        self.add_region(map(region, file)?)?;
+        let region = map(region, file)?;
+        self.changed(|s| s.add_region(region))?;
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        Ok(self.remove_region(&spec(region))?)
+        Ok(self.changed(|s| s.remove_region(&spec(region)))?)
     }
 
     fn set_device_state_fd(
@@ -283,6 +284,6 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Session<D> {
             mmap_size,
             mmap_offset,
         } = *log;
-        Ok(self.set_log(OwnedFd::from(file), mmap_offset, mmap_size)?)
+        Ok(self.changed(|s| s.set_log(OwnedFd::from(file), mmap_offset, mmap_size))?)
     }
 }

@@ -13,8 +13,11 @@
 
 mod adopt;
 mod divert;
+mod endpoint;
 mod error;
 mod handler;
+mod kept;
+mod resume;
 mod serve;
 mod state;
 mod vring;
@@ -25,12 +28,14 @@ use std::sync::Arc;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 pub use adopt::adopt;
+pub use endpoint::{Endpoint, Listening, Mode};
 pub use error::SessionError;
-pub use serve::{Endpoint, Listening, Mode, Server};
+pub use kept::Keeping;
+pub use serve::Server;
 pub use state::{Session, Status};
 pub use vring::Addresses;
 
-use crate::keep::Settings;
+use crate::keep::{Cell, Settings};
 use crate::mem::Mem;
 use crate::ring::Ring;
 
@@ -61,6 +66,8 @@ pub struct Attach {
     pub enabled: bool,
     /// Ends the session from the worker's side.
     pub alarm: Arc<Alarm>,
+    /// Where the device may note what it has begun, if the session is kept for a successor.
+    pub cell: Option<Cell>,
 }
 
 /// A change to a ring that needs no drain.
@@ -104,6 +111,12 @@ pub trait Device: Send + Sync + 'static {
     /// done with a burst needs none: the used index alone says where to go on.
     fn keeps_in_flight(&self) -> bool {
         true
+    }
+
+    /// What it is to its driver, beside its name: a session of a predecessor goes on only if that
+    /// is the same. Contents for a disk, for example.
+    fn identity(&self) -> String {
+        String::new()
     }
 
     /// Largest number of virtqueues, those that the driver may leave unused (a control queue)

@@ -5,9 +5,8 @@
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,105 +17,18 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::divert::{Next, next};
+use super::endpoint::{Endpoint, Listening, Mode, connect};
 use super::error::SessionError;
+use super::kept::{Keeping, Kept};
 use super::state::{Session, Status, lock};
 use super::{Alarm, Device};
+use crate::keep::{Keeper, Place};
 
 /// First and longest pause between two attempts to reach a front-end's socket.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
 /// Stack of a session's thread: messages are at most 4 KiB, and 64 disks are 64 threads.
 const STACK: usize = 256 * 1024;
-
-/// Which side opens the socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// We listen and front-ends connect (QEMU's default).
-    #[default]
-    Server,
-    /// The front-end listens and we connect, again whenever it goes.
-    Client,
-}
-
-/// Where a front-end and we meet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Path of the unix socket.
-    pub path: PathBuf,
-    /// Who listens.
-    pub mode: Mode,
-}
-
-/// An endpoint that is ready: bound, if we are the server. Separate from [`Server`] so that a whole
-/// configuration can be bound before any of it serves.
-#[derive(Debug)]
-pub struct Listening {
-    endpoint: Endpoint,
-    listener: Option<UnixListener>,
-}
-
-impl Endpoint {
-    /// Bind the socket, if we are to listen. A socket file nobody listens on is replaced.
-    ///
-    /// # Errors
-    /// If somebody listens there already, or the path cannot be bound.
-    pub fn listen(self) -> std::io::Result<Listening> {
-        let listener = match self.mode {
-            Mode::Client => None,
-            Mode::Server => Some(bind(&self.path)?),
-        };
-        Ok(Listening {
-            endpoint: self,
-            listener,
-        })
-    }
-}
-
-fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    use std::io::{Error, ErrorKind};
-    let named =
-        |e: Error, what: &str| Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
-    if let Ok(meta) = std::fs::symlink_metadata(path) {
-        use std::os::unix::fs::FileTypeExt;
-        if !meta.file_type().is_socket() {
-            let text = format!("{} exists and is not a socket", path.display());
-            return Err(Error::new(ErrorKind::AlreadyExists, text));
-        }
-        match connect(path) {
-            Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
-            Err(e) if e.kind() != ErrorKind::WouldBlock => {
-                return Err(named(e, "cannot tell who listens on"));
-            }
-            _ => {
-                let text = format!("another process listens on {}", path.display());
-                return Err(Error::new(ErrorKind::AddrInUse, text));
-            }
-        }
-        std::fs::remove_file(path).map_err(|e| named(e, "cannot replace stale socket"))?;
-    }
-    let listener = UnixListener::bind(path).map_err(|e| match path.parent() {
-        Some(dir) if e.kind() == ErrorKind::NotFound => {
-            let (path, dir) = (path.display(), dir.display());
-            let text = format!("cannot listen on {path}: there is no directory {dir}; make it");
-            Error::new(e.kind(), text)
-        }
-        _ => named(e, "cannot listen on"),
-    })?;
-    // The VMM may run as another user of the same group.
-    let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660));
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// Connect without waiting: a listener whose queue is full is WOULDBLOCK.
-fn connect(path: &Path) -> std::io::Result<UnixStream> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
-}
 
 /// A thread's name has at most 15 bytes, none of them zero.
 pub(super) fn thread_name(device: &str) -> String {
@@ -131,21 +43,30 @@ pub struct Server {
     shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
     endpoint: Endpoint,
+    place: Option<Place>,
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     stop: AtomicBool,
-    bell: OwnedFd,
+    /// The session is for a successor.
+    pub(super) leave: AtomicBool,
+    /// A predecessor's session may go on.
+    go: AtomicBool,
+    /// A quarantined session is to be tried again.
+    pub(super) release: AtomicBool,
+    pub(super) bell: OwnedFd,
     /// The connection in use, to hang it up.
     current: Mutex<Option<Arc<Alarm>>>,
-    status: Arc<Mutex<Status>>,
+    pub(super) status: Arc<Mutex<Status>>,
     notify: Mutex<Option<Box<dyn Notify>>>,
+    pub(super) keeper: Keeper,
 }
 
-/// A session that can be told about a changed configuration space, whatever its device.
+/// A session that can be told something, whatever its device.
 trait Notify: Send + std::fmt::Debug {
     fn config_changed(&self) -> bool;
+    fn refresh(&self);
 }
 
 impl<D: Device + std::fmt::Debug> Notify for Arc<Mutex<Session<D>>> {
@@ -153,6 +74,13 @@ impl<D: Device + std::fmt::Debug> Notify for Arc<Mutex<Session<D>>> {
         self.lock()
             .unwrap_or_else(PoisonError::into_inner)
             .notify_config_change()
+    }
+
+    fn refresh(&self) {
+        // One that is being talked to is kept after that.
+        if let Ok(mut session) = self.try_lock() {
+            session.refresh();
+        }
     }
 }
 
@@ -165,27 +93,60 @@ impl Server {
     where
         D: Device + std::fmt::Debug,
     {
+        Server::start_kept(listening, device, Keeping::nobody())
+    }
+
+    /// The same; its sessions are kept as `keeping` says, beginning with what a predecessor left,
+    /// which goes on after [`Server::go`].
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_kept<D>(
+        listening: Listening,
+        device: Arc<D>,
+        keeping: Keeping,
+    ) -> std::io::Result<Server>
+    where
+        D: Device + std::fmt::Debug,
+    {
+        let Keeping { keeper, left } = keeping;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
+            leave: AtomicBool::new(false),
+            go: AtomicBool::new(left.is_none()),
+            release: AtomicBool::new(false),
             bell,
             current: Mutex::new(None),
             status: Arc::default(),
             notify: Mutex::new(None),
+            keeper,
         });
-        let Listening { endpoint, listener } = listening;
+        let Listening {
+            endpoint,
+            listener,
+            place,
+        } = listening;
         let (mine, path) = (Arc::clone(&shared), endpoint.path.clone());
         let thread = std::thread::Builder::new()
             .name(thread_name(device.name()))
             .stack_size(STACK)
-            .spawn(move || match listener {
-                Some(listener) => mine.accept_loop(&listener, &device),
-                None => mine.connect_loop(&path, &device),
+            .spawn(move || {
+                if let Some((place, kept)) = left
+                    && mine.gate()
+                {
+                    mine.resume(place, kept, &device);
+                }
+                match listener {
+                    Some(listener) => mine.accept_loop(&listener, &device),
+                    None => mine.connect_loop(&path, &device),
+                }
             })?;
         Ok(Server {
             shared,
             thread: Some(thread),
             endpoint,
+            place,
         })
     }
 
@@ -211,13 +172,56 @@ impl Server {
         self.shut();
     }
 
+    /// What changed in the session by other ways than messages is kept as well.
+    pub fn refresh(&self) {
+        let notify = self.shared.notify.lock();
+        if let Some(session) = &*notify.unwrap_or_else(PoisonError::into_inner) {
+            session.refresh();
+        }
+    }
+
+    /// All is ready for the session that a predecessor left.
+    pub fn go(&self) {
+        if !self.shared.go.swap(true, Ordering::SeqCst) {
+            // Fails only if the counter is full, and then the thread is awake.
+            let _ = rustix::io::write(&self.shared.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Try a quarantined session again.
+    pub fn release(&self) {
+        self.shared.release.store(true, Ordering::SeqCst);
+        // Fails only if the counter is full, and then the thread is awake.
+        let _ = rustix::io::write(&self.shared.bell, &1u64.to_ne_bytes());
+    }
+
+    /// End the thread with nothing in flight, and leave the session and the listening socket to a
+    /// successor of this process. Where nobody keeps them, this is [`Server::stop`].
+    pub fn leave(mut self) {
+        if !self.shared.keeper.keeps() {
+            return;
+        }
+        self.shared.leave.store(true, Ordering::SeqCst);
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    fn wake(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        // Fails only if the counter is full, and then the thread is awake.
+        let _ = rustix::io::write(&self.shared.bell, &1u64.to_ne_bytes());
+    }
+
     fn shut(&mut self) {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        self.shared.stop.store(true, Ordering::SeqCst);
-        // Fails only if the counter is full, and then the thread is awake.
-        let _ = rustix::io::write(&self.shared.bell, &1u64.to_ne_bytes());
+        self.wake();
+        if let Some(place) = &mut self.place {
+            place.clear();
+        }
         if let Some(alarm) = self.shared.current().as_ref() {
             alarm.raise();
         }
@@ -239,8 +243,19 @@ impl Shared {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stopping(&self) -> bool {
+    pub(super) fn stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Wait for [`Server::go`]; false if the server is to stop.
+    fn gate(&self) -> bool {
+        while !self.go.load(Ordering::SeqCst) && !self.stopping() {
+            let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];
+            let _ = poll(&mut fds, None);
+        }
+        // The bell is read, or it would ring for ever; it is rung again by whoever stops us later.
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        !self.stopping()
     }
 
     /// Wait until `fd` is readable; false if the server is to stop, or after `timeout`.
@@ -289,67 +304,139 @@ impl Shared {
 
     /// Run one session to its end, whatever that is.
     fn session<D: Device + std::fmt::Debug>(&self, stream: UnixStream, device: &Arc<D>) {
-        let name = device.name().to_owned();
+        let Some((alarm, peek)) = self.begin(&stream, device) else {
+            return;
+        };
+        info!(device = device.name(), "front-end connected");
+        lock(&self.status).sessions += 1;
+        let mut session = Session::new(Arc::clone(device), alarm, Arc::clone(&self.status));
+        if self.keeper.keeps() {
+            let place = self.keeper.place();
+            match Kept::new(place, &stream, None, device.max_queues()) {
+                Ok(kept) => session.keep_in(kept),
+                Err(error) => {
+                    warn!(device = device.name(), %error, "the session cannot be kept");
+                }
+            }
+        }
+        let session = Arc::new(Mutex::new(session));
+        let handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
+        self.run(handler, &peek, &session);
+    }
+
+    /// A connection is there: its alarm, and a second handle; `None` if it cannot be served.
+    pub(super) fn begin<D: Device>(
+        &self,
+        stream: &UnixStream,
+        device: &Arc<D>,
+    ) -> Option<(Arc<Alarm>, UnixStream)> {
         let (Ok(()), Ok(peek), Ok(hangup)) = (
             stream.set_nonblocking(false),
             stream.try_clone(),
             stream.try_clone(),
         ) else {
-            warn!(device = name, "no file descriptors left for a session");
-            return;
+            let device = device.name();
+            warn!(device, "no file descriptors left for a session");
+            return None;
         };
         let alarm = Arc::new(Alarm::new(hangup));
         *self.current() = Some(Arc::clone(&alarm));
         if self.stopping() {
-            return;
-        }
-        let sessions = lock(&self.status).sessions + 1;
-        *lock(&self.status) = Status {
-            connected: true,
-            sessions,
-            ..Status::default()
-        };
-        info!(device = name, "front-end connected");
-        let session = Session::new(Arc::clone(device), alarm, Arc::clone(&self.status));
-        let session = Arc::new(Mutex::new(session));
-        *self.notify.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Box::new(Arc::clone(&session)));
-        let handler = BackendReqHandler::from_stream(stream, Arc::clone(&session));
-        let run = std::panic::AssertUnwindSafe(|| converse(handler, &peek, &session));
-        let why = std::panic::catch_unwind(run).unwrap_or_else(|_| Some("panicked".to_owned()));
-        let why = {
-            let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
-            session.end();
-            // A worker that met truncated memory hung up, which looks like the front-end's wish.
-            let lost = session.mem.poisoned();
-            why.or_else(|| lost.then(|| SessionError::Truncated.to_string()))
-        };
-        *self.notify.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        *self.current() = None;
-        match &why {
-            None => info!(device = name, "front-end disconnected"),
-            Some(why) => warn!(device = name, why, "session ended"),
+            return None;
         }
         let mut status = lock(&self.status);
         *status = Status {
-            sessions,
+            connected: true,
+            sessions: status.sessions,
+            resumed: status.resumed,
+            ..Status::default()
+        };
+        Some((alarm, peek))
+    }
+
+    /// The conversation, and what comes after it.
+    pub(super) fn run<D: Device + std::fmt::Debug>(
+        &self,
+        handler: BackendReqHandler<Mutex<Session<D>>>,
+        peek: &UnixStream,
+        session: &Arc<Mutex<Session<D>>>,
+    ) {
+        *self.notify.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Box::new(Arc::clone(session)));
+        let run = std::panic::AssertUnwindSafe(|| self.converse(handler, peek, session));
+        let why = std::panic::catch_unwind(run).unwrap_or_else(|_| Some("panicked".to_owned()));
+        *self.notify.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let why = {
+            let mut session = locked(session);
+            // A worker that met truncated memory hung up, which looks like the front-end's wish.
+            let lost = session.mem.poisoned();
+            if self.leave.load(Ordering::SeqCst) && why.is_none() && !lost {
+                session.leave();
+                info!(
+                    device = session.device.name(),
+                    "the session is left to a successor"
+                );
+                return;
+            }
+            session.forget();
+            session.end();
+            why.or_else(|| lost.then(|| SessionError::Truncated.to_string()))
+        };
+        let device = locked(session).device.name().to_owned();
+        match &why {
+            None => info!(device, "front-end disconnected"),
+            Some(why) => warn!(device, why, "session ended"),
+        }
+        self.end(why);
+    }
+
+    /// No front-end is there any more.
+    pub(super) fn end(&self, why: Option<String>) {
+        *self.current() = None;
+        let mut status = lock(&self.status);
+        *status = Status {
+            sessions: status.sessions,
+            resumed: status.resumed,
             last_error: why.or_else(|| status.last_error.take()),
             ..Status::default()
         };
     }
-}
 
-/// Handle messages until the connection ends; `Some` says why if that was not the front-end's wish.
-fn converse<D: Device>(
-    mut handler: BackendReqHandler<Mutex<Session<D>>>,
-    peek: &UnixStream,
-    session: &Mutex<Session<D>>,
-) -> Option<String> {
-    loop {
-        if let ControlFlow::Break(why) = exchange(&mut handler, peek, session) {
-            return why;
+    /// Handle messages until the connection ends or the server is to stop; `Some` says why if that
+    /// was not anybody's wish.
+    fn converse<D: Device>(
+        &self,
+        mut handler: BackendReqHandler<Mutex<Session<D>>>,
+        peek: &UnixStream,
+        session: &Mutex<Session<D>>,
+    ) -> Option<String> {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.bell, PollFlags::IN),
+                PollFd::new(peek, PollFlags::IN),
+            ];
+            let polled = poll(&mut fds, None);
+            if self.leave.load(Ordering::SeqCst) {
+                return None;
+            }
+            if polled.is_err() || fds.get(1).is_none_or(|f| f.revents().is_empty()) {
+                if self.stopping() {
+                    return None;
+                }
+                continue;
+            }
+            if let ControlFlow::Break(why) = exchange(&mut handler, peek, session) {
+                return why;
+            }
         }
     }
+}
+
+/// A poisoned lock only means that a message's handler panicked: the session ends then.
+pub(super) fn locked<D: Device>(
+    session: &Mutex<Session<D>>,
+) -> std::sync::MutexGuard<'_, Session<D>> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Wait for one message and handle it; breaks, with the reason, if the connection is over.
@@ -375,7 +462,8 @@ pub(super) fn exchange<D: Device>(
         },
         Err(e) => return Break(Some(e.to_string())),
     }
-    let session = session.lock().unwrap_or_else(PoisonError::into_inner);
+    let session = locked(session);
+    session.set_handling(false);
     session.report();
     if let Some(why) = refused {
         // The front-end was told, if it asked, and may do better next time.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use super::error::SessionError;
+use super::kept::{Kept, take_up};
 use super::vring::{Addresses, Vring};
 use super::{Alarm, Attach, Device, Update};
 use super::{F_LOG_ALL, F_PROTOCOL_FEATURES, P_NET_MTU, P_RARP};
@@ -34,6 +35,13 @@ pub struct Status {
     pub vrings: Vec<(u16, bool, bool, bool)>,
     /// Sessions so far, this one included.
     pub sessions: u64,
+    /// Times a session went on that a predecessor of this process began.
+    pub resumed: u64,
+    /// It goes on in a successor, should this process end.
+    pub kept: bool,
+    /// It ended this process too often, and is not served: its connection is held, its requests
+    /// wait. [`super::Server::release`] tries it again.
+    pub quarantined: bool,
     /// Why the last session ended or a message was refused.
     pub last_error: Option<String>,
 }
@@ -55,7 +63,11 @@ pub struct Session<D: Device> {
     pub(super) backend_req: Option<UnixStream>,
     /// Calls drivers from this thread; made when first needed.
     bell: Option<Bell>,
-    status: Arc<Mutex<Status>>,
+    /// What keeps it for a successor.
+    pub(super) keeping: Option<Kept>,
+    /// Rings are attached for the first time after a predecessor had them.
+    pub(super) restoring: bool,
+    pub(super) status: Arc<Mutex<Status>>,
 }
 
 /// The dirty log and the file it lives in, kept for a successor process.
@@ -98,6 +110,8 @@ impl<D: Device> Session<D> {
             vrings,
             backend_req: None,
             bell: None,
+            keeping: None,
+            restoring: false,
             status,
         }
     }
@@ -156,6 +170,7 @@ impl<D: Device> Session<D> {
         let bad = |source| SessionError::Ring { index, source };
         let (features, mem) = (self.features, Arc::clone(&self.mem));
         let alarm = Arc::clone(&self.alarm);
+        let (cell, restoring) = (self.cell(index), self.restoring);
         let table = self.inflight.clone();
         let own = self.device.keeps_in_flight();
         let vring = self.vring(index)?;
@@ -166,7 +181,10 @@ impl<D: Device> Session<D> {
             .setup(index, features, log.as_ref(), table.as_ref(), own)
             .map_err(bad)?;
         let Some(setup) = setup else { return Ok(()) };
-        let ring = Ring::new(setup, mem).map_err(bad)?;
+        let mut ring = Ring::new(setup, mem).map_err(bad)?;
+        if let Some(cell) = &cell {
+            take_up(cell, &mut ring, restoring);
+        }
         let (kick, call, err) = (dup(&vring.kick)?, dup(&vring.call)?, dup(&vring.err)?);
         let enabled = self
             .vrings
@@ -181,6 +199,7 @@ impl<D: Device> Session<D> {
                 err,
                 enabled,
                 alarm,
+                cell,
             },
         )?;
         self.vring(index)?.attached = true;
@@ -433,6 +452,7 @@ impl<D: Device> Session<D> {
             )
         };
         status.vrings = self.vrings.iter().map(seen).collect();
+        status.kept = self.is_kept();
     }
 }
 

@@ -18,6 +18,7 @@ use crate::worker::Idle;
 mod connections;
 mod inflight;
 mod keep;
+mod kept;
 mod memory;
 mod migration;
 mod network;

@@ -22,7 +22,7 @@ fn the_definition_is_consistent() {
 fn serve_takes_ports_uplinks_and_everything_of_the_daemon() {
     let line = "serve --config f --port a,socket=s --port b,socket=t --uplink tap0 --cpu 2,4-5 \
                 --poll busy --control c --log debug";
-    let Ok(Command::Serve(args)) = parse(line) else {
+    let Ok(Command::Serve { sources: args, .. }) = parse(line) else {
         panic!("not serve")
     };
     let sources = Sources::from(args);

@@ -5,9 +5,10 @@ use std::io;
 use std::sync::Arc;
 
 use towpath_common::config::{Name, SocketMode};
+use towpath_common::keep::{Keeper, Place};
 use towpath_common::lease::Lease;
 use towpath_common::sched::Share;
-use towpath_common::session::{Endpoint, Listening, Mode, Server};
+use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Worker};
 use tracing::error;
 
@@ -51,7 +52,7 @@ pub(crate) enum Kind {
     /// A virtual machine.
     Guest(config::Port, Option<Server>),
     /// The host's network; with the MTU of the interface.
-    Uplink(config::Uplink, u32),
+    Uplink(config::Uplink, u32, Place),
 }
 
 /// A port that is new or changed, with everything opened that can be.
@@ -66,14 +67,14 @@ impl Running {
     pub(crate) fn name(&self) -> &Name {
         match &self.kind {
             Kind::Guest(config, _) => &config.name,
-            Kind::Uplink(config, _) => &config.name,
+            Kind::Uplink(config, ..) => &config.name,
         }
     }
 
     pub(crate) fn mode(&self) -> vlan::Mode {
         match &self.kind {
             Kind::Guest(config, _) => config.vlans(),
-            Kind::Uplink(config, _) => config.vlans(),
+            Kind::Uplink(config, ..) => config.vlans(),
         }
     }
 
@@ -85,7 +86,7 @@ impl Running {
     /// Whether it is this uplink and goes on being it, whatever else about it changes.
     fn stays(&self, wanted: &config::Uplink) -> bool {
         let same = |have: &config::Uplink| same_interface(have, wanted);
-        self.works() && matches!(&self.kind, Kind::Uplink(have, _) if same(have))
+        self.works() && matches!(&self.kind, Kind::Uplink(have, ..) if same(have))
     }
 
     /// What it carried since its name is configured.
@@ -106,7 +107,7 @@ impl Running {
     pub(super) fn table(&self) -> Port {
         let (uplink, isolated, mtu) = match &self.kind {
             Kind::Guest(config, _) => (false, config.isolated, u32::from(config.mtu.get())),
-            Kind::Uplink(_, mtu) => (true, false, *mtu),
+            Kind::Uplink(_, mtu, _) => (true, false, *mtu),
         };
         Port {
             no: self.no,
@@ -146,7 +147,7 @@ pub(super) fn same_interface(a: &config::Uplink, b: &config::Uplink) -> bool {
     interface(a) == interface(b)
 }
 
-fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
+fn listen(config: &config::Port, keeper: &Keeper) -> Result<Listening, ServiceError> {
     let mode = match config.mode {
         SocketMode::Server => Mode::Server,
         SocketMode::Client => Mode::Client,
@@ -155,7 +156,8 @@ fn listen(config: &config::Port) -> Result<Listening, ServiceError> {
         path: config.socket.as_path().to_owned(),
         mode,
     };
-    endpoint.listen().map_err(|e| failed(&config.name, e))
+    let listening = endpoint.listen_kept(keeper);
+    listening.map_err(|e| failed(&config.name, e))
 }
 
 pub(super) fn failed(name: &Name, source: impl Into<Cause>) -> ServiceError {
@@ -178,6 +180,7 @@ impl Host {
             u16::try_from(at).ok().map(PortNo)
         })?;
         let prepared = self.prepare(config)?;
+        self.carry.recall(&names);
         let reopened = self.reopened(config);
         let resized = self.resize(config)?;
         let stays = |r: &Running| match &r.kind {
@@ -213,6 +216,7 @@ impl Host {
         self.settled();
         let mut report = self.set_addresses(config);
         report.warnings.extend(reopened);
+        self.go_on();
         Ok(report)
     }
 
@@ -242,7 +246,7 @@ impl Host {
             let listening = if running.iter().any(ours) {
                 None
             } else {
-                Some(listen(port)?)
+                Some(listen(port, &self.keeper)?)
             };
             prepared.push(Prepared::Guest(port.clone(), listening));
         }
@@ -252,11 +256,11 @@ impl Host {
             }
             // So is an interface, unless it is gone.
             let same = |have: &config::Uplink| have.tap == uplink.tap;
-            let ours = |r: &Running| r.works() && matches!(&r.kind, Kind::Uplink(u, _) if same(u));
+            let ours = |r: &Running| r.works() && matches!(&r.kind, Kind::Uplink(u, ..) if same(u));
             let taps = if running.iter().any(ours) {
                 Vec::new()
             } else {
-                open(uplink)?
+                self.open(uplink)?
             };
             prepared.push(Prepared::Uplink(uplink.clone(), taps));
         }
@@ -334,7 +338,7 @@ impl Host {
     ) -> Result<Running, ServiceError> {
         let listening = match listening {
             Some(listening) => listening,
-            None => listen(&config)?,
+            None => listen(&config, &self.keeper)?,
         };
         let pairs = config.queues.get();
         // And the control queue.
@@ -347,7 +351,7 @@ impl Host {
         };
         let (shared, connections) = match before {
             Some((shared, n)) if shared.queues.len() == queues => (shared, n),
-            _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
+            _ => self.new_shared(&config.name, queues),
         };
         let egress = Arc::new(Egress::Guest(GuestEgress::new(pairs)));
         let share = share(config.weight, config.cap, self.workers.len());
@@ -361,7 +365,9 @@ impl Host {
             Arc::clone(&shared),
             handles,
         ));
-        let server = Server::start(listening, device).map_err(|e| failed(&config.name, e))?;
+        let keeping = Keeping::with(&self.keeper, config.name.as_str());
+        let server = Server::start_kept(listening, device, keeping);
+        let server = server.map_err(|e| failed(&config.name, e))?;
         Ok(Running {
             no,
             // Set before the first frame, when all ports get their settings.
@@ -383,14 +389,15 @@ impl Host {
         before: Option<(Arc<PortShared>, u64)>,
     ) -> Result<Running, ServiceError> {
         let taps = if taps.is_empty() {
-            open(&config)?
+            self.open(&config)?
         } else {
             taps
         };
+        let place = self.keep_taps(&config, &taps);
         let queues = taps.len() * 2;
         let (shared, connections) = match before {
             Some((shared, n)) if shared.queues.len() == queues => (shared, n),
-            _ => (Arc::new(PortShared::new(queues, self.workers.len())), 0),
+            _ => self.new_shared(&config.name, queues),
         };
         shared.fail(None);
         let mtu = taps.first().map_or(0, |tap| tap.mtu().into());
@@ -419,7 +426,7 @@ impl Host {
             guards: Arc::new(uplink_guards(&config)),
             vlans: Arc::new(VlanCounters::new(&config.vlans(), self.workers.len())),
             outdated: Vec::new(),
-            kind: Kind::Uplink(config, mtu),
+            kind: Kind::Uplink(config, mtu, place),
             egress,
             shared,
             connections,
@@ -433,6 +440,9 @@ impl Host {
         {
             running.connections += server.status().sessions;
             server.stop();
+        }
+        if let Kind::Uplink(_, _, place) = &mut running.kind {
+            place.clear();
         }
         self.forget_port(running.no);
         running.outdated.push(Arc::clone(&running.vlans));
@@ -461,7 +471,7 @@ impl Host {
             let before = Some((old.shared, old.connections));
             let back = match old.kind {
                 Kind::Guest(config, _) => self.start_guest(old.no, config, None, before),
-                Kind::Uplink(config, _) => self.start_uplink(old.no, config, Vec::new(), before),
+                Kind::Uplink(config, ..) => self.start_uplink(old.no, config, Vec::new(), before),
             };
             match back {
                 Ok(mut port) => {
@@ -476,9 +486,4 @@ impl Host {
         }
         self.publish();
     }
-}
-
-fn open(config: &config::Uplink) -> Result<Vec<Tap>, ServiceError> {
-    let mtu = config.mtu.map(|mtu| mtu.get());
-    Tap::open(&config.tap, config.queues.get(), mtu).map_err(|e| failed(&config.name, e))
 }

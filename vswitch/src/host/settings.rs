@@ -81,7 +81,7 @@ impl Host {
     pub(super) fn resize(&self, config: &Config) -> Result<Resized, ServiceError> {
         let mut resized = Resized::new();
         for running in lock(&self.ports).iter() {
-            let Kind::Uplink(have, mtu) = &running.kind else {
+            let Kind::Uplink(have, mtu, _) = &running.kind else {
                 continue;
             };
             let wanted = config.uplinks.iter().find(|u| same_interface(have, u));
@@ -125,7 +125,7 @@ impl Host {
                         port.guards = Arc::new(guards_of(config, wanted));
                     }
                 }
-                Kind::Uplink(have, mtu) => {
+                Kind::Uplink(have, mtu, _) => {
                     let wanted = config.uplinks.iter().find(|u| u.name == have.name);
                     if let Some(wanted) = wanted {
                         let old = share(have.weight, have.cap, workers);

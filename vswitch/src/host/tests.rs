@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use towpath_common::keep::Keeper;
 use towpath_common::testing::bed::{Scratch, eventually};
 use towpath_common::testing::net::frame::{BROADCAST, Frame, station};
 use towpath_common::testing::net::{NetClient, NetOptions};
@@ -35,7 +36,7 @@ impl Bed {
     fn new(text: &str) -> Bed {
         let scratch = Scratch::new();
         let config = load(scratch.path(), text);
-        let host = Host::start(&config).unwrap();
+        let host = Host::start(&config, Keeper::nobody()).unwrap();
         host.apply(&config).unwrap();
         Bed { host, scratch }
     }
@@ -172,7 +173,7 @@ fn what_a_failed_reload_puts_back_has_its_guards_and_addresses() {
     let scratch = Scratch::new();
     std::fs::create_dir(scratch.path().join("sub")).unwrap();
     let config = load(scratch.path(), &[&a, B, &gone, entry].concat());
-    let host = Host::start(&config).unwrap();
+    let host = Host::start(&config, Keeper::nobody()).unwrap();
     host.apply(&config).unwrap();
     let bed = Bed { host, scratch };
     std::fs::remove_dir_all(bed.scratch.path().join("sub")).unwrap();

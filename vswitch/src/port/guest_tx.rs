@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use towpath_common::bell::Bell;
 use towpath_common::chain::{BURST, Burst};
+use towpath_common::keep::Cell;
 use towpath_common::ring::{Ring, Violation, fence};
 use towpath_common::session::{Attach, Update};
 
@@ -25,6 +26,8 @@ pub struct GuestTx {
     kick: Option<OwnedFd>,
     line: Line,
     may_send: Offloads,
+    /// Where a successor reads which frames may have been sent.
+    cell: Option<Cell>,
     /// What it did.
     pub counters: QueueCounters,
 }
@@ -43,6 +46,7 @@ impl GuestTx {
         counters: QueueCounters,
         features: u64,
     ) -> io::Result<GuestTx> {
+        let cell = attach.cell.clone();
         let (mut ring, kick, line) = Line::of(attach, bell)?;
         ring.disarm();
         Ok(GuestTx {
@@ -52,6 +56,7 @@ impl GuestTx {
             kick,
             line,
             may_send: features::may_send(features),
+            cell,
             counters,
         })
     }
@@ -95,6 +100,12 @@ impl GuestTx {
         if frames == 0 {
             return 0;
         }
+        // The first copy can be seen before the ring says that the frames were taken; whoever comes
+        // after a crash in between must not send them twice.
+        if let Some(cell) = &self.cell {
+            cell.set_busy(true);
+            cell.begin(self.ring.next_avail());
+        }
         let ingress = Ingress {
             port: self.port,
             may_send: self.may_send,
@@ -114,6 +125,9 @@ impl GuestTx {
         }
         self.ring.put_all(burst.ids().map(|id| (id, 0)));
         self.ring.expose();
+        if let Some(cell) = &self.cell {
+            cell.set_busy(false);
+        }
         frames
     }
 

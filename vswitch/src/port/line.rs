@@ -33,6 +33,7 @@ impl Line {
             err,
             enabled,
             alarm,
+            cell: _,
         } = attach;
         bell.aim(call.as_ref().map(AsFd::as_fd))?;
         // A predecessor may have died between publishing and notifying; the driver would wait for

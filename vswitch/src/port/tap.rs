@@ -191,6 +191,18 @@ impl Tap {
         }
         let fds = (0..queues).map(|_| attach(name, queues));
         let fds: Vec<OwnedFd> = fds.collect::<Result<_, _>>()?;
+        Tap::over(name, fds, mtu)
+    }
+
+    /// The interface `name` by its queues, which a predecessor had opened.
+    ///
+    /// # Errors
+    /// If it is not there any more; see [`TapError`].
+    pub fn over(
+        name: &InterfaceName,
+        fds: Vec<OwnedFd>,
+        mtu: Option<u16>,
+    ) -> Result<Vec<Tap>, TapError> {
         let mut accepts = Offloads::NONE;
         for fd in &fds {
             accepts = configure(fd.as_fd()).map_err(|source| TapError::Call {
@@ -236,6 +248,12 @@ impl Tap {
     #[must_use]
     pub fn mtu(&self) -> u16 {
         u16::try_from(self.max_frame - LINK).unwrap_or(u16::MAX)
+    }
+
+    /// The queue, for whoever keeps it for a successor.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// The same queue once more, so that one thread can receive from it and another send to it.

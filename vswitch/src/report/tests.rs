@@ -62,6 +62,7 @@ pub(crate) fn sample_port(packets: u64) -> PortStatus {
                     ..ring
                 },
             ],
+            ..SessionStatus::default()
         }),
         last_error: None,
         learned: 1,

@@ -132,6 +132,7 @@ fn attach(driver: &SplitDriver, memory: &GuestMemory, mem: &Arc<Mem>, features: 
         err: None,
         enabled: true,
         alarm: Arc::new(Alarm::new(UnixStream::pair().unwrap().0)),
+        cell: None,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use towpath_common::control::server::{self, Patience};
 use towpath_common::control::{Answer, Client, ControlSocket};
+use towpath_common::keep::Keeper;
 use towpath_common::testing::net::frame::{Frame, Mac};
 use towpath_common::testing::net::{NetClient, NetOptions};
 use vswitch::config::{Config, Sources};
@@ -41,7 +42,7 @@ impl Bed {
             ..Sources::default()
         };
         let config = Config::load(&sources).unwrap();
-        let service = host::start(&config).unwrap();
+        let service = host::start(&config, Keeper::nobody()).unwrap();
         service.apply(&config).unwrap();
         let daemon = Arc::new(Daemon::new(sources, service, config));
         let socket = ControlSocket::bind(&control).unwrap();

@@ -13,7 +13,7 @@ use vhost::vhost_user::BackendReqHandler;
 use super::super::serve::exchange;
 use super::super::{Alarm, Session, adopt};
 use super::*;
-use crate::keep::{KeepError, Kept};
+use crate::keep::{KeepError, Kept, VERSION, parcel};
 use crate::testing::echo::Conduct;
 
 type Shared = Arc<Mutex<Session<Echo>>>;
@@ -67,26 +67,47 @@ impl Process {
     fn successor(connection: &UnixStream, kept: Kept) -> Result<Process, KeepError> {
         let echo = Echo::on(&Host::start(Idle::Interrupt).unwrap(), 3);
         let alarm = Arc::new(Alarm::new(connection.try_clone().unwrap()));
-        let session = Session::restore(Arc::clone(&echo), alarm, Arc::default(), kept)?;
+        let session = Session::restore(Arc::clone(&echo), alarm, Arc::default(), kept, None)?;
         let session = Arc::new(Mutex::new(session));
         let handler = adopt(connection, &session)?;
         Ok(Process::run(echo, session, connection, handler))
     }
 
     /// Kept as in the life of the process, then killed; how many chains were in flight.
-    fn kill(self) -> (Stored, usize) {
+    fn kill(self) -> (OwnedFd, usize) {
         let kept = self.session.lock().unwrap().keep().unwrap();
         let lost = self.echo.lose();
         self.stop.store(true, SeqCst);
         self.thread.join().unwrap();
-        (kept.store().unwrap(), lost)
+        (kept.pack().unwrap(), lost)
     }
 }
 
-type Stored = (OwnedFd, Vec<(String, OwnedFd)>);
+fn load(parcel: OwnedFd) -> Result<Kept, KeepError> {
+    Kept::open(parcel)
+}
 
-fn load((record, fds): Stored) -> Result<Kept, KeepError> {
-    Kept::load(record, fds)
+/// The same parcel with another document.
+fn rewritten(parcel: &OwnedFd, change: impl FnOnce(&mut serde_json::Value)) -> OwnedFd {
+    let mut fds = parcel::open(parcel).unwrap();
+    let text = std::io::read_to_string(
+        std::fs::File::open(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&fds[0])
+        ))
+        .unwrap(),
+    );
+    let mut value = serde_json::from_str(&text.unwrap()).unwrap();
+    change(&mut value);
+    fds[0] = document(&serde_json::to_vec(&value).unwrap());
+    let fds: Vec<_> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
+    parcel::pack(&fds).unwrap()
+}
+
+fn document(text: &[u8]) -> OwnedFd {
+    let fd = rustix::fs::memfd_create("document", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    assert_eq!(rustix::io::write(&fd, text).unwrap(), text.len());
+    fd
 }
 
 /// A front-end, a connection, and the process that serves it.
@@ -180,26 +201,25 @@ fn an_interrupt_owed_by_the_dead_is_delivered_by_the_living() {
 #[test]
 fn a_record_of_a_newer_build_is_refused() {
     let (_guest, _connection, process) = begin(false);
-    let mut kept = process.session.lock().unwrap().keep().unwrap();
-    kept.record.version += 1;
-    let refused = load(kept.store().unwrap()).unwrap_err();
-    assert!(matches!(refused, KeepError::Newer(3)), "{refused}");
-    drop(process.kill());
+    let (parcel, _) = process.kill();
+    let newer = rewritten(&parcel, |d| d["version"] = (VERSION + 1).into());
+    let refused = load(newer).unwrap_err();
+    assert!(
+        matches!(refused, KeepError::Newer(v) if v == VERSION + 1),
+        "{refused}"
+    );
 }
 
 #[test]
 fn a_record_of_the_first_build_is_read() {
     let (mut guest, connection, process) = begin(false);
-    let ((record, fds), _) = process.kill();
-    let mut bytes = vec![0; 1 << 16];
-    let length = rustix::io::pread(&record, &mut bytes, 0).unwrap();
-    let mut value: serde_json::Value = serde_json::from_slice(&bytes[..length]).unwrap();
-    value["version"] = 1.into();
-    assert!(value.as_object_mut().unwrap().remove("settings").is_some());
-    let old = rustix::fs::memfd_create("old", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let text = serde_json::to_vec(&value).unwrap();
-    assert_eq!(rustix::io::write(&old, &text).unwrap(), text.len());
-    let process = Process::successor(&connection, load((old, fds)).unwrap()).unwrap();
+    let (parcel, _) = process.kill();
+    let old = rewritten(&parcel, |document| {
+        document["version"] = 1.into();
+        let body = document["body"].as_object_mut().unwrap();
+        assert!(body.remove("settings").is_some() && body.remove("identity").is_some());
+    });
+    let process = Process::successor(&connection, load(old).unwrap()).unwrap();
     guest.echo(0, b"goes on");
     assert!(process.echo.mtus().is_empty());
     drop(process.kill());
@@ -208,44 +228,54 @@ fn a_record_of_the_first_build_is_read() {
 #[test]
 fn every_fd_is_needed_and_a_lost_one_is_named() {
     let (_guest, connection, process) = begin(true);
-    let names = process.session.lock().unwrap().keep().unwrap().store();
-    let names: Vec<String> = names.unwrap().1.into_iter().map(|(name, _)| name).collect();
+    let (parcel, _) = process.kill();
+    let mut names = Vec::new();
+    let _ = rewritten(&parcel, |d| {
+        names = serde_json::from_value(d["fds"].clone()).unwrap();
+    });
     let expected = ["mem.0", "mem.1", "inflight", "vring.0.kick", "vring.1.call"];
-    assert!(expected.iter().all(|name| names.iter().any(|n| n == name)));
-    for lost in names {
-        let (record, mut fds) = process
-            .session
-            .lock()
-            .unwrap()
-            .keep()
-            .unwrap()
-            .store()
-            .unwrap();
-        fds.retain(|(name, _)| *name != lost);
-        match load((record, fds)) {
-            Err(KeepError::MissingFd(name)) => assert_eq!(name, lost),
-            other => panic!("{lost}: {other:?}"),
+    assert!(
+        expected
+            .iter()
+            .all(|name| names.iter().any(|n: &String| n == name))
+    );
+    for (at, name) in names.iter().enumerate() {
+        // Lost on the way: fewer come than the document names.
+        let fds = parcel::open(&parcel).unwrap();
+        let short: Vec<_> = fds
+            .iter()
+            .take(at + 1)
+            .map(std::os::fd::AsFd::as_fd)
+            .collect();
+        match load(parcel::pack(&short).unwrap()) {
+            Err(KeepError::MissingFd(lost)) => assert_eq!(lost, *name),
+            other => panic!("{name}: {other:?}"),
         }
     }
     // What does not fit is refused as well, and leaves nothing attached.
-    let mut kept = process.session.lock().unwrap().keep().unwrap();
-    kept.record.vrings[1].addresses.as_mut().unwrap().used = 0;
-    let echo = Echo::on(process.echo.host(), 3);
-    let alarm = Arc::new(Alarm::new(connection.try_clone().unwrap()));
-    assert!(Session::restore(Arc::clone(&echo), alarm, Arc::default(), kept).is_err());
-    assert_eq!(echo.disconnects(), 1);
-    drop(process.kill());
+    let unfit = [
+        rewritten(&parcel, |d| {
+            d["body"]["vrings"][1]["addresses"]["used"] = 0.into()
+        }),
+        rewritten(&parcel, |d| d["body"]["identity"] = "another disk".into()),
+    ];
+    for (at, parcel) in unfit.into_iter().enumerate() {
+        let echo = Echo::on(&Host::start(Idle::Interrupt).unwrap(), 3);
+        let alarm = Arc::new(Alarm::new(connection.try_clone().unwrap()));
+        let kept = load(parcel).unwrap();
+        let restored = Session::restore(Arc::clone(&echo), alarm, Arc::default(), kept, None);
+        assert!(matches!(restored, Err(KeepError::Unfit(_))), "{at}");
+        assert_eq!(echo.disconnects(), u64::from(at == 0));
+    }
 }
 
 #[test]
 fn a_record_that_is_none_is_refused() {
     let junk: [&[u8]; 4] = [b"", b"{", b"{\"version\":1}", b"\xff\xfe\x00"];
     for bytes in junk {
-        let fd = rustix::fs::memfd_create("junk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        rustix::io::write(&fd, bytes).unwrap();
-        assert!(matches!(
-            Kept::load(fd, Vec::new()),
-            Err(KeepError::Format(_))
-        ));
+        let parcel = parcel::pack(&[std::os::fd::AsFd::as_fd(&document(bytes))]).unwrap();
+        assert!(matches!(Kept::open(parcel), Err(KeepError::Format(_))));
     }
+    let empty = parcel::pack(&[]).unwrap();
+    assert!(matches!(Kept::open(empty), Err(KeepError::MissingFd(_))));
 }

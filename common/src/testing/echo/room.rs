@@ -146,6 +146,7 @@ impl Plane for Room {
                     err,
                     enabled,
                     alarm,
+                    ..
                 } = *attach;
                 // Dropping the reply tells the session that the ring was not taken.
                 let Ok(bell) = Bell::new() else { return };

@@ -1,0 +1,405 @@
+//! `serve --keep`: a manager for hosts without systemd, in containers and while developing.
+//!
+//! One process that does nothing but start the daemon, hold what it gives away, and start it again
+//! when it ends. It speaks the same protocol as systemd (sd_notify(3), sd_listen_fds(3)), so the
+//! daemon runs the same code under both.
+//!
+//! ```text
+//! SIGTERM, SIGINT   stop the daemon, and end when it has
+//! SIGUSR2           stop it and start it again: another build, if the file was replaced
+//! SIGHUP            passed on: read the configuration again
+//! ```
+//!
+//! A daemon that ends is started again at once, unless it ended before it was ready or lived for
+//! moments only: then after a pause that doubles each time. One that ends by itself before it was
+//! ever ready has something to say about its configuration; its exit code is passed on.
+
+use std::ffi::OsString;
+use std::io::{Error, ErrorKind, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, Signal as Number, kill_process};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{debug, error, warn};
+
+use super::pass;
+
+/// Most that is held: 64 disks or ports with their listening sockets, twice, and more.
+const MOST: usize = 1024;
+/// A daemon that lived shorter than this is not started again at once.
+const MOMENT: Duration = Duration::from_millis(50);
+/// First and longest pause before a daemon that fails is started again.
+const PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(5)];
+/// Longest without a sign of progress, once it is ready.
+const WATCHDOG: Duration = Duration::from_secs(30);
+/// A timer that is so late says that this process did not run, nor perhaps the daemon.
+const STALL: Duration = Duration::from_secs(1);
+/// Longest message taken; systemd takes as much.
+const MESSAGE: usize = 4096;
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Daemon {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+}
+
+/// `serve --keep` of the program `name`: supervises the same program with the same arguments but
+/// that one.
+#[must_use]
+pub fn main(name: &str) -> ExitCode {
+    // The path is taken now: after an upgrade it leads to the new build.
+    let outcome = std::env::current_exe().and_then(|program| {
+        let arguments = std::env::args_os().skip(1);
+        let arguments = arguments.filter(|argument| argument != "--keep").collect();
+        crate::logging::init(name, None).map_err(Error::other)?;
+        supervise(Daemon { program, arguments })
+    });
+    outcome.unwrap_or_else(|error| {
+        error!(%error, "cannot keep {name}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Start the daemon, hold what it gives away, start it again, until told to stop.
+///
+/// # Errors
+/// If it cannot be started at all, or the system refuses what is needed to watch it.
+pub fn supervise(daemon: Daemon) -> Result<ExitCode, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async { Manager::new(daemon)?.run().await })
+}
+
+/// The socket that the daemon sends its messages to, in a directory only we can enter.
+struct Inbox {
+    socket: UnixDatagram,
+    directory: PathBuf,
+}
+
+impl Inbox {
+    fn new() -> Result<Inbox, Error> {
+        let at = std::env::temp_dir();
+        let names = (0..100).map(|n| at.join(format!("towpath-keep-{}-{n}", std::process::id())));
+        let free = |path: &PathBuf| std::fs::DirBuilder::new().mode(0o700).create(path).is_ok();
+        let directory = names.into_iter().find(free).ok_or_else(|| {
+            let why = format!("cannot make a directory in {}", at.display());
+            Error::new(ErrorKind::PermissionDenied, why)
+        })?;
+        let socket = UnixDatagram::bind(directory.join("notify"))?;
+        rustix::net::sockopt::set_socket_passcred(&socket, true)?;
+        Ok(Inbox { socket, directory })
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        // A directory that stays is empty but for a socket that nobody listens on.
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// What the outside wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Stop,
+    Again,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    again: Signal,
+    child: Signal,
+}
+
+struct Manager {
+    daemon: Daemon,
+    inbox: Inbox,
+    signals: Signals,
+    held: Vec<(String, OwnedFd)>,
+    most: usize,
+    /// The running daemon said that it serves.
+    ready: bool,
+    /// Last sign of progress.
+    fed: Instant,
+}
+
+/// The daemon as it runs.
+struct Running {
+    child: Child,
+    pid: Pid,
+}
+
+impl Running {
+    fn signal(&self, number: Number) {
+        // Its number is its own until it is waited for; one that has just ended needs no signal.
+        let _ = kill_process(self.pid, number);
+    }
+}
+
+impl Manager {
+    fn new(daemon: Daemon) -> Result<Manager, Error> {
+        Ok(Manager {
+            daemon,
+            inbox: Inbox::new()?,
+            signals: Signals {
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+                hangup: signal(SignalKind::hangup())?,
+                again: signal(SignalKind::user_defined2())?,
+                child: signal(SignalKind::child())?,
+            },
+            held: Vec::new(),
+            most: MOST,
+            ready: false,
+            fed: Instant::now(),
+        })
+    }
+
+    async fn run(mut self) -> Result<ExitCode, Error> {
+        let mut ever_ready = false;
+        let mut pause = Duration::ZERO;
+        loop {
+            let began = Instant::now();
+            let mut running = match self.start() {
+                Ok(running) => running,
+                Err(error) if !ever_ready => return Err(error),
+                Err(error) => {
+                    error!(%error, "the daemon cannot be started");
+                    pause = longer(pause);
+                    if self.rest(pause).await == Some(Order::Stop) {
+                        return Ok(ExitCode::FAILURE);
+                    }
+                    continue;
+                }
+            };
+            let (status, order) = self.watch(&mut running).await?;
+            // Everything it said before it ended counts.
+            self.read_all(running.pid);
+            if order == Some(Order::Stop) {
+                return Ok(code(status));
+            }
+            ever_ready |= self.ready;
+            if !ever_ready && status.code().is_some() {
+                return Ok(code(status));
+            }
+            let lived = began.elapsed();
+            let well = self.ready && lived >= MOMENT;
+            pause = if well || order == Some(Order::Again) {
+                Duration::ZERO
+            } else {
+                longer(pause)
+            };
+            let held = self.held.len();
+            warn!(%status, ?lived, held, ?pause, "the daemon ended and is started again");
+            if self.rest(pause).await == Some(Order::Stop) {
+                return Ok(code(status));
+            }
+        }
+    }
+
+    fn start(&mut self) -> Result<Running, Error> {
+        let mut command = Command::new(&self.daemon.program);
+        command
+            .args(&self.daemon.arguments)
+            .env("NOTIFY_SOCKET", self.inbox.directory.join("notify"))
+            .env("FDSTORE", MOST.to_string())
+            .env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string())
+            .env_remove("WATCHDOG_PID")
+            // What a terminal sends is for us; we pass it on once.
+            .process_group(0);
+        let fillers = pass::hand_over(&mut command, &self.held)?;
+        let child = command.spawn()?;
+        drop(fillers);
+        self.ready = false;
+        self.fed = Instant::now();
+        let pid = Pid::from_child(&child);
+        Ok(Running { child, pid })
+    }
+
+    /// Until the daemon ends; what was ordered meanwhile.
+    async fn watch(&mut self, running: &mut Running) -> Result<(ExitStatus, Option<Order>), Error> {
+        let mut order = None;
+        loop {
+            let deadline = self.fed + WATCHDOG;
+            let late = tokio::time::sleep_until(deadline.into());
+            let Signals {
+                terminate,
+                interrupt,
+                hangup,
+                again,
+                child,
+            } = &mut self.signals;
+            let mut message = false;
+            tokio::select! {
+                biased;
+                readable = self.inbox.socket.readable() => {
+                    readable?;
+                    message = true;
+                }
+                _ = child.recv() => {
+                    if let Some(status) = running.child.try_wait()? {
+                        return Ok((status, order));
+                    }
+                    continue;
+                }
+                _ = terminate.recv() => { order = Some(Order::Stop); }
+                _ = interrupt.recv() => { order = Some(Order::Stop); }
+                _ = again.recv() => { order = order.or(Some(Order::Again)); }
+                _ = hangup.recv() => { running.signal(Number::HUP); continue; }
+                () = late => {
+                    // After a stall of our own, the daemon gets another period.
+                    let stalled = deadline.elapsed() > STALL;
+                    self.fed = Instant::now();
+                    if self.ready && order.is_none() && !stalled {
+                        error!("the daemon makes no progress and is aborted");
+                        running.signal(Number::ABORT);
+                    }
+                    continue;
+                }
+            }
+            if message {
+                self.read_all(running.pid);
+            } else {
+                running.signal(Number::TERM);
+            }
+        }
+    }
+
+    /// A pause, in which orders are heard.
+    async fn rest(&mut self, pause: Duration) -> Option<Order> {
+        let Signals {
+            terminate,
+            interrupt,
+            again,
+            ..
+        } = &mut self.signals;
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => Some(Order::Stop),
+            _ = interrupt.recv() => Some(Order::Stop),
+            _ = again.recv() => Some(Order::Again),
+            () = tokio::time::sleep(pause) => None,
+        }
+    }
+
+    /// Everything that has been sent.
+    fn read_all(&mut self, daemon: Pid) {
+        let mut text = [0; MESSAGE];
+        loop {
+            let socket = &self.inbox.socket;
+            match socket.try_io(Interest::READABLE, || receive(socket, &mut text)) {
+                Ok((length, sender, fds)) if sender == Some(daemon) => {
+                    let text = text.get(..length).unwrap_or_default();
+                    let text = String::from_utf8_lossy(text).into_owned();
+                    self.message(&text, fds);
+                }
+                Ok(_) => warn!("a message from another process than the daemon is ignored"),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    warn!(%error, "the daemon's messages cannot be read");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, text: &str, fds: Vec<OwnedFd>) {
+        let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
+        let name = name.unwrap_or("stored");
+        let mut rest = Vec::new();
+        for line in text.lines() {
+            match line {
+                "FDSTOREREMOVE=1" => self.held.retain(|(held, _)| held != name),
+                "FDSTORE=1" | "FDPOLL=0" | "STOPPING=1" => {}
+                _ if line.starts_with("FDNAME=") => {}
+                _ => {
+                    self.ready |= line == "READY=1";
+                    if line == "WATCHDOG=1" || line == "READY=1" {
+                        self.fed = Instant::now();
+                    }
+                    rest.push(line);
+                }
+            }
+        }
+        if text.lines().any(|line| line == "FDSTORE=1") {
+            for fd in fds {
+                if self.held.len() < self.most && pass::is_name(name) {
+                    self.held.push((name.to_owned(), fd));
+                } else {
+                    warn!(name, most = self.most, "cannot hold another descriptor");
+                }
+            }
+        }
+        if !rest.is_empty() {
+            pass_on(&rest.join("\n"));
+        }
+    }
+}
+
+/// Tell our own manager, if there is one that reads; never wait for it.
+fn pass_on(text: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.send_to(text.as_bytes(), path)
+    });
+    if let Err(error) = sent {
+        debug!(%error, text, "cannot pass a message on");
+    }
+}
+
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).clamp(PAUSE[0], PAUSE[1])
+}
+
+/// The daemon's exit code; as shells have it, 128 and the signal that ended it.
+fn code(status: ExitStatus) -> ExitCode {
+    let signalled = status.signal().map(|signal| 128 + signal);
+    let code = status.code().or(signalled).unwrap_or(1);
+    u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// One message: its length, who sent it, what came with it.
+fn receive(
+    socket: &UnixDatagram,
+    text: &mut [u8],
+) -> Result<(usize, Option<Pid>, Vec<OwnedFd>), Error> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253), ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let message = recvmsg(
+        socket.as_fd(),
+        &mut [IoSliceMut::new(text)],
+        &mut control,
+        flags,
+    )?;
+    let (mut sender, mut fds) = (None, Vec::new());
+    for part in control.drain() {
+        match part {
+            RecvAncillaryMessage::ScmRights(some) => fds.extend(some),
+            RecvAncillaryMessage::ScmCredentials(who) => sender = Some(who.pid),
+            _ => {}
+        }
+    }
+    Ok((message.bytes, sender, fds))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Going on with what a predecessor of this process left: its connection, and all that was said on
+//! it. Runs on the thread that will serve the session, so many are restored at the same time.
+
+use std::ops::ControlFlow;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use tracing::{error, info, warn};
+use vhost::vhost_user::BackendReqHandler;
+
+use super::adopt::adopt;
+use super::kept::{Kept, STRIKES};
+use super::serve::{Shared, locked};
+use super::state::{Session, lock};
+use super::{Alarm, Device};
+use crate::keep::{Journal, KeepError, Kept as Document, Place};
+
+/// A predecessor's session, and the handler for its connection.
+type Restored<D> = (BackendReqHandler<Mutex<Session<D>>>, Arc<Mutex<Session<D>>>);
+
+impl Shared {
+    /// Go on with the session that a predecessor left.
+    pub(super) fn resume<D: Device + std::fmt::Debug>(
+        &self,
+        mut place: Place,
+        mut kept: Document,
+        device: &Arc<D>,
+    ) {
+        let name = device.name().to_owned();
+        let parts = kept.need("connection").and_then(|connection| {
+            let journal = Journal::adopt(kept.need("journal")?, device.max_queues())?;
+            Ok((UnixStream::from(connection), journal))
+        });
+        let (stream, journal) = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                warn!(device = name, %error, "the session of a predecessor is given up");
+                place.clear();
+                return;
+            }
+        };
+        let Some((alarm, peek)) = self.begin(&stream, device) else {
+            return;
+        };
+        match self.quarantine(&name, &stream, &journal) {
+            ControlFlow::Continue(()) => {}
+            ControlFlow::Break(Verdict::Leave) => return,
+            ControlFlow::Break(Verdict::Over) => {
+                place.clear();
+                self.end(None);
+                return;
+            }
+        }
+        let restored = if journal.was_handling() {
+            place.clear();
+            let why = "the process ended while it handled a message".to_owned();
+            Err(KeepError::Unfit(why))
+        } else {
+            self.restore(place, kept, device, &stream, (alarm, journal))
+        };
+        match restored {
+            Ok((handler, session)) => {
+                info!(device = name, "the session of a predecessor goes on");
+                lock(&self.status).resumed += 1;
+                self.run(handler, &peek, &session);
+            }
+            Err(error) => {
+                warn!(device = name, %error, "the session of a predecessor is given up");
+                // Whoever else holds the connection, the front-end is to know.
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+                self.end(Some(error.to_string()));
+            }
+        }
+    }
+
+    fn restore<D: Device + std::fmt::Debug>(
+        &self,
+        place: Place,
+        kept: Document,
+        device: &Arc<D>,
+        stream: &UnixStream,
+        (alarm, journal): (Arc<Alarm>, Journal),
+    ) -> Result<Restored<D>, KeepError> {
+        let keeping = Kept::new(place, stream, Some(journal), device.max_queues())?;
+        let status = Arc::clone(&self.status);
+        let session = Session::restore(Arc::clone(device), alarm, status, kept, Some(keeping))?;
+        let session = Arc::new(Mutex::new(session));
+        let adopted = adopt(stream, &session);
+        let mut locked = locked(&session);
+        match adopted {
+            Ok(handler) => {
+                locked.settle();
+                drop(locked);
+                Ok((handler, session))
+            }
+            Err(error) => {
+                locked.forget();
+                locked.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// Hold a session that ended too many processes, until it is released, or over.
+    fn quarantine(
+        &self,
+        name: &str,
+        stream: &UnixStream,
+        journal: &Journal,
+    ) -> ControlFlow<Verdict> {
+        let times = journal.begin(self.keeper.crashed());
+        if times < STRIKES {
+            return ControlFlow::Continue(());
+        }
+        journal.settle();
+        let why = format!(
+            "the daemon crashed {times} times over this session, which is quarantined: its \
+             requests wait until it is released, or until the front-end goes"
+        );
+        error!(device = name, times, "{why}");
+        {
+            let mut status = lock(&self.status);
+            status.quarantined = true;
+            status.last_error = Some(why);
+        }
+        loop {
+            let mut fds = [
+                PollFd::new(&self.bell, PollFlags::IN),
+                PollFd::new(stream, PollFlags::RDHUP),
+            ];
+            let polled = poll(&mut fds, None);
+            if self.release.swap(false, Ordering::SeqCst) {
+                info!(device = name, "the session is tried again");
+                // The bell is read, or it would ring for ever.
+                let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+                lock(&self.status).quarantined = false;
+                journal.forgive();
+                return ControlFlow::Continue(());
+            }
+            if self.leave.load(Ordering::SeqCst) {
+                return ControlFlow::Break(Verdict::Leave);
+            }
+            let gone = polled.is_ok() && fds.get(1).is_some_and(|f| !f.revents().is_empty());
+            if self.stopping() || gone {
+                return ControlFlow::Break(Verdict::Over);
+            }
+        }
+    }
+}
+
+/// What became of a session in quarantine.
+enum Verdict {
+    /// It is left to a successor.
+    Leave,
+    /// It is over.
+    Over,
+}
