@@ -8,7 +8,7 @@ const STORY: &str = r#"
 ip link set eth0 up
 conf <<END
 [daemon]
-write_deadline = 5
+write_deadline = 120
 [[pf]]
 match = { mac = "52:54:00:00:01:00" }
 vfs = 7
@@ -100,7 +100,7 @@ vlan_protocol = "802.1ad"' 'min_rate = 10' 'rss_query = true'; do
     printf '[[pf.vf]]\nindex = 5\n%s\n' "$odd" >>/etc/towpath/sriov-manager.toml
     sed -i 's/vfs = 7/vfs = 6/' /etc/towpath/sriov-manager.toml
     is $(code sriov-manager apply) 1
-    said "everything is as it was"
+    said "failed, and everything is as it was"
     cp /tmp/good /etc/towpath/sriov-manager.toml
     is $(code sriov-manager plan) 0
 done
