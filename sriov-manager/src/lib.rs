@@ -1,4 +1,31 @@
-//! `sriov-manager` will bring a host's SR-IOV virtual functions and IOMMU groups to a stated
-//! configuration (scan, plan, apply, verify) and lease virtual functions to virtual machines.
+//! VFs for virtual machines: planned, applied, watched and leased.
 //!
-//! Nothing of it is built yet and this crate exports nothing; ARCHITECTURE.md has the plan.
+//! ```text
+//! kernel ──scan──▶ Inventory ─┐
+//!                             ├─ resolve ─▶ Target ─ plan (pure) ─▶ Plan ─ apply ─▶ kernel
+//! file ────load──▶ Spec ──────┘
+//! ```
+//!
+//! [`kernel`] and [`netlink`] are the machine, [`inventory`] what is found there, [`spec`] what is
+//! wanted, [`plan`](mod@plan) what follows from both. Only [`apply`](mod@apply) and [`lease`]
+//! change the machine.
+
+pub mod address;
+pub mod apply;
+pub mod attribute;
+pub mod control;
+pub mod doctor;
+pub mod inventory;
+pub mod keeper;
+pub mod kernel;
+pub mod lease;
+pub mod metrics;
+pub mod netlink;
+pub mod plan;
+pub mod serve;
+pub mod spec;
+pub mod target;
+pub mod values;
+
+#[cfg(test)]
+mod model;

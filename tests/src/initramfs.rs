@@ -25,6 +25,8 @@ pub enum Kit {
     Disk,
     /// Networks: `ethtool` and `talk`.
     Net,
+    /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
+    Sriov,
 }
 
 impl Kit {
@@ -34,14 +36,16 @@ impl Kit {
         match self {
             Self::Disk => &["crc32c_generic", "virtio_blk", "ext4"],
             Self::Net => &["virtio_net", "8021q"],
+            Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
         }
     }
 
-    /// Programs of the host, and programs of this package.
-    fn programs(self) -> (&'static str, &'static str) {
+    /// A program of the host, and one of this workspace with its package.
+    fn programs(self) -> (&'static str, (&'static str, &'static str)) {
         match self {
-            Self::Disk => ("mkfs.ext4", "records"),
-            Self::Net => ("ethtool", "talk"),
+            Self::Disk => ("mkfs.ext4", ("towpath-tests", "records")),
+            Self::Net => ("ethtool", ("towpath-tests", "talk")),
+            Self::Sriov => ("ip", ("sriov-manager", "sriov-manager")),
         }
     }
 }
@@ -84,7 +88,7 @@ pub fn kernel() -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 2] = [const { OnceLock::new() }; 2];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 3] = [const { OnceLock::new() }; 3];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();
@@ -101,12 +105,18 @@ fn base(kit: Kit) -> Result<Vec<u8>> {
     cpio.program("init", INIT.as_bytes());
     cpio.program("bin/busybox", &busybox()?);
     add_modules(&mut cpio, kit.modules())?;
-    let (theirs, ours) = kit.programs();
-    let built = stripped(&cargo::program("towpath-tests", ours)?)?;
-    let programs = [
+    let (theirs, (package, ours)) = kit.programs();
+    let built = stripped(&cargo::program(package, ours)?)?;
+    let mut programs = vec![
         (paths::program(theirs)?, format!("bin/{theirs}")),
         (built.path().into(), format!("bin/{ours}")),
     ];
+    let compiled = tempfile::tempdir()?;
+    if kit == Kit::Sriov {
+        let helper = compiled.path().join("vfio-user");
+        compile(&paths::repository().join("tests/data/vfio-user.c"), &helper)?;
+        programs.push((helper, "bin/vfio-user".into()));
+    }
     add_programs(&mut cpio, &programs)?;
     Ok(cpio.finish())
 }
@@ -157,6 +167,18 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
         .filter(|word| word.starts_with('/'))
         .map(PathBuf::from)
         .collect())
+}
+
+/// Compiles a program of one file in C.
+fn compile(source: &Path, program: &Path) -> Result<()> {
+    let status = Command::new("gcc")
+        .args(["-O1", "-Wall", "-Werror", "-o"])
+        .arg(program)
+        .arg(source)
+        .status()
+        .context("cannot run gcc; run: make packages")?;
+    ensure!(status.success(), "gcc {} failed", source.display());
+    Ok(())
 }
 
 /// A copy without symbols: what a guest loads should be small.

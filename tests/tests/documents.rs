@@ -7,8 +7,8 @@
 //! - `console test`: lines that start with `$ ` are run, and what each prints must be the lines
 //!   that follow; `...` in an expected line stands for anything, as a line of its own for any
 //!   number of lines.
-//! - `toml vblk`, `toml vswitch`: must pass `vblk check --config`, or vswitch's. `toml test` must
-//!   parse.
+//! - `toml vblk`, `toml vswitch`, `toml sriov-manager`: must pass `vblk check --config`, or the
+//!   other's. `toml test` must parse.
 //! - `manual`: for a reader only (what needs hardware, a VM, minutes, or another machine).
 //!
 //! Code is fenced: a block that is only indented cannot be marked, and is refused.
@@ -134,7 +134,7 @@ fn script(blocks: &[Block]) -> Result<(String, Vec<Step>), String> {
                 }
             }
             ("console", "test") => console(block, &mut script, &mut steps)?,
-            ("toml", action @ ("test" | "vblk" | "vswitch")) => {
+            ("toml", action @ ("test" | "vblk" | "vswitch" | "sriov-manager")) => {
                 body.parse::<toml::Table>()
                     .map_err(|error| format!("{place}: {error}"))?;
                 examples += 1;
@@ -231,6 +231,7 @@ fn run(page: &Path) -> Result<(), String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     fs::write(dir.path().join("page.sh"), &script).map_err(|e| e.to_string())?;
     cargo::program("vswitch", "vswitch").map_err(|e| format!("{e:#}"))?;
+    cargo::program("sriov-manager", "sriov-manager").map_err(|e| format!("{e:#}"))?;
     let programs = cargo::program("vblk", "vblk").map_err(|e| format!("{e:#}"))?;
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new("timeout")

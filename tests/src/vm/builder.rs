@@ -28,6 +28,7 @@ pub struct Builder {
     drives: Vec<Drive>,
     nics: Vec<Nic>,
     kit: Kit,
+    devices: Vec<String>,
     turn: Option<Turn>,
     kernel_arguments: String,
     script: String,
@@ -44,6 +45,7 @@ impl Builder {
             drives: Vec::new(),
             nics: Vec::new(),
             kit: Kit::Disk,
+            devices: Vec::new(),
             turn: None,
             kernel_arguments: String::new(),
             script: String::new(),
@@ -85,6 +87,15 @@ impl Builder {
     #[must_use]
     pub fn network(mut self) -> Self {
         self.kit = Kit::Net;
+        self
+    }
+
+    /// The guest is for scenarios about cards with VFs. `devices` are more words for QEMU. The
+    /// card is to be at `slot0` or `slot1`, ports that a device may also be plugged into later.
+    #[must_use]
+    pub fn sriov(mut self, devices: &[&str]) -> Self {
+        self.kit = Kit::Sriov;
+        self.devices = devices.iter().map(|words| (*words).to_owned()).collect();
         self
     }
 
@@ -170,6 +181,12 @@ impl Builder {
         })
     }
 
+    /// IOMMUs, and everything else.
+    fn devices(&self) -> (Vec<&str>, Vec<&str>) {
+        let devices = self.devices.iter().map(String::as_str);
+        devices.partition(|words| words.contains("-iommu"))
+    }
+
     fn arguments(&self, accelerator: Accel, dir: &Path) -> Result<Vec<OsString>> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |words: &str| arguments.extend(words.split(' ').map(OsString::from));
@@ -217,19 +234,20 @@ impl Builder {
         for (index, nic) in self.nics.iter().enumerate() {
             add(&nic.arguments(&format!("nic{index}")));
         }
-        if self.kit == Kit::Net {
+        let (iommus, devices) = self.devices();
+        // An IOMMU must come before what is behind it.
+        iommus.into_iter().for_each(&mut add);
+        if self.kit != Kit::Disk {
             // A port each for devices that are plugged in while the guest runs.
             for slot in 0..HOT_PLUG_SLOTS {
                 add(&format!(
                     "-device pcie-root-port,id=slot{slot},chassis={slot}"
                 ));
             }
-            let monitor = monitor(dir);
-            add(&format!(
-                "-qmp unix:{},server=on,wait=off",
-                monitor.display()
-            ));
+            let monitor = monitor(dir).display().to_string();
+            add(&format!("-qmp unix:{monitor},server=on,wait=off"));
         }
+        devices.into_iter().for_each(&mut add);
         add(&format!("-serial file:{}", console(dir).display()));
         add("-chardev stdio,id=scenario,signal=off -serial chardev:scenario");
         add(&format!(

@@ -1,0 +1,260 @@
+//! One step, done and read back.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::address::PciAddr;
+use crate::attribute::Attribute;
+use crate::inventory::vf_addresses;
+use crate::kernel::{Kernel, Link, Machine, WriteError, link_name, number, text};
+use crate::plan::{Action, Step};
+use crate::values::{DriverName, GroupType, VfIndex};
+
+/// Asks the kernel to find a driver for a device.
+const PROBE: &str = "/sys/bus/pci/drivers_probe";
+
+/// How often, and how long apart, a rate is tried: a link takes seconds to come up again.
+const RATE_TRIES: usize = 60;
+const RATE_PAUSE: Duration = Duration::from_millis(100);
+/// The carrier may be shown a little after, or before, the card itself sees its link: so many
+/// tries are left when it is believed.
+const SURE: usize = 50;
+
+/// Why a step failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// The kernel did not take it.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The kernel took it, and it is not so.
+    #[error("the kernel accepted it, but {what} is {found} and not {wanted}")]
+    NotSo {
+        /// What was read back.
+        what: &'static str,
+        /// What was found.
+        found: String,
+        /// What should be.
+        wanted: String,
+    },
+    /// The driver lacks it.
+    #[error("the driver does not support {key} ({error}); leave {key} out for this PF")]
+    Unsupported {
+        /// The key of the specification.
+        key: &'static str,
+        /// What it said.
+        error: WriteError,
+    },
+    /// The driver does not take a rate.
+    #[error(
+        "the driver does not take this rate ({error}): many cards take a maximum only while the \
+         link is up and no minimum; leave min_rate out, or bring the link up"
+    )]
+    Rate {
+        /// What it said.
+        error: WriteError,
+    },
+    /// What it is about is not there.
+    #[error("{0}")]
+    Gone(String),
+}
+
+/// Does one step and reads back what came of it.
+///
+/// # Errors
+/// [`StepError`].
+pub fn carry_out(machine: Machine<'_>, step: &Step) -> Result<(), StepError> {
+    let kernel = machine.kernel;
+    let pf = step.pf;
+    match &step.action {
+        Action::Autoprobe { on } => {
+            let path = pf.file("sriov_drivers_autoprobe");
+            kernel.write(&path, if *on { "1" } else { "0" })?;
+            read_back("autoprobe", number(kernel, &path), Some(u64::from(*on)))
+        }
+        Action::Count { to, .. } => count(kernel, pf, *to),
+        Action::Eswitch { mode } => {
+            machine.network.set_eswitch(pf, *mode)?;
+            let now = machine.network.eswitch(pf).map_err(WriteError::from)?;
+            let now = now.map_or("unknown", crate::values::EswitchMode::word);
+            read_back("the eswitch", now, mode.word())
+        }
+        Action::Msix { vf, count } => {
+            let path = address(kernel, pf, *vf)?.file("sriov_vf_msix_count");
+            kernel.write(&path, &count.to_string())?;
+            read_back(
+                "the number of interrupts",
+                number(kernel, &path),
+                Some(u64::from(*count)),
+            )
+        }
+        Action::Attribute { vf, attribute } => tell(machine, pf, *vf, attribute),
+        Action::Unbind { vf, .. } => unbind(kernel, address(kernel, pf, *vf)?),
+        Action::GroupType { vf, kind } => group_type(kernel, address(kernel, pf, *vf)?, *kind),
+        Action::Override { vf, driver } => {
+            let path = address(kernel, pf, *vf)?.file("driver_override");
+            let name = driver.as_ref().map(DriverName::as_str);
+            kernel.write(&path, name.unwrap_or("\n"))?;
+            let now = text(kernel, &path).filter(|name| !name.is_empty() && name != "(null)");
+            read_back("the only driver", now.as_deref(), name)
+        }
+        Action::Bind { vf, driver } => bind(kernel, address(kernel, pf, *vf)?, driver.as_ref()),
+    }
+}
+
+fn read_back<T: PartialEq + std::fmt::Debug>(
+    what: &'static str,
+    found: T,
+    wanted: T,
+) -> Result<(), StepError> {
+    if found == wanted {
+        return Ok(());
+    }
+    let (found, wanted) = (format!("{found:?}"), format!("{wanted:?}"));
+    Err(StepError::NotSo {
+        what,
+        found,
+        wanted,
+    })
+}
+
+/// Where VF `index` is now.
+fn address(kernel: &dyn Kernel, pf: PciAddr, index: u16) -> Result<PciAddr, StepError> {
+    let path = pf.file(&format!("virtfn{index}"));
+    link_name(kernel, &path)
+        .and_then(|name| name.parse().ok())
+        .ok_or_else(|| StepError::Gone(format!("{pf} has no VF {index}")))
+}
+
+fn count(kernel: &dyn Kernel, pf: PciAddr, to: u16) -> Result<(), StepError> {
+    kernel.write(&pf.file("sriov_numvfs"), &to.to_string())?;
+    // Some drivers make fewer than asked and say nothing.
+    let found = vf_addresses(kernel, pf).len();
+    read_back("the number of VFs", found, usize::from(to))
+}
+
+/// The interface of the device at `address`, by what the device says now.
+fn link_of(machine: Machine<'_>, address: PciAddr) -> Result<Link, StepError> {
+    let names = machine
+        .kernel
+        .list(&address.file("net"))
+        .unwrap_or_default();
+    let links = machine.network.links().map_err(WriteError::from)?;
+    let found = links.into_iter().find(|link| names.contains(&link.name));
+    found.ok_or_else(|| StepError::Gone(format!("{address} has no interface here")))
+}
+
+/// Tells the PF's driver. Some set rates only while the link is up, and making VFs takes the link
+/// down for a moment: without a carrier, a rate is tried again for a while.
+fn set(
+    machine: Machine<'_>,
+    pf: PciAddr,
+    mut link: Link,
+    vf: VfIndex,
+    attribute: &Attribute,
+) -> Result<Result<(), WriteError>, StepError> {
+    let rate = matches!(attribute, Attribute::Rates(_));
+    let mut tries = if rate { RATE_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match machine.network.set_vf(link.index, vf, attribute) {
+            Err(WriteError::Refused { .. }) if tries > 0 && (!link.carrier || tries >= SURE) => {
+                machine.kernel.pause(RATE_PAUSE);
+                link = link_of(machine, pf)?;
+            }
+            told => return Ok(told),
+        }
+    }
+}
+
+fn tell(
+    machine: Machine<'_>,
+    pf: PciAddr,
+    vf: u16,
+    attribute: &Attribute,
+) -> Result<(), StepError> {
+    let index = VfIndex::try_from(i64::from(vf));
+    let index = index.map_err(|error| StepError::Gone(error.to_string()))?;
+    let holds = |link: &Link| {
+        let report = link.vfs.iter().find(|report| report.index == vf);
+        report.map(|report| (report.attributes.holds(attribute), report.attributes))
+    };
+    let link = link_of(machine, pf)?;
+    // Drivers that lack an attribute may still report its usual value.
+    if holds(&link).is_some_and(|(holds, _)| holds) {
+        return Ok(());
+    }
+    match set(machine, pf, link, index, attribute)? {
+        Err(error) if error.is_unsupported() => {
+            let key = attribute.key();
+            return Err(StepError::Unsupported { key, error });
+        }
+        Err(error) if matches!(attribute, Attribute::Rates(_)) => {
+            return Err(StepError::Rate { error });
+        }
+        told => told?,
+    }
+    let link = link_of(machine, pf)?;
+    match holds(&link) {
+        Some((true, _)) => Ok(()),
+        Some((false, now)) => {
+            let now = now.reported(attribute);
+            let found = now.map_or("not reported".to_owned(), |now| now.to_string());
+            Err(StepError::NotSo {
+                what: attribute.key(),
+                found,
+                wanted: attribute.to_string(),
+            })
+        }
+        None => Err(StepError::Gone(format!("{} reports no VF {vf}", link.name))),
+    }
+}
+
+/// Takes a device from its driver, if it has one.
+pub(crate) fn unbind(kernel: &dyn Kernel, vf: PciAddr) -> Result<(), StepError> {
+    let driver = vf.file("driver");
+    if link_name(kernel, &driver).is_none() {
+        return Ok(());
+    }
+    kernel.write(&driver.join("unbind"), &vf.to_string())?;
+    read_back("the driver", link_name(kernel, &driver), None)
+}
+
+fn group_type(kernel: &dyn Kernel, vf: PciAddr, kind: GroupType) -> Result<(), StepError> {
+    let group = link_name(kernel, &vf.file("iommu_group"))
+        .ok_or_else(|| StepError::Gone(format!("{vf} is in no IOMMU group")))?;
+    let path = PathBuf::from(format!("/sys/kernel/iommu_groups/{group}/type"));
+    kernel.write(&path, kind.word())?;
+    read_back(
+        "the group's type",
+        text(kernel, &path).as_deref(),
+        Some(kind.word()),
+    )
+}
+
+/// Binds a device to `driver`, which is already the only one that may have it, or to whichever the
+/// kernel finds. The write succeeds also when the driver refuses the device.
+pub(crate) fn bind(
+    kernel: &dyn Kernel,
+    vf: PciAddr,
+    driver: Option<&DriverName>,
+) -> Result<(), StepError> {
+    let link = vf.file("driver");
+    let now = || link_name(kernel, &link);
+    let wanted = driver.map(DriverName::as_str);
+    if now().is_some() && now().as_deref() != wanted {
+        unbind(kernel, vf)?;
+    }
+    if now().is_none() {
+        kernel.write(Path::new(PROBE), &vf.to_string())?;
+    }
+    let found = now();
+    match wanted {
+        Some(wanted) => read_back("the driver", found.as_deref(), Some(wanted)),
+        None if found.is_some() => Ok(()),
+        None => Err(StepError::NotSo {
+            what: "the driver",
+            found: "none".to_owned(),
+            wanted: "the VF's own; load its module".to_owned(),
+        }),
+    }
+}

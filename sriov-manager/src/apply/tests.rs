@@ -1,0 +1,180 @@
+//! Applies on the model of the kernel: success, failure, and writes that never return.
+
+use super::*;
+use crate::inventory::Known;
+use crate::kernel::Kernel;
+use crate::model::{Card, Model};
+use crate::plan::tests::{PF, look, make};
+use crate::spec::tests::spec;
+
+fn wanted(count: u16, more: &str) -> String {
+    format!("[[pf]]\nmatch = {{ address = \"{PF}\" }}\nvfs = {count}\n{more}")
+}
+
+/// Applies `text`, and says how it ended.
+fn run(model: &Model, dir: &std::path::Path, text: &str) -> Outcome {
+    let state = State::open(dir).unwrap();
+    let inventory = look(model);
+    let (plan, target) = Plan::make(&inventory, &spec(text).unwrap());
+    assert_eq!(plan.refusals, []);
+    apply(model.machine(), &state, &inventory, &plan, &target).unwrap()
+}
+
+#[test]
+fn applying_twice_does_nothing() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let text = wanted(
+        4,
+        "[[pf.vf]]\nrange = \"0-2\"\ndriver = \"vfio-pci\"\nvlan = 5\n",
+    );
+    assert!(matches!(
+        run(&model, dir.path(), &text),
+        Outcome::Applied { .. }
+    ));
+    let changes = model.state().changes;
+    assert_eq!(run(&model, dir.path(), &text), Outcome::Nothing);
+    assert_eq!(model.state().changes, changes);
+}
+
+#[test]
+fn an_attribute_that_the_driver_lacks_is_named_and_all_is_as_it_was() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    make(&model, 2);
+    let before = Target::of(&look(&model), &[PF]);
+    let text = wanted(4, "[[pf.vf]]\nindex = 1\nlink_state = \"up\"\n");
+    let Outcome::RolledBack { failure } = run(&model, dir.path(), &text) else {
+        panic!("not rolled back")
+    };
+    assert!(
+        failure
+            .error
+            .starts_with("the driver does not support link_state"),
+        "{failure:?}"
+    );
+    assert_eq!(Target::of(&look(&model), &[PF]), before);
+}
+
+#[test]
+fn a_value_that_is_reported_already_needs_no_support() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let text = wanted(1, "[[pf.vf]]\nindex = 0\nlink_state = \"auto\"\n");
+    assert!(matches!(
+        run(&model, dir.path(), &text),
+        Outcome::Applied { .. }
+    ));
+}
+
+#[test]
+fn a_driver_that_makes_fewer_than_asked_is_found_out() {
+    let model = Model::new([Card {
+        grants: 2,
+        ..Card::new(1)
+    }]);
+    let dir = tempfile::tempdir().unwrap();
+    let Outcome::RolledBack { failure } = run(&model, dir.path(), &wanted(4, "")) else {
+        panic!("not rolled back")
+    };
+    assert_eq!(
+        failure.error,
+        "the kernel accepted it, but the number of VFs is 2 and not 4"
+    );
+    assert_eq!(look(&model).pfs[0].count(), 0);
+}
+
+#[test]
+fn a_probe_that_lies_is_found_out() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    model.state().probe_lies = true;
+    let text = wanted(1, "[[pf.vf]]\nindex = 0\ndriver = \"vfio-pci\"\n");
+    let Outcome::RolledBack { failure } = run(&model, dir.path(), &text) else {
+        panic!("not rolled back")
+    };
+    assert!(
+        failure
+            .error
+            .contains("the driver is None and not Some(\"vfio-pci\")")
+    );
+}
+
+/// A VM opens a VF after the plan was made and before it was carried out.
+#[test]
+fn a_write_that_never_returns_leaves_the_pf_alone() {
+    let model = Model::new([Card::new(1), Card::new(2)]);
+    let other = PciAddr::new(0, 2, 0, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let vfs = make(&model, 2);
+    let state = State::open(dir.path()).unwrap();
+    let inventory = look(&model);
+    let text = wanted(1, "").replace("01:00", "02:00") + &wanted(0, "");
+    let spec = spec(&text).unwrap();
+    let (mut plan, target) = Plan::make(&inventory, &spec);
+    plan.steps.sort_by_key(|step| std::cmp::Reverse(step.pf));
+    model.state().held.insert(vfs[1]);
+    let outcome = apply(model.machine(), &state, &inventory, &plan, &target).unwrap();
+    let Outcome::Stuck { failure, because } = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!((failure.step.pf, failure.wedged), (PF, Some(4242)));
+    assert!(because.contains("process 4242 is stuck"), "{because}");
+    assert_eq!(
+        look(&model).pf(other).unwrap().count(),
+        0,
+        "the other card went back"
+    );
+    assert_eq!(Journal::unfinished(state.journal()).unwrap(), None);
+}
+
+#[test]
+fn what_was_left_by_a_dead_process_is_undone_if_it_cannot_be_finished() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(dir.path()).unwrap();
+    let inventory = look(&model);
+    let text = wanted(2, "[[pf.vf]]\nindex = 0\nlink_state = \"up\"\n");
+    let (plan, target) = Plan::make(&inventory, &spec(&text).unwrap());
+    let before = Target::of(&inventory, &[PF]);
+    Journal::begin(state.journal(), &before, &target).unwrap();
+    // It got as far as the VFs.
+    model
+        .write(&PF.file("sriov_drivers_autoprobe"), "0")
+        .unwrap();
+    model.write(&PF.file("sriov_numvfs"), "2").unwrap();
+    assert!(plan.steps.len() > 2);
+    let said = recover(model.machine(), &state).unwrap().unwrap();
+    assert_eq!(said, "an apply that was interrupted is rolled back");
+    assert_eq!(Target::of(&look(&model), &[PF]), before);
+    assert_eq!(recover(model.machine(), &state).unwrap(), None);
+}
+
+#[test]
+fn a_card_that_was_pulled_keeps_nobody_from_recovering() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(dir.path()).unwrap();
+    let gone = Target::of(
+        &look(&Model::new([Card::new(9)])),
+        &[PciAddr::new(0, 9, 0, 0)],
+    );
+    Journal::begin(state.journal(), &gone, &gone).unwrap();
+    assert!(
+        recover(model.machine(), &state)
+            .unwrap()
+            .unwrap()
+            .ends_with("is finished")
+    );
+}
+
+#[test]
+fn a_scan_of_vfs_reads_what_the_driver_says() {
+    let model = Model::new([Card::new(1)]);
+    make(&model, 1);
+    let inventory = crate::inventory::scan(model.machine(), &Known::default()).unwrap();
+    let vf = &inventory.pfs[0].vfs[0];
+    assert_eq!(vf.driver.as_deref(), Some("igbvf"));
+    assert_eq!(vf.attributes.spoof_check, Some(true));
+    assert!(vf.interface.is_some() && vf.uses.is_empty());
+}

@@ -1,0 +1,210 @@
+//! The steps for one PF, in the order that the kernel demands.
+
+use crate::attribute::Attributes;
+use crate::inventory::{Inventory, Pf};
+use crate::plan::{Action, Step};
+use crate::target::{PfTarget, VfTarget};
+use crate::values::{Driver, DriverName};
+
+/// What is known of a VF at the moment its steps are made.
+struct Now<'a> {
+    driver: Option<&'a str>,
+    only: Option<&'a str>,
+    attributes: Attributes,
+    msix: Option<u16>,
+    group: Option<&'a str>,
+    fresh: bool,
+}
+
+/// Steps as they are collected.
+struct Steps<'a> {
+    pf: &'a Pf,
+    list: Vec<Step>,
+    /// What the attribute will be at this point.
+    autoprobe: Option<bool>,
+}
+
+impl Steps<'_> {
+    fn push(&mut self, action: Action, reason: impl Into<String>) {
+        let (pf, reason) = (self.pf.address, reason.into());
+        self.list.push(Step { pf, action, reason });
+    }
+
+    /// Changes the attribute if it is there and different.
+    fn autoprobe(&mut self, on: bool, reason: &str) {
+        if self.autoprobe.is_some_and(|now| now != on) {
+            self.autoprobe = Some(on);
+            self.push(Action::Autoprobe { on }, reason);
+        }
+    }
+}
+
+/// What it takes to make `pf` what `wanted` says.
+pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<Step> {
+    let mut steps = Steps {
+        pf,
+        list: Vec::new(),
+        autoprobe: pf.autoprobe,
+    };
+    let count = pf.count();
+    let eswitch = wanted.eswitch.filter(|mode| pf.eswitch != Some(*mode));
+    let remake = count != wanted.count || (eswitch.is_some() && count > 0);
+    if remake && count > 0 {
+        let reason = match eswitch {
+            Some(mode) if count == wanted.count => format!("the eswitch is to be {mode}"),
+            _ => format!(
+                "{} are wanted, and the number can only change through none",
+                wanted.count
+            ),
+        };
+        steps.push(Action::Count { from: count, to: 0 }, reason);
+    }
+    if let Some(mode) = eswitch {
+        let now = pf
+            .eswitch
+            .map_or("unknown", crate::values::EswitchMode::word);
+        steps.push(Action::Eswitch { mode }, format!("it is {now}"));
+    }
+    if remake && wanted.count > 0 {
+        steps.autoprobe(false, "VFs are told what they are before a driver has them");
+        let reason = format!("{} are wanted", wanted.count);
+        let (from, to) = (0, wanted.count);
+        steps.push(Action::Count { from, to }, reason);
+    }
+    let last = wanted.autoprobe.or(pf.autoprobe);
+    vfs(inventory, wanted, remake, last, &mut steps);
+    if let Some(on) = last {
+        steps.autoprobe(on, "as it is to be for VFs that others make");
+    }
+    steps.list
+}
+
+fn vfs(
+    inventory: &Inventory,
+    wanted: &PfTarget,
+    remake: bool,
+    last: Option<bool>,
+    steps: &mut Steps<'_>,
+) {
+    let pf = steps.pf;
+    let nothing = VfTarget::default();
+    let mut native = Vec::new();
+    let mut named = Vec::new();
+    for index in 0..wanted.count {
+        let vf = pf.vf(index).filter(|_| !remake);
+        let own = wanted.vfs.get(&index);
+        if vf.is_some() && own.is_none() && wanted.group_type.is_none() {
+            continue;
+        }
+        let own = own.unwrap_or(&nothing);
+        let group = vf.and_then(|vf| inventory.group(vf.group?));
+        let now = Now {
+            driver: vf.and_then(|vf| vf.driver.as_deref()),
+            only: vf.and_then(|vf| vf.driver_override.as_deref()),
+            attributes: vf.map(|vf| vf.attributes).unwrap_or_default(),
+            msix: vf.and_then(|vf| vf.msix),
+            group: group.map(|group| group.kind.as_str()),
+            fresh: vf.is_none(),
+        };
+        told(index, own, &now, steps);
+        match binding(index, own, wanted, &now, last, steps) {
+            Some(Some(driver)) => named.push((index, driver)),
+            Some(None) => native.push(index),
+            None => {}
+        }
+    }
+    for (vf, driver) in named {
+        let reason = format!("{driver} is wanted");
+        let driver = Some(driver);
+        steps.push(Action::Bind { vf, driver }, reason);
+    }
+    if !native.is_empty() {
+        steps.autoprobe(true, "without it no driver takes a VF by itself");
+    }
+    for vf in native {
+        steps.push(
+            Action::Bind { vf, driver: None },
+            "its own driver is wanted",
+        );
+    }
+}
+
+/// What the VF's PF, or its own controller, is told.
+fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>) {
+    if let Some(count) = own.msix.filter(|count| now.msix != Some(*count)) {
+        let reason = match now.msix {
+            Some(now) => format!("it has {now}"),
+            None => "it is new".to_owned(),
+        };
+        steps.push(Action::Msix { vf, count }, reason);
+    }
+    for attribute in own.attributes.missing_in(&now.attributes) {
+        let reason = match now.attributes.reported(&attribute) {
+            Some(now) => format!("it is {now}"),
+            None if now.fresh => "it is new".to_owned(),
+            None => "it is not known".to_owned(),
+        };
+        steps.push(Action::Attribute { vf, attribute }, reason);
+    }
+}
+
+/// Makes the steps up to the binding itself; returns what to bind to, `Some(None)` being whatever
+/// the kernel chooses.
+fn binding(
+    vf: u16,
+    own: &VfTarget,
+    wanted: &PfTarget,
+    now: &Now<'_>,
+    last: Option<bool>,
+    steps: &mut Steps<'_>,
+) -> Option<Option<DriverName>> {
+    let as_new = if now.fresh && last == Some(true) {
+        Some(Driver::Native)
+    } else {
+        None
+    };
+    let driver = own.driver.clone().or(as_new);
+    let kept = |driver: &Driver| match driver {
+        Driver::Native => now.driver.is_some_and(|name| {
+            !crate::values::is_vfio(name) && now.only.is_none_or(|only| only == name)
+        }),
+        Driver::Named(name) => now.driver == Some(name.as_str()),
+        Driver::Unbound => now.driver.is_none() && now.only.is_none(),
+    };
+    let rebind = driver.as_ref().is_some_and(|driver| !kept(driver));
+    // VFIO has domains of its own; the type matters to drivers of the host, and to devices at rest.
+    let kind = wanted.group_type.filter(|kind| {
+        let differs = now.group.map_or(now.fresh, |group| group != kind.word());
+        differs && (rebind || now.driver.is_none())
+    });
+    if let Some(driver) = now.driver.filter(|_| rebind) {
+        let driver = driver.to_owned();
+        let reason = match &own.driver {
+            Some(wanted) => format!("{wanted} is wanted"),
+            None => "the group's type is to change".to_owned(),
+        };
+        steps.push(Action::Unbind { vf, driver }, reason);
+    }
+    if let Some(kind) = kind {
+        let reason = format!("it is {}", now.group.unwrap_or("not known yet"));
+        steps.push(Action::GroupType { vf, kind }, reason);
+    }
+    let driver = driver.filter(|_| rebind)?;
+    let only = match &driver {
+        Driver::Named(name) => Some(name.clone()),
+        Driver::Native | Driver::Unbound => None,
+    };
+    if now.only != only.as_ref().map(DriverName::as_str) {
+        let reason = match &only {
+            Some(name) => format!("{name} is wanted and nothing else"),
+            None => "no single driver is wanted".to_owned(),
+        };
+        let driver = only.clone();
+        steps.push(Action::Override { vf, driver }, reason);
+    }
+    match driver {
+        Driver::Unbound => None,
+        Driver::Named(name) => Some(Some(name)),
+        Driver::Native => Some(None),
+    }
+}

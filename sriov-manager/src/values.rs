@@ -1,0 +1,384 @@
+//! Values with a rule that the specification, the kernel's interfaces and the plan share. Each can
+//! only be made from something that obeys its rule (see [`towpath_common::config::value`]).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use towpath_common::config::ValueError;
+use towpath_common::ranged;
+
+ranged! {
+    /// A number of VFs of one PF. The kernel's attribute takes 16 bits (PCIe 6.0, 9.3.3.7).
+    VfCount(u16), "vfs", 0..=65_535
+}
+
+ranged! {
+    /// The index of a VF among those of its PF, from 0.
+    VfIndex(u16), "index", 0..=65_534
+}
+
+ranged! {
+    /// A VLAN that a VF's frames are put into; 0 is none (802.1Q, 9.6).
+    Vlan(u16), "vlan", 0..=4_094
+}
+
+ranged! {
+    /// The priority in a VF's VLAN tag (802.1Q, 9.6).
+    Qos(u8), "qos", 0..=7
+}
+
+ranged! {
+    /// A transmit rate in Mbit/s; 0 is no limit.
+    Rate(u32), "rate", 0..=4_000_000
+}
+
+ranged! {
+    /// MSI-X vectors of one VF (PCIe 6.0, 7.7.2).
+    MsixCount(u16), "msix", 1..=2_048
+}
+
+ranged! {
+    /// The two halves of a device's identity: vendor or device.
+    PciId(u16), "PCI identity", 0..=65_535
+}
+
+/// The MAC address of one station. All zeroes stands for "none" in the kernel's interfaces, and a
+/// group address is nobody's own, so neither can be written in a specification.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac([u8; 6]);
+
+impl Mac {
+    /// What the kernel shows of a VF to which none was given.
+    pub const NONE: Self = Self([0; 6]);
+
+    /// From its bytes, whatever they are: for what the kernel says.
+    pub const fn from_bytes(bytes: [u8; 6]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub const fn bytes(self) -> [u8; 6] {
+        self.0
+    }
+
+    /// An address of our own making: the low 46 bits of `seed`, locally administered, individual.
+    pub fn local(seed: u64) -> Self {
+        let [_, _, mut bytes @ ..] = seed.to_be_bytes();
+        bytes[0] = (bytes[0] & 0xfc) | 2;
+        Self(bytes)
+    }
+
+    /// Reads `aa:bb:cc:dd:ee:ff`, of any kind.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2)?;
+            *byte = u8::from_str_radix(part, 16).ok()?;
+        }
+        parts.next().is_none().then_some(Self(bytes))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        f.pad(&format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}"))
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Mac {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let rule = "write six bytes of one station, such as 52:54:00:00:00:01";
+        Self::parse(text)
+            .filter(|mac| *mac != Self::NONE && mac.0[0] & 1 == 0)
+            .ok_or_else(|| ValueError::form("mac", text, rule))
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = ValueError;
+
+    /// Zeroes are let through here: state records and the API carry what the kernel said.
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        match Self::parse(&text) {
+            Some(Self::NONE) => Ok(Self::NONE),
+            _ => text.parse(),
+        }
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+/// An InfiniBand GUID: eight bytes, `00:11:22:33:44:55:66:77`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Guid(u64);
+
+impl Guid {
+    /// From the number that the kernel's interface carries.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number that the kernel's interface carries.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0.to_be_bytes().map(|byte| format!("{byte:02x}"));
+        f.write_str(&bytes.join(":"))
+    }
+}
+
+impl TryFrom<String> for Guid {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let well_formed = parts.len() == 8 && parts.iter().all(|part| part.len() == 2);
+        let number = u64::from_str_radix(&parts.concat(), 16).ok();
+        let rule = "write eight bytes, such as 00:11:22:33:44:55:66:77";
+        number
+            .filter(|_| well_formed)
+            .map(Self)
+            .ok_or_else(|| ValueError::form("GUID", &text, rule))
+    }
+}
+
+impl From<Guid> for String {
+    fn from(guid: Guid) -> Self {
+        guid.to_string()
+    }
+}
+
+/// Defines an enum of words, the same in TOML, JSON and messages.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident {
+        $($(#[$variant_doc:meta])* $variant:ident = $word:literal),* $(,)?
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)*
+        }
+
+        impl $name {
+            /// The word for it.
+            pub const fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.word())
+            }
+        }
+    };
+}
+
+words! {
+    /// The kind of a VF's VLAN tag.
+    VlanProtocol {
+        /// A customer's tag, ethertype 0x8100.
+        Customer = "802.1Q",
+        /// A provider's tag, ethertype 0x88a8.
+        Service = "802.1ad",
+    }
+}
+
+words! {
+    /// What a VF sees of the link.
+    LinkState {
+        /// What the PF sees.
+        Auto = "auto",
+        /// Up, even while the PF's link is down.
+        Up = "up",
+        /// Down, even while the PF's link is up.
+        Down = "down",
+    }
+}
+
+words! {
+    /// How the card's embedded switch is run.
+    EswitchMode {
+        /// By the PF's driver, with the attributes of VFs.
+        Legacy = "legacy",
+        /// By the host, through a representor for each VF.
+        Switchdev = "switchdev",
+    }
+}
+
+words! {
+    /// How a group's DMA is translated.
+    GroupType {
+        /// Translated, flushed at once.
+        Dma = "DMA",
+        /// Translated, flushed lazily: faster, with a window in which stale mappings work.
+        DmaFq = "DMA-FQ",
+        /// Not translated while the host's driver has the device.
+        Identity = "identity",
+    }
+}
+
+/// The name of a driver: what the kernel may call one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct DriverName(String);
+
+impl DriverName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it hands devices to user space.
+    pub fn is_vfio(&self) -> bool {
+        is_vfio(&self.0)
+    }
+}
+
+/// Whether the driver `name` hands devices to user space: vfio-pci or a variant of it.
+pub fn is_vfio(name: &str) -> bool {
+    name == "vfio-pci" || name.ends_with("-vfio-pci") || name.ends_with("_vfio_pci")
+}
+
+impl TryFrom<String> for DriverName {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        let right = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        if !text.is_empty() && text.len() < 64 && text.chars().all(right) {
+            return Ok(Self(text));
+        }
+        let rule = "write the name of a driver, such as vfio-pci, or native";
+        Err(ValueError::form("driver", text, rule))
+    }
+}
+
+impl fmt::Display for DriverName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What a VF is wanted to be bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Driver {
+    /// Whatever the kernel binds by itself.
+    Native,
+    /// This one and no other.
+    Named(DriverName),
+    /// None at all. Only what was before an apply can be this.
+    Unbound,
+}
+
+impl Driver {
+    /// Whether it hands the device to user space.
+    pub fn is_vfio(&self) -> bool {
+        matches!(self, Self::Named(name) if name.is_vfio())
+    }
+}
+
+impl TryFrom<String> for Driver {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        Ok(match text.as_str() {
+            "native" => Self::Native,
+            "none" => Self::Unbound,
+            _ => Self::Named(text.try_into()?),
+        })
+    }
+}
+
+impl From<Driver> for String {
+    fn from(driver: Driver) -> Self {
+        driver.to_string()
+    }
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Native => f.pad("native"),
+            Self::Named(name) => name.fmt(f),
+            Self::Unbound => f.pad("none"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macs_are_those_of_stations() {
+        let mac: Mac = "52:54:00:ab:cd:EF".parse().unwrap();
+        assert_eq!(mac.to_string(), "52:54:00:ab:cd:ef");
+        for bad in [
+            "00:00:00:00:00:00",
+            "01:00:5e:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "52:54:00:00:00",
+            "52:54:00:00:00:01:02",
+            "5:54:00:00:00:01",
+            "52-54-00-00-00-01",
+        ] {
+            assert!(bad.parse::<Mac>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn made_addresses_are_local_and_individual() {
+        for seed in [0, u64::MAX, 0x1234_5678_9abc_def0] {
+            let first = Mac::local(seed).bytes()[0];
+            assert_eq!(first & 3, 2, "{seed:x}");
+        }
+        assert_ne!(Mac::local(1), Mac::local(2));
+    }
+
+    #[test]
+    fn words_are_the_same_everywhere() {
+        let json = serde_json::to_string(&VlanProtocol::Service).unwrap();
+        assert_eq!(json, "\"802.1ad\"");
+        assert_eq!(LinkState::Up.to_string(), "up");
+    }
+
+    #[test]
+    fn drivers_are_named_or_native() {
+        assert_eq!(Driver::try_from("native".to_owned()), Ok(Driver::Native));
+        let vfio = Driver::try_from("vfio-pci".to_owned()).unwrap();
+        assert!(vfio.is_vfio() && is_vfio("mlx5_vfio_pci"));
+        assert!(Driver::try_from("../x".to_owned()).is_err());
+    }
+
+    #[test]
+    fn guids_read_back_as_they_print() {
+        let guid = Guid::try_from("00:11:22:33:44:55:66:77".to_owned()).unwrap();
+        assert_eq!(guid.get(), 0x0011_2233_4455_6677);
+        assert_eq!(guid.to_string(), "00:11:22:33:44:55:66:77");
+        assert!(Guid::try_from("0011:22:33:44:55:66:77".to_owned()).is_err());
+    }
+}

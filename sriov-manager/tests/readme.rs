@@ -1,0 +1,89 @@
+//! What the operator's pages say is what the program does.
+
+#![allow(clippy::unwrap_used, reason = "a page that cannot be read has failed")]
+
+use std::fs;
+use std::path::Path;
+
+use sriov_manager::metrics::FAMILIES;
+use sriov_manager::plan::Why;
+use sriov_manager::spec::Spec;
+use towpath_common::config::Document;
+
+fn read(path: &str) -> String {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(manifest.join(path)).unwrap()
+}
+
+#[test]
+fn every_metric_is_described() {
+    let readme = read("README.md");
+    for family in FAMILIES {
+        assert!(
+            readme.contains(&format!("`{}`", family.name)),
+            "{}",
+            family.name
+        );
+    }
+}
+
+#[test]
+fn the_example_is_valid_as_it_is_and_with_every_default_written_out() {
+    let example = read("../systemd/examples/sriov-manager.toml");
+    let plain = Spec::parse(&Document::new("example", example.as_str())).unwrap();
+    let lines = example.lines().map(|line| match line.strip_prefix("# ") {
+        Some(rest)
+            if rest
+                .split_once(" = ")
+                .is_some_and(|(key, _)| !key.contains(' ')) =>
+        {
+            rest
+        }
+        _ => line,
+    });
+    let full: Vec<&str> = lines.collect();
+    assert_ne!(full.join("\n"), example.trim_end());
+    let full = Spec::parse(&Document::new("example", full.join("\n"))).unwrap();
+    assert_eq!(
+        full.daemon.control, plain.daemon.control,
+        "a default is what it says"
+    );
+    assert_eq!(full.daemon.drift_interval, plain.daemon.drift_interval);
+    assert_eq!(full.daemon.write_deadline, plain.daemon.write_deadline);
+    assert_eq!(
+        (full.daemon.leases, full.daemon.state),
+        (plain.daemon.leases, plain.daemon.state)
+    );
+}
+
+/// Words by which the README's table knows each reason.
+#[test]
+fn every_refusal_has_a_remedy_in_the_readme() {
+    let readme = read("README.md");
+    for (why, words) in [
+        (Why::NoMatch, "no PF matches"),
+        (Why::SeveralMatches, "PFs match"),
+        (Why::MatchedTwice, "is already described"),
+        (Why::Wedged, "a write never returned"),
+        (Why::InUse, "in use are VF"),
+        (Why::DefaultRoute, "the default route goes through it"),
+        (Why::SystemDisk, "is mounted from a disk behind it"),
+        (Why::ForeignManager, "sets its number of VFs"),
+        (Why::NoDriver, "no driver has it"),
+        (Why::TooMany, "and it can have"),
+        (Why::NoMemory, "not enough MMIO"),
+        (Why::NoBus, "bus number out of range"),
+        (Why::NoInterface, "it has no network interface here"),
+        (Why::Unsupported, "no eswitch that can be switched"),
+        (Why::NoIommu, "no IOMMU translates DMA"),
+        (Why::NoRemapping, "interrupts are not remapped"),
+        (Why::UnsafeInterrupts, "allow_unsafe_interrupts is set"),
+        (Why::DriverMissing, "vfio-pci is not there"),
+        (
+            Why::NotViable,
+            "share an IOMMU group with what the host uses",
+        ),
+    ] {
+        assert!(readme.contains(words), "{why:?}");
+    }
+}
