@@ -31,6 +31,7 @@ bench: cargo ## vblk and vswitch against their peers and the machine's own limit
 	@tests/packages.sh --bench
 	cargo build --release --package vblk --package vswitch
 	cargo run --release --package towpath-benches --bin ring
+	cargo run --release --package towpath-benches --bin forward
 	cargo run --release --package towpath-benches --bin bench -- $(ARGS)
 	cargo run --release --package towpath-benches --bin net -- $(NET_ARGS)
 

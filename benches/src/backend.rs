@@ -141,7 +141,7 @@ impl Launcher {
             let cache = match disk.target {
                 Target::Null => "",
                 target if target.is_direct() => ",cache=direct",
-                _ => ",cache=buffered",
+                _ => ",cache=buffered,resident=1G",
             };
             command.arg("--disk").arg(format!(
                 "{path},socket={},queues={}{cache}",

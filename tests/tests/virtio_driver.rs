@@ -13,7 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
-use towpath_tests::daemon::Vblk;
+use towpath_tests::daemon::{Daemon, Vblk};
 use towpath_tests::records::{BLOCK, Block, DISK_BYTES, LANES, offset, record};
 use virtio_driver::{VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags};
 
@@ -161,6 +161,58 @@ fn records_pass_with_plain_rings() -> Result<()> {
 #[test]
 fn records_pass_with_indirect_descriptors_and_event_index() -> Result<()> {
     records_pass(VirtioFeatureFlags::RING_INDIRECT_DESC | VirtioFeatureFlags::RING_EVENT_IDX)
+}
+
+/// A disk of `path`, in a directory with two files `a` and `b` of the disk's size.
+fn served_from(path: &str) -> Result<Vblk> {
+    let dir = tempfile::tempdir()?;
+    for name in ["a", "b"] {
+        File::create(dir.path().join(name))?.set_len(DISK_BYTES)?;
+    }
+    Vblk::serve(
+        dir,
+        &[&format!("{path},socket={{dir}}/disk,queues={QUEUES}")],
+        &[],
+    )
+}
+
+fn rounds(vblk: &Vblk) -> Result<()> {
+    let features = VirtioFeatureFlags::RING_INDIRECT_DESC | VirtioFeatureFlags::RING_EVENT_IDX;
+    let mut driver = Driver::connect(&vblk.path("disk"), features)?;
+    for seq in 0..40 {
+        driver.round_trip(usize::try_from(seq)? % QUEUES, seq)?;
+    }
+    driver.queues[0].flush(0)?;
+    ensure!(driver.complete(0, 1)?.is_empty(), "the flush failed");
+    Ok(())
+}
+
+#[test]
+fn a_stripe_serves_like_a_file() -> Result<()> {
+    rounds(&served_from("stripe:64K:{dir}/a|{dir}/b")?)
+}
+
+#[test]
+fn an_nbd_export_serves_like_a_file_and_a_stopped_server_does_not_hold_the_daemon() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (socket, image) = (dir.path().join("nbd"), dir.path().join("image"));
+    File::create(&image)?.set_len(DISK_BYTES)?;
+    let mut command = std::process::Command::new("qemu-nbd");
+    command
+        .args(["-t", "-e", "8", "-f", "raw", "-k"])
+        .arg(&socket)
+        .arg(&image);
+    let server = Daemon::listening("qemu-nbd", &mut command, &socket)?;
+    let mut vblk = served_from(&format!("nbd:unix:{}", socket.display()))?;
+    rounds(&vblk)?;
+    let mut block = Block::default();
+    File::open(&image)?.read_exact_at(&mut block.0, offset(3, 39))?;
+    ensure!(block == record(3, 39), "the file holds something else");
+    let mut driver = Driver::connect(&vblk.path("disk"), VirtioFeatureFlags::empty())?;
+    drop(server);
+    driver.queues[0].write(0, &driver.memory.addresses[1].0, 8)?;
+    driver.transport.get_submission_notifier(0).notify()?;
+    vblk.daemon().stop()
 }
 
 #[test]

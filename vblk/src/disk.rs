@@ -1,22 +1,23 @@
 //! A disk: what stands behind a guest's blocks, opened once and checked before anything is served.
 //!
-//! A disk is a regular file, a block device, or nothing at all (null, for measuring). Everything
-//! the data path wants to know about it (size, block sizes, the alignment O_DIRECT asks for, what
-//! can be deallocated) is found out here, at open, and never asked again.
+//! What stands behind a disk is a [`Storage`] of some kind: a file, a block device, other disks, or
+//! nothing at all. Everything the data path wants to know about it (size, block sizes, the
+//! alignment O_DIRECT asks for, what can be deallocated) is found out at open, its [`Shape`], and
+//! never asked again.
 //!
-//! One image, one writer: a file is locked by flock(2), shared by readers and exclusive to a
-//! writer; a block device opened for writing is opened O_EXCL, so neither a mount nor another
-//! daemon has it. flock rather than an OFD lock because both belong to the open file, but
-//! /proc/locks names the holder of a flock, so the error can say who it is.
+//! One image, one writer: a file is locked, shared by readers and exclusive to a writer; a block
+//! device opened for writing is opened O_EXCL, so neither a mount nor another daemon has it. What
+//! is refused, is refused with the holder's name (`lock.rs`).
 //!
 //! Three facts about a disk are learned while it is served and shared by all workers (relaxed: they
 //! guard no other data): an fsync that failed, deallocation that turned out to be unsupported, and
 //! whether the driver turned the write cache off.
 
 mod error;
+mod lock;
 mod open;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use crate::engine::Verb;
 use crate::request::{ID_BYTES, Limits};
 use crate::resident::Resident;
+use crate::storage::{Shape, Storage};
 pub use error::DiskError;
 pub use open::Spec;
 
@@ -101,37 +103,11 @@ impl Serial {
     }
 }
 
-/// What holds the bytes.
-#[derive(Debug)]
-enum Backing {
-    /// Nothing: reads leave memory as it is, writes go nowhere.
-    Null,
-    /// The memory engine's own.
-    Ram,
-    /// A regular file.
-    File(OwnedFd),
-    /// A block device.
-    Device(OwnedFd),
-}
-
 /// An open disk.
 #[derive(Debug)]
 pub struct Disk {
-    backing: Backing,
-    /// Bytes, whole blocks.
-    size: u64,
-    block: BlockSize,
-    physical: BlockSize,
-    direct: bool,
-    /// Reads and writes are carried out in the submitting thread (tmpfs).
-    inline: bool,
-    read_only: bool,
-    /// Address alignment of I/O buffers, in bytes; 1 if any will do.
-    mem_align: u32,
-    /// Length alignment of each I/O buffer, in bytes; 1 if any will do.
-    len_align: u32,
-    /// DISCARD works, in units of so many bytes.
-    discard: Option<u32>,
+    storage: Storage,
+    shape: Shape,
     serial: Serial,
     /// Its pages, where they may be read by copying.
     resident: Option<Arc<Resident>>,
@@ -145,18 +121,17 @@ impl Disk {
     /// A disk of `size` bytes without anything behind it: every request succeeds at once.
     #[must_use]
     pub fn null(size: u64) -> Disk {
-        Disk::synthetic(Backing::Null, size, Serial::fit("null".bytes()))
+        Disk::synthetic(Storage::Null, size, Serial::fit("null".bytes()))
     }
 
     /// A disk of `size` bytes in the memory of a [`crate::engine::memory::Memory`] engine.
     #[must_use]
     pub fn ram(size: u64) -> Disk {
-        Disk::synthetic(Backing::Ram, size, Serial::fit("ram".bytes()))
+        Disk::synthetic(Storage::Ram, size, Serial::fit("ram".bytes()))
     }
 
-    fn synthetic(backing: Backing, size: u64, serial: Serial) -> Disk {
-        Disk {
-            backing,
+    fn synthetic(storage: Storage, size: u64, serial: Serial) -> Disk {
+        let shape = Shape {
             size: BlockSize::SECTOR.floor(size),
             block: BlockSize::SECTOR,
             physical: BlockSize::PAGE,
@@ -166,6 +141,17 @@ impl Disk {
             mem_align: 1,
             len_align: 1,
             discard: Some(BlockSize::PAGE.bytes()),
+            one_worker: false,
+        };
+        Disk::of(storage, shape, serial)
+    }
+
+    /// A disk of any kind of storage.
+    #[must_use]
+    pub fn of(storage: Storage, shape: Shape, serial: Serial) -> Disk {
+        Disk {
+            storage,
+            shape,
             serial,
             resident: None,
             unsupported: AtomicU8::new(0),
@@ -177,16 +163,16 @@ impl Disk {
     /// This disk as if O_DIRECT asked for memory in multiples of `align`.
     #[cfg(test)]
     pub(crate) fn demanding(mut self, align: u32) -> Disk {
-        self.direct = true;
-        (self.mem_align, self.len_align) = (align, 512);
+        self.shape.direct = true;
+        (self.shape.mem_align, self.shape.len_align) = (align, 512);
         self
     }
 
     /// This disk as if it were opened read-only.
     #[cfg(test)]
     pub(crate) fn locked(mut self) -> Disk {
-        self.read_only = true;
-        self.discard = None;
+        self.shape.read_only = true;
+        self.shape.discard = None;
         self
     }
 
@@ -194,32 +180,44 @@ impl Disk {
     #[cfg(test)]
     pub(crate) fn like_a_device(mut self) -> Disk {
         let null = std::fs::File::open("/dev/null").unwrap();
-        self.backing = Backing::Device(null.into());
+        self.storage = Storage::Device(null.into());
         self
+    }
+
+    /// What stands behind it.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// What was found out about it at open.
+    #[must_use]
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.shape.size
     }
 
     /// Logical block size.
     #[must_use]
     pub fn block(&self) -> BlockSize {
-        self.block
+        self.shape.block
     }
 
     /// Physical block size: what the device writes without reading first.
     #[must_use]
     pub fn physical(&self) -> BlockSize {
-        self.physical
+        self.shape.physical
     }
 
     /// True if nothing may be written.
     #[must_use]
     pub fn read_only(&self) -> bool {
-        self.read_only
+        self.shape.read_only
     }
 
     /// True if io_uring hands `verb` to a thread of its own rather than starting it at once: what
@@ -229,7 +227,7 @@ impl Disk {
     pub fn delegates(&self, verb: Verb) -> bool {
         match verb {
             Verb::Read => false,
-            Verb::Write => !self.direct && !self.inline,
+            Verb::Write => !self.shape.direct && !self.shape.inline,
             Verb::Sync | Verb::Punch | Verb::Zero | Verb::Discard => true,
         }
     }
@@ -237,35 +235,35 @@ impl Disk {
     /// True if the page cache is bypassed.
     #[must_use]
     pub fn direct(&self) -> bool {
-        self.direct
+        self.shape.direct
     }
 
-    /// True for a block device.
+    /// True if it can deallocate without promising what is read afterwards, as devices do.
     #[must_use]
-    pub fn is_device(&self) -> bool {
-        matches!(self.backing, Backing::Device(_))
+    pub fn trims(&self) -> bool {
+        self.storage.trims()
     }
 
     /// True if there is nothing behind it.
     #[inline]
     #[must_use]
     pub fn is_null(&self) -> bool {
-        matches!(self.backing, Backing::Null)
+        matches!(self.storage, Storage::Null)
     }
 
     /// Its open file, if it has one.
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        match &self.backing {
-            Backing::File(f) | Backing::Device(f) => Some(f.as_fd()),
-            Backing::Null | Backing::Ram => None,
+        match &self.storage {
+            Storage::File(f) | Storage::Device(f) => Some(f.as_fd()),
+            _ => None,
         }
     }
 
     /// Unit of deallocation in bytes, if the disk can deallocate.
     #[must_use]
     pub fn discard_unit(&self) -> Option<u32> {
-        self.discard
+        self.shape.discard
     }
 
     /// Its serial number.
@@ -285,11 +283,11 @@ impl Disk {
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
-            capacity: self.size,
-            block: self.block,
-            read_only: self.read_only,
-            discard: self.discard.is_some(),
-            write_zeroes: !self.read_only,
+            capacity: self.shape.size,
+            block: self.shape.block,
+            read_only: self.shape.read_only,
+            discard: self.shape.discard.is_some(),
+            write_zeroes: !self.shape.read_only,
         }
     }
 
@@ -297,7 +295,7 @@ impl Disk {
     #[inline]
     #[must_use]
     pub(crate) fn takes(&self, addr: usize, len: u32) -> bool {
-        addr & (self.mem_align as usize - 1) == 0 && len & (self.len_align - 1) == 0
+        addr & (self.shape.mem_align as usize - 1) == 0 && len & (self.shape.len_align - 1) == 0
     }
 
     /// True once an fsync failed: what was lost then cannot be made durable by a later one.

@@ -81,8 +81,10 @@ impl FakeService {
                 ..SessionStatus::default()
             }),
             last_error: None,
+            trouble: None,
             stats: DiskStats {
                 connections: 1,
+                storage_losses: 2,
                 queues: vec![stats],
                 ring_broken: BTreeMap::from([("loop".to_owned(), 1)]),
                 latency: BTreeMap::from([(RequestType::Read, latency)]),

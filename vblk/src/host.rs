@@ -18,9 +18,10 @@ use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
 use tracing::{error, warn};
 
-use crate::config::{self, Config, Daemon as Settings, Source};
+use crate::config::{self, Config, Daemon as Settings};
 use crate::device::BlkDevice;
-use crate::disk::{self, Disk};
+use crate::disk::Disk;
+use crate::engine::router::Router;
 use crate::engine::uring::Uring;
 use crate::io::Io;
 use crate::keeper::Keeper;
@@ -29,10 +30,14 @@ use crate::plane::{BlkPlane, Change, DiskKey, NewDisk};
 use crate::service::{DiskStatus, Report, Service, ServiceError, WorkerStatus};
 use crate::stats::{DiskShared, Events};
 use crate::status;
+use crate::storage;
 
 /// Requests in flight on one worker: eight disks at depth 128, and few enough that their slots stay
 /// in the second-level cache.
 const CAPACITY: u32 = 1024;
+
+/// Operations in flight on one worker: a request of a composed disk is several.
+const OPERATIONS: u32 = 2 * CAPACITY;
 
 /// A disk being served.
 #[derive(Debug)]
@@ -97,7 +102,7 @@ pub fn start(settings: &Settings, manager: keep::Keeper) -> Result<Arc<dyn Servi
         let cpu = cpus.get(index).map(|c| usize::from(c.get()));
         let events = events.clone();
         let worker = Worker::spawn(index, cpu, idle, move |context| {
-            let engine = Uring::new(CAPACITY)?;
+            let engine = Router::new(Uring::new(OPERATIONS)?);
             context.poller.add(rustix::fd::AsFd::as_fd(&engine))?;
             Ok(BlkPlane::new(Io::new(engine, CAPACITY)?, context, events))
         });
@@ -146,6 +151,8 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             d.cache,
             d.block_size,
             d.serial.clone(),
+            d.connections,
+            d.map,
         )
     };
     file(a) == file(b)
@@ -159,22 +166,20 @@ fn same_session(a: &config::Disk, b: &config::Disk) -> bool {
 }
 
 fn open(config: &config::Disk) -> Result<Disk, ServiceError> {
-    let failed = |e: disk::DiskError| ServiceError::Disk {
+    storage::open(config).map_err(|e| ServiceError::Disk {
         name: config.name.clone(),
         source: e.into(),
-    };
-    match &config.path {
-        Source::Null { size } => Ok(Disk::null(size.bytes())),
-        Source::File(path) => Disk::open(&disk::Spec {
-            path: path.clone(),
-            read_only: config.read_only,
-            cache: config.cache,
-            block_size: config
-                .block_size
-                .and_then(|b| disk::BlockSize::new(b.bytes())),
-            serial: disk::Serial::new(config.serial.as_str()).ok(),
-        })
-        .map_err(failed),
+    })
+}
+
+/// Which workers serve a disk: the first, and how many in all. Disks that one worker must serve
+/// alone are spread over all of them.
+pub(crate) fn workers_of(disk: &Disk, key: DiskKey, queues: u16, workers: usize) -> (usize, usize) {
+    if disk.shape().one_worker {
+        let first = usize::try_from(key).unwrap_or(0) % workers.max(1);
+        (first, 1)
+    } else {
+        (0, usize::from(queues).min(workers))
     }
 }
 
@@ -244,6 +249,7 @@ impl Host {
     }
 
     fn stop_disk(&self, running: &mut Running) {
+        let _until_stopped = running.device.disk().storage().hurry();
         if let Some(server) = running.server.take() {
             running.connections += server.status().sessions;
             server.stop();
@@ -286,9 +292,9 @@ impl Host {
             Some((shared, n)) if shared.queues.len() == usize::from(queues) => (shared, n),
             _ => (Arc::new(DiskShared::new(queues, self.workers.len())), 0),
         };
-        let used = usize::from(queues).min(self.workers.len());
-        let handles: Vec<Handle<Change>> =
-            self.workers.iter().take(used).map(Worker::handle).collect();
+        let (first, used) = workers_of(&disk, key, queues, self.workers.len());
+        let all = self.workers.iter().cycle().skip(first).take(used);
+        let handles: Vec<Handle<Change>> = all.map(Worker::handle).collect();
         for handle in &handles {
             let new = NewDisk {
                 key,
@@ -473,10 +479,12 @@ impl Host {
 
     /// Give a disk its new weight, cap and limit of resident pages, if they changed.
     fn reshare(&self, disk: &mut Running, wanted: &config::Disk) {
-        let used = usize::from(wanted.queues.get()).min(self.workers.len());
+        let count = self.workers.len();
+        let (_, used) = workers_of(disk.device.disk(), disk.key, wanted.queues.get(), count);
         let (old, new) = (share(&disk.config, used), share(wanted, used));
         if old != new {
-            for worker in self.workers.iter().take(used) {
+            // Those that do not serve it let it pass.
+            for worker in &self.workers {
                 let _ = worker.handle().post(Change::SetShare(disk.key, new));
             }
         }

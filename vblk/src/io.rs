@@ -28,7 +28,6 @@ use rustix::io::Errno;
 use towpath_common::mem::{Mem, Segment};
 
 use crate::disk::Disk;
-use crate::engine::uring::Uring;
 use crate::engine::{
     Completions, DiskId, Engine, Guest, MAX_DISKS, MAX_MEMS, MemId, REAP, Token, Verb,
 };
@@ -159,7 +158,7 @@ impl<E: Engine> Io<E> {
     }
 
     #[cfg(test)]
-    fn engine_mut(&mut self) -> &mut E {
+    pub(crate) fn engine_mut(&mut self) -> &mut E {
         &mut self.engine
     }
 
@@ -456,7 +455,7 @@ impl<E: Engine> Io<E> {
     }
 }
 
-impl AsFd for Io<Uring> {
+impl<E: Engine + AsFd> AsFd for Io<E> {
     /// Readable, while armed, once there are completions to reap.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.engine.as_fd()

@@ -1,9 +1,8 @@
 //! Keeps the pages of buffered disks at hand: takes and gives up leases on their files, locks what
 //! is read and lets go of what is not ([`Resident`]).
 //!
-//! One thread, which may wait for storage; workers never wait for it. It looks once a second at
-//! disks that want nothing, and often at those whose file it holds a lease on, since whoever opens
-//! such a file waits until it was given up.
+//! One thread, which may wait for storage; workers never wait for it. It looks most often at disks
+//! whose file it holds a lease on, since whoever opens such a file waits until it was given up.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -16,8 +15,11 @@ use crate::resident::Resident;
 /// Between two looks at a file under lease: how long another program's open waits.
 const LEASED: Duration = Duration::from_millis(20);
 
-/// Between two looks at the others, and at memory.
-const IDLE: Duration = Duration::from_secs(1);
+/// Between two looks at the others: a twentieth of a second for a disk to become fast.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// Between two looks at the machine's memory.
+const MEMORY: Duration = Duration::from_secs(1);
 
 /// After so long without a read, everything is let go.
 const UNUSED: Duration = Duration::from_secs(60);
@@ -105,7 +107,7 @@ fn run(shared: &Shared) {
     let (mut memory, mut looked) = (available(), Instant::now());
     while !state.stop {
         let now = Instant::now();
-        if now.duration_since(looked) >= IDLE {
+        if now.duration_since(looked) >= MEMORY {
             (memory, looked) = (available(), now);
         }
         state.wards.retain_mut(|ward| tend(ward, now, memory));

@@ -3,7 +3,8 @@
 //! [`config`] says what to serve, [`service`] is the boundary to the data plane, [`serve`] keeps
 //! the two together for the life of the daemon, [`control`] and [`metrics`] show it to the world.
 //! Behind the boundary, [`host`] runs disks ([`device`]) on workers ([`plane`], [`queue`]), which
-//! check requests ([`request`]) and carry them out ([`io`], [`engine`]) on files ([`disk`]).
+//! check requests ([`request`]) and carry them out ([`io`], [`engine`]) on disks ([`disk`]) of any
+//! kind of storage ([`storage`]).
 
 pub mod config;
 pub mod control;
@@ -26,6 +27,7 @@ pub mod service;
 pub mod slot;
 pub mod stats;
 mod status;
+pub mod storage;
 
 #[cfg(test)]
 mod fake;

@@ -20,6 +20,8 @@ families! {
     NOTIFICATIONS: Counter "towpath_vblk_notifications_total" "Interrupts sent or suppressed.";
     CONNECTED: Gauge "towpath_vblk_connected" "1 while a front-end is connected.";
     CONNECTIONS: Counter "towpath_vblk_connections_total" "Front-ends that connected.";
+    TROUBLE: Gauge "towpath_vblk_storage_trouble" "1 while something is wrong with the storage.";
+    LOSSES: Counter "towpath_vblk_storage_losses_total" "Connections to the storage lost.";
     IN_FLIGHT: Gauge "towpath_vblk_in_flight" "Requests taken and not yet completed.";
     LOCKED: Gauge "towpath_vblk_locked_bytes" "Page cache locked in memory for reads.";
     SIZE: Gauge "towpath_vblk_size_bytes" "Capacity of the disk.";
@@ -54,6 +56,12 @@ fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
     scrape.gauge(&CONNECTED, &[name], if disk.connected { 1.0 } else { 0.0 });
     scrape.gauge(&LOCKED, &[name], approximate(disk.locked_bytes));
     scrape.gauge(&SIZE, &[name], approximate(disk.size_bytes));
+    scrape.gauge(
+        &TROUBLE,
+        &[name],
+        if disk.trouble.is_some() { 1.0 } else { 0.0 },
+    );
+    scrape.counter(&LOSSES, &[name], disk.stats.storage_losses);
     scrape.counter(&CONNECTIONS, &[name], disk.stats.connections);
     for (reason, count) in &disk.stats.ring_broken {
         scrape.counter(&BROKEN, &[name, ("reason", reason)], *count);

@@ -80,6 +80,7 @@ pub(crate) fn disk(disk: &DiskStatus) -> String {
             .iter()
             .map(|why| format!("  last error {why}")),
     );
+    lines.extend(disk.trouble.iter().map(|why| format!("  trouble    {why}")));
     format!("{}\n{}", lines.join("\n"), counters(&disk.stats))
 }
 

@@ -2,18 +2,19 @@
 //!
 //! A buffered read costs the kernel as much in bookkeeping as in copying. Where a file's pages are
 //! locked in memory and nobody else can take them away ([`Pages`]), a worker copies them to the
-//! guest itself. What it must never do is touch a page that is not there: it would wait for storage,
-//! and all its disks with it. So this is a table of chunks that may be touched (hot), and a gate.
+//! guest itself. What it must never do is touch a page that is not there: it would wait for
+//! storage, and all its disks with it. So this is a table of chunks that may be touched (hot), and
+//! a gate.
 //!
 //! ```text
-//!   worker, read:      readers += 1 │ gate open and chunks hot? copy │ readers -= 1   else io_uring
-//!   worker, discard:   gate += 1 │ chunks cold │ readers = 0? do it, else later … done │ gate -= 1
+//!   worker, read:      readers += 1 │ gate open and chunks hot? copy │ readers -= 1  else io_uring
+//!   worker, discard:   gate += 1 │ chunks cold │ readers = 0? do it, else later… │ gate -= 1
 //!   keeper, promote:   readers += 1 │ gate open? lock pages, chunk hot │ readers -= 1
 //!   keeper, close:     gate += 1 │ wait for readers = 0 │ all cold, unlock, lease given up
 //! ```
 //!
-//! Each side writes its own count and then reads the other's, both in one total order (`SeqCst`), so
-//! of a reader and whoever shuts the gate at least one sees the other: no page goes while it is
+//! Each side writes its own count and then reads the other's, both in one total order (`SeqCst`),
+//! so of a reader and whoever shuts the gate at least one sees the other: no page goes while it is
 //! read, and no worker waits (a discard is tried again in a later step). The gate is shut when a
 //! disk is opened; the [`Keeper`](crate::keeper::Keeper) opens it once it has the lease.
 //!

@@ -99,6 +99,9 @@ pub struct DiskStatus {
     /// Why a message was refused, or why the last connection was ended by vblk.
     #[serde(default)]
     pub last_error: Option<String>,
+    /// What is wrong with its storage, if something is.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// What it has done.
     pub stats: DiskStats,
 }
@@ -153,6 +156,9 @@ pub struct QueueStatus {
 pub struct DiskStats {
     /// Front-ends that connected.
     pub connections: u64,
+    /// Connections to its storage that were lost, since it was attached.
+    #[serde(default)]
+    pub storage_losses: u64,
     /// Counters by queue.
     pub queues: Vec<QueueStats>,
     /// Rings latched as broken, by reason.

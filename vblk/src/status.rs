@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use towpath_common::session::{F_LOG_ALL, F_PROTOCOL_FEATURES, Status};
 use towpath_common::stats::HistogramSnapshot;
 
-use crate::config::Source;
-use crate::host::Running;
+use crate::host::{Running, workers_of};
 use crate::request::Kind;
 use crate::service::{
     Direction, DiskStats, DiskStatus, Latency, QueueStats, QueueStatus, RequestType, SessionStatus,
@@ -104,10 +103,7 @@ pub(crate) fn disk(running: &Running) -> DiskStatus {
     let status = status.unwrap_or_default();
     DiskStatus {
         name: config.name.clone(),
-        path: match &config.path {
-            Source::File(path) => path.display().to_string(),
-            Source::Null { size } => format!("null:{size}"),
-        },
+        path: config.path.to_string(),
         socket: config.socket.clone(),
         mode: config.mode,
         read_only: disk.read_only(),
@@ -118,6 +114,7 @@ pub(crate) fn disk(running: &Running) -> DiskStatus {
         connected: status.connected,
         session: status.connected.then(|| session(running, &status)),
         last_error: status.last_error.clone(),
+        trouble: disk.storage().health().trouble,
         stats: stats(running, &status),
     }
 }
@@ -171,6 +168,7 @@ fn stats(running: &Running, status: &Status) -> DiskStats {
     }
     DiskStats {
         connections: running.connections + status.sessions,
+        storage_losses: running.device.disk().storage().health().losses,
         queues: (0u16..)
             .zip(&shared.queues)
             .map(|(i, q)| queue_stats(i, q))
@@ -236,7 +234,8 @@ fn latency(h: &HistogramSnapshot) -> Latency {
 /// How many running queues worker `index` of `workers` serves.
 pub(crate) fn queues_of(disks: &[Running], index: usize, workers: usize) -> usize {
     let here = |running: &Running| {
-        let used = usize::from(running.config.queues.get()).min(workers).max(1);
+        let queues = running.config.queues.get();
+        let (first, used) = workers_of(running.device.disk(), running.key, queues, workers);
         let status = running
             .server
             .as_ref()
@@ -245,7 +244,7 @@ pub(crate) fn queues_of(disks: &[Running], index: usize, workers: usize) -> usiz
         vrings
             .iter()
             .enumerate()
-            .filter(|(i, v)| v.3 && i % used == index)
+            .filter(|(i, v)| v.3 && first + i % used.max(1) == index)
             .count()
     };
     disks.iter().map(here).sum()

@@ -1,18 +1,20 @@
 //! One disk: as written ([`DiskTable`], what is optional may be absent) and as it will be served
 //! ([`Disk`], complete), with the types of its values.
 
-use std::fmt;
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ByteSize, Cap, Name, SocketMode, SocketPath, ValueError, Weight};
 use towpath_common::ranged;
+
+use super::catalogue::Uuid;
+use super::source::Source;
 
 /// A disk to serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Disk {
     /// What operators, the API and metrics call it.
     pub name: Name,
+    /// What it is called wherever it moves, if it was given that.
+    pub uuid: Option<Uuid>,
     /// Where its bytes are.
     pub path: Source,
     /// The vhost-user socket.
@@ -37,6 +39,10 @@ pub struct Disk {
     pub cap: Option<Cap>,
     /// How guest memory is handed to the kernel.
     pub guest_memory: GuestMemory,
+    /// Connections of each worker to an NBD server.
+    pub connections: Connections,
+    /// How a file's blocks are reached.
+    pub map: FileMap,
 }
 
 /// The table `[[disk]]`, and what `--disk` becomes.
@@ -44,6 +50,7 @@ pub struct Disk {
 #[serde(deny_unknown_fields)]
 pub(super) struct DiskTable {
     pub(super) name: Option<Name>,
+    pub(super) uuid: Option<Uuid>,
     pub(super) path: Source,
     pub(super) socket: SocketPath,
     #[serde(default)]
@@ -63,12 +70,17 @@ pub(super) struct DiskTable {
     pub(super) cap: Option<Cap>,
     #[serde(default)]
     pub(super) guest_memory: GuestMemory,
+    #[serde(default)]
+    pub(super) connections: Connections,
+    #[serde(default)]
+    pub(super) map: FileMap,
 }
 
 impl DiskTable {
     /// The disk under its final name; the serial defaults to as much of the name as fits.
     pub(super) fn complete(self, name: Name) -> Disk {
         Disk {
+            uuid: self.uuid,
             path: self.path,
             socket: self.socket,
             mode: self.mode,
@@ -81,79 +93,16 @@ impl DiskTable {
             weight: self.weight,
             cap: self.cap,
             guest_memory: self.guest_memory,
+            connections: self.connections,
+            map: self.map,
             name,
         }
     }
 }
 
-/// As much of the page cache as guest memory is registered by default.
+/// None: whoever opens a file under lease waits a moment, which an operator should have asked for.
 const fn resident() -> ByteSize {
-    ByteSize::from_bytes(1 << 30)
-}
-
-/// Where a disk's bytes are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Source {
-    /// A file or a block device, which must exist.
-    File(PathBuf),
-    /// Nowhere: reads give zeroes, writes vanish. For measuring the path to the disk.
-    Null {
-        /// The capacity it shows.
-        size: ByteSize,
-    },
-}
-
-impl Source {
-    /// Announces the null back-end; a file of that name is `./null:…`.
-    const NULL: &str = "null:";
-    /// The null back-end's capacity is a multiple of this, the largest block size.
-    const NULL_ALIGN_BYTES: u64 = 4096;
-
-    /// The name of a disk that was not given one.
-    pub(super) fn stem(&self) -> Name {
-        match self {
-            Self::File(path) => {
-                Name::sanitized(&path.file_stem().unwrap_or_default().to_string_lossy())
-            }
-            Self::Null { .. } => Name::sanitized("null"),
-        }
-    }
-}
-
-impl TryFrom<String> for Source {
-    type Error = ValueError;
-
-    fn try_from(text: String) -> Result<Self, ValueError> {
-        let Some(size) = text.strip_prefix(Self::NULL) else {
-            if text.is_empty() || text.contains('\0') {
-                let rule = "name a file or block device, or write null:SIZE";
-                return Err(ValueError::form("path", text, rule));
-            }
-            return Ok(Self::File(text.into()));
-        };
-        let size: ByteSize = size.parse()?;
-        if size.bytes() == 0 || !size.bytes().is_multiple_of(Self::NULL_ALIGN_BYTES) {
-            let rule = "the size of the null back-end must be a positive multiple of 4096";
-            return Err(ValueError::form("path", text, rule));
-        }
-        Ok(Self::Null { size })
-    }
-}
-
-impl From<Source> for String {
-    fn from(source: Source) -> Self {
-        source.to_string()
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => path.display().fmt(f),
-            Self::Null { size } => write!(f, "{}{size}", Self::NULL),
-        }
-    }
+    ByteSize::from_bytes(0)
 }
 
 ranged! {
@@ -165,6 +114,17 @@ impl Default for QueueCount {
     /// QEMU asks for one queue per virtual CPU and fails if it cannot have them.
     fn default() -> Self {
         Self(16)
+    }
+}
+
+ranged! {
+    /// How many connections a worker has to an NBD server that allows several.
+    Connections(u8), "connections", 1..=16
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self(1)
     }
 }
 
@@ -266,4 +226,16 @@ pub enum GuestMemory {
     Registered,
     /// Never registered: nothing is pinned, each request maps its pages.
     Plain,
+}
+
+/// How a file's blocks are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileMap {
+    /// Through its file system.
+    #[default]
+    File,
+    /// Past its file system, by extents fetched once and pinned; ext4 only, and only as safe as the
+    /// immutable flag.
+    Extents,
 }

@@ -6,12 +6,14 @@
 //! compares ([`diff`](Config::diff)).
 
 mod argument;
+mod catalogue;
 mod diff;
 mod disk;
+mod source;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -20,9 +22,11 @@ use towpath_common::config::{
 };
 
 pub use argument::argument_keys;
+pub use catalogue::{Content, Storage, Uuid};
 pub use diff::Diff;
 use disk::DiskTable;
-pub use disk::{BlockSize, Cache, Disk, GuestMemory, QueueCount, Serial, Source};
+pub use disk::{BlockSize, Cache, Connections, Disk, FileMap, GuestMemory, QueueCount, Serial};
+pub use source::Source;
 pub use towpath_common::config::Daemon;
 
 /// Read when the command line names neither a file nor a disk.
@@ -44,6 +48,8 @@ or describe disks in /etc/towpath/vblk.toml (or another file, with --config):
 pub struct Config {
     /// What concerns the process.
     pub daemon: Daemon,
+    /// Where disks and images may be.
+    pub storages: Vec<Storage>,
     /// The disks, in the order of the file, then of the command line.
     pub disks: Vec<Disk>,
 }
@@ -70,6 +76,8 @@ pub struct Sources {
 struct File {
     #[serde(default)]
     daemon: DaemonTable,
+    #[serde(default, rename = "storage")]
+    storages: Vec<Spanned<Storage>>,
     #[serde(default, rename = "disk")]
     disks: Vec<Spanned<DiskTable>>,
 }
@@ -87,7 +95,7 @@ impl Config {
         if file.is_none() && sources.disks.is_empty() {
             return Err(ConfigError::Empty(NOTHING_TO_SERVE));
         }
-        let (daemon, mut disks) = match file {
+        let (daemon, storages, mut disks) = match file {
             Some(path) => read_file(&Document::read(&path)?)?,
             None => Default::default(),
         };
@@ -99,9 +107,14 @@ impl Config {
             disks.push((place.clone(), argument::parse(argument, place)?));
         }
         let daemon = daemon.complete(&sources.daemon, DEFAULT_CONTROL);
+        let storages = catalogue::check(storages)?;
+        for (place, disk) in &mut disks {
+            catalogue::place(disk, &storages).map_err(|message| invalid(place, message))?;
+        }
         refuse_conflicts(&daemon, &disks)?;
         Ok(Self {
             daemon,
+            storages,
             disks: name_all(disks),
         })
     }
@@ -114,24 +127,39 @@ impl Sources {
     }
 }
 
-fn read_file(document: &Document) -> Result<(DaemonTable, Vec<Placed>), ConfigError> {
+/// A file's tables, each with its place.
+type Tables = (DaemonTable, Vec<(Place, Storage)>, Vec<Placed>);
+
+fn read_file(document: &Document) -> Result<Tables, ConfigError> {
     let file: File = document.parse()?;
     let place = |disk: Spanned<DiskTable>| (document.place(disk.span()), disk.into_inner());
-    Ok((file.daemon, file.disks.into_iter().map(place).collect()))
+    let placed = |s: Spanned<Storage>| (document.place(s.span()), s.into_inner());
+    let storages = file.storages.into_iter().map(placed).collect();
+    Ok((
+        file.daemon,
+        storages,
+        file.disks.into_iter().map(place).collect(),
+    ))
 }
 
 /// Refuses disks that contend with each other or with the daemon.
 fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError> {
-    let mut seen: Vec<(&Placed, Option<Identity>)> = Vec::with_capacity(disks.len());
+    let mut seen: Vec<(&Placed, Vec<Identity>)> = Vec::with_capacity(disks.len());
     for disk in disks {
         let (place, table) = disk;
         if table.socket == daemon.control {
             let message = format!("socket \"{}\" is the daemon's control socket", table.socket);
             return Err(invalid(place, message));
         }
-        let identity = identify(&table.path).map_err(|message| invalid(place, message))?;
-        for ((first, other), other_identity) in &seen {
-            let same_storage = identity.is_some() && identity == *other_identity;
+        if table.map == FileMap::Extents
+            && (table.cache == Cache::Buffered || !matches!(table.path, Source::File(_)))
+        {
+            let message = "map = \"extents\" is for a file, with cache = \"direct\"".to_owned();
+            return Err(invalid(place, message));
+        }
+        let identities = identify(&table.path).map_err(|message| invalid(place, message))?;
+        for ((first, other), taken) in &seen {
+            let same_storage = identities.iter().any(|id| taken.contains(id));
             if let Some((what, fix)) = clash(table, other, same_storage) {
                 let (first, second) = (first.clone(), place.clone());
                 return Err(ConfigError::Conflict {
@@ -142,7 +170,7 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
                 });
             }
         }
-        seen.push((disk, identity));
+        seen.push((disk, identities));
     }
     Ok(())
 }
@@ -156,6 +184,8 @@ fn clash(a: &DiskTable, b: &DiskTable, same_storage: bool) -> Option<(String, &'
         ))
     } else if let Some(name) = a.name.as_ref().filter(|name| b.name.as_ref() == Some(name)) {
         Some((format!("name \"{name}\""), "give each disk its own name"))
+    } else if let Some(uuid) = a.uuid.as_ref().filter(|uuid| b.uuid.as_ref() == Some(uuid)) {
+        Some((format!("uuid {uuid}"), "give each disk its own uuid"))
     } else if same_storage && !(a.read_only && b.read_only) {
         Some((
             format!("path \"{}\"", a.path),
@@ -167,17 +197,32 @@ fn clash(a: &DiskTable, b: &DiskTable, same_storage: bool) -> Option<(String, &'
 }
 
 /// What the kernel knows a file (device, inode) or block device by, under whatever path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Identity {
     File(u64, u64),
     Device(u64),
+    Export(String),
 }
 
-/// The storage behind `source`, which must exist; `None` for the null back-end.
-fn identify(source: &Source) -> Result<Option<Identity>, String> {
-    let Source::File(path) = source else {
-        return Ok(None);
-    };
+/// All storage behind `source`, which must exist; nothing for the null back-end.
+fn identify(source: &Source) -> Result<Vec<Identity>, String> {
+    let mut all = Vec::new();
+    for leaf in source.leaves() {
+        let identity = match leaf {
+            Source::File(path) => identify_file(path)?,
+            // Spelled otherwise, the same export is not noticed.
+            Source::Nbd(address) => Identity::Export(address.to_string()),
+            Source::Null { .. } | Source::Stripe { .. } => continue,
+        };
+        if all.contains(&identity) {
+            return Err(format!("path \"{source}\" names one storage twice"));
+        }
+        all.push(identity);
+    }
+    Ok(all)
+}
+
+fn identify_file(path: &Path) -> Result<Identity, String> {
     let metadata = fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             format!(
@@ -189,9 +234,9 @@ fn identify(source: &Source) -> Result<Option<Identity>, String> {
     })?;
     let kind = metadata.file_type();
     if kind.is_block_device() {
-        Ok(Some(Identity::Device(metadata.rdev())))
+        Ok(Identity::Device(metadata.rdev()))
     } else if kind.is_file() {
-        Ok(Some(Identity::File(metadata.dev(), metadata.ino())))
+        Ok(Identity::File(metadata.dev(), metadata.ino()))
     } else {
         Err(format!(
             "path {path:?} is neither a file nor a block device"

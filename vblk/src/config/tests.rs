@@ -97,6 +97,7 @@ fn a_file_with_everything() {
     assert_eq!(config.daemon.control, "/run/c.sock".parse().unwrap());
     let expected = Disk {
         name: "web".parse().unwrap(),
+        uuid: None,
         path: Source::File(scratch.path("a.img").into()),
         socket: "/run/web.sock".parse().unwrap(),
         mode: SocketMode::Client,
@@ -109,6 +110,8 @@ fn a_file_with_everything() {
         weight: Weight::try_from(200).unwrap(),
         cap: Some(Cap::try_from(50).unwrap()),
         guest_memory: GuestMemory::Plain,
+        connections: Connections::default(),
+        map: FileMap::File,
     };
     assert_eq!(config.disks, [expected]);
 }
@@ -149,7 +152,7 @@ fn defaults_are_what_the_readme_says() {
     assert_eq!(disk.weight.get(), 100);
     assert_eq!((disk.cap, disk.block_size), (None, None));
     assert_eq!((disk.cache, disk.mode), (Cache::Direct, SocketMode::Server));
-    assert_eq!(disk.resident.to_string(), "1G");
+    assert_eq!(disk.resident.to_string(), "0");
     assert_eq!(config.daemon.control.as_path(), Path::new(DEFAULT_CONTROL));
 }
 
@@ -177,9 +180,9 @@ fn values_are_refused_with_their_place() {
         ),
         (
             "readonly = true",
-            "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `path`, `socket`, \
-             `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, `weight`, \
-             `cap`, `guest_memory`",
+            "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `uuid`, `path`, \
+             `socket`, `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, \
+             `weight`, `cap`, `guest_memory`, `connections`, `map`",
         ),
     ] {
         let text = format!("[[disk]]\npath = \"@/a.img\"\nsocket = \"s\"\n{line}\n");
@@ -191,7 +194,7 @@ fn values_are_refused_with_their_place() {
     );
     assert_eq!(
         scratch.refuse_file("[[disks]]\n"),
-        "@/vblk.toml:1:3: unknown field `disks`, expected `daemon` or `disk`"
+        "@/vblk.toml:1:3: unknown field `disks`, expected one of `daemon`, `storage`, `disk`"
     );
     assert_eq!(
         scratch.refuse_file("[daemon]\ncpus = [1, 1]\n"),
@@ -205,8 +208,9 @@ fn arguments_are_refused_with_the_keys_that_exist() {
     for (argument, message) in [
         (
             "@/a.img,socket=s,que=1",
-            "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, serial=, \
-             cache=, resident=, guest-memory=, queues=, block-size=, weight=, cap=, client, ro \
+            "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, uuid=, \
+             serial=, cache=, resident=, guest-memory=, map=, queues=, connections=, block-size=, \
+             weight=, cap=, client, ro \
              (a comma in a value is written ,,)",
         ),
         (

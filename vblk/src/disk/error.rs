@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::lock::name_of;
+
 /// Why a disk was refused.
 #[derive(Debug, Error)]
 pub enum DiskError {
@@ -26,12 +28,15 @@ pub enum DiskError {
         found: &'static str,
     },
     /// Somebody else writes to it, or reads what we want to write.
-    #[error("{} is in use{}; stop that first or serve it read-only", path.display(), holder(*pid))]
+    #[error("{} is in use{}; stop that first or serve it read-only", path.display(),
+            holder(*pid, detail.as_deref()))]
     InUse {
         /// Which file.
         path: PathBuf,
         /// Process that holds the lock, where the kernel tells.
         pid: Option<u32>,
+        /// How it is used, where that is known.
+        detail: Option<String>,
     },
     /// The file system has no O_DIRECT.
     #[error("{} cannot be opened with O_DIRECT; use cache=buffered", path.display())]
@@ -65,6 +70,11 @@ pub enum DiskError {
     Serial(String),
 }
 
-fn holder(pid: Option<u32>) -> String {
-    pid.map_or(String::new(), |pid| format!(" by process {pid}"))
+fn holder(pid: Option<u32>, detail: Option<&str>) -> String {
+    let by = pid.map_or(String::new(), |pid| match name_of(pid) {
+        Some(name) => format!(" by process {pid} ({name})"),
+        None => format!(" by process {pid}"),
+    });
+    let how = detail.map_or(String::new(), |detail| format!(": {detail}"));
+    by + &how
 }

@@ -3,23 +3,24 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use towpath_common::mem::Pages;
 
-use super::{Backing, BlockSize, Disk, DiskError, Serial};
+use super::lock::{self, lock};
+use super::{BlockSize, Disk, DiskError, Serial};
 use crate::config::Cache;
 use crate::request::SECTOR;
 use crate::resident::Resident;
+use crate::storage::{Shape, Storage};
 
 /// How often, and how long apart, a disk is tried that a process seems to use which is gone: the
 /// kernel takes an io_uring apart in the background, and only then closes its files, so a daemon
 /// that was killed holds its disks a moment longer.
-const PATIENCE: u32 = 1000;
-const PAUSE: Duration = Duration::from_millis(2);
+pub(super) const PATIENCE: u32 = 1000;
+pub(super) const PAUSE: Duration = Duration::from_millis(2);
 
 /// What to open, and how.
 #[derive(Debug, Clone)]
@@ -45,15 +46,37 @@ impl Disk {
     /// # Errors
     /// [`DiskError`].
     pub fn open(spec: &Spec) -> Result<Disk, DiskError> {
+        Disk::open_as(spec, OFlags::EXCL)
+    }
+
+    /// Open the block device `path` for writing though others have it: a file system is on it,
+    /// whose blocks the caller knows not to touch.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub(crate) fn open_shared(path: &Path) -> Result<Disk, DiskError> {
+        let spec = Spec {
+            path: path.to_owned(),
+            read_only: false,
+            cache: Cache::Direct,
+            block_size: None,
+            serial: None,
+        };
+        Disk::open_as(&spec, OFlags::empty())
+    }
+
+    fn open_as(spec: &Spec, exclusive: OFlags) -> Result<Disk, DiskError> {
         let path = &spec.path;
         let io = |what| move |source: Errno| fail(what, path, source);
         // Look before opening: open(2) on a pipe or a tape would wait or act.
         kind_of(rustix::fs::stat(path).map_err(io("find"))?.st_mode, path)?;
-        let file = open_file(spec)?;
+        let file = open_file(spec, exclusive)?;
         let stat = rustix::fs::fstat(&file).map_err(io("examine"))?;
         let device = kind_of(stat.st_mode, path)? == FileType::BlockDevice;
         if !device {
             lock(&file, spec, &stat)?;
+        } else if spec.read_only {
+            lock::refuse_mounted(stat.st_rdev, path)?;
         }
         let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(io("size"))?;
         let direct = spec.cache == Cache::Direct;
@@ -82,7 +105,7 @@ impl Disk {
         } else {
             resident(&file, spec, size)
         };
-        Ok(Disk {
+        let shape = Shape {
             size,
             block,
             physical: align.physical.max(block),
@@ -92,21 +115,22 @@ impl Disk {
             mem_align: if direct { align.memory } else { 1 },
             len_align: if direct { align.unit.bytes() } else { 1 },
             discard: discard.filter(|_| !spec.read_only),
-            serial: spec.serial.unwrap_or_else(|| Serial::of_path(path)),
-            backing: if device {
-                Backing::Device(file)
-            } else {
-                Backing::File(file)
-            },
+            one_worker: false,
+        };
+        let storage = if device {
+            Storage::Device(file)
+        } else {
+            Storage::File(file)
+        };
+        let serial = spec.serial.unwrap_or_else(|| Serial::of_path(path));
+        Ok(Disk {
             resident: pages,
-            unsupported: AtomicU8::new(0),
-            sync_failed: AtomicBool::new(false),
-            write_through: AtomicBool::new(false),
+            ..Disk::of(storage, shape, serial)
         })
     }
 }
 
-fn fail(what: &'static str, path: &Path, source: Errno) -> DiskError {
+pub(super) fn fail(what: &'static str, path: &Path, source: Errno) -> DiskError {
     DiskError::Io {
         what,
         path: path.to_owned(),
@@ -129,7 +153,7 @@ fn kind_of(mode: u32, path: &Path) -> Result<FileType, DiskError> {
     })
 }
 
-fn open_file(spec: &Spec) -> Result<OwnedFd, DiskError> {
+fn open_file(spec: &Spec, exclusive: OFlags) -> Result<OwnedFd, DiskError> {
     let path = &spec.path;
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
     if spec.read_only {
@@ -137,7 +161,7 @@ fn open_file(spec: &Spec) -> Result<OwnedFd, DiskError> {
     } else {
         // On a block device, O_EXCL without O_CREAT means "nobody else, no mount"; on a regular
         // file it means nothing.
-        flags |= OFlags::RDWR | OFlags::EXCL;
+        flags |= OFlags::RDWR | exclusive;
     }
     if spec.cache == Cache::Direct {
         flags |= OFlags::DIRECT;
@@ -156,58 +180,12 @@ fn open_file(spec: &Spec) -> Result<OwnedFd, DiskError> {
         Errno::BUSY => DiskError::InUse {
             path: path.clone(),
             pid: None,
+            detail: rustix::fs::stat(path)
+                .ok()
+                .and_then(|s| lock::device_use(s.st_rdev, path)),
         },
         e => fail("open", path, e),
     })
-}
-
-fn lock(file: &OwnedFd, spec: &Spec, stat: &rustix::fs::Stat) -> Result<(), DiskError> {
-    let how = if spec.read_only {
-        FlockOperation::NonBlockingLockShared
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
-    let mut pid = None;
-    for _ in 0..PATIENCE {
-        match rustix::fs::flock(file, how) {
-            Ok(()) => {
-                if spec.read_only {
-                    outwait_the_dead(stat);
-                }
-                return Ok(());
-            }
-            Err(Errno::WOULDBLOCK) => {}
-            Err(e) => return Err(fail("lock", &spec.path, e)),
-        }
-        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-        pid = lock_holder(&locks, stat.st_dev, stat.st_ino);
-        // A process that ended has no program, though its number may still be there.
-        if pid.is_some_and(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()) {
-            break;
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Err(DiskError::InUse {
-        path: spec.path.clone(),
-        pid,
-    })
-}
-
-/// A shared lock does not wait for a process that was killed while it read: what it had asked for
-/// may still be on its way into a guest's memory. Its lock goes with the last of that.
-fn outwait_the_dead(stat: &rustix::fs::Stat) {
-    let is_alive = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
-    for _ in 0..PATIENCE {
-        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-        let mut dead = locks.lines().filter_map(|line| {
-            let pid = lock_holder(line, stat.st_dev, stat.st_ino)?;
-            (!is_alive(pid)).then_some(pid)
-        });
-        if dead.next().is_none() {
-            return;
-        }
-        std::thread::sleep(PAUSE);
-    }
 }
 
 /// Let io_uring read and write tmpfs in the submitting thread: its pages are in memory, yet tmpfs
@@ -241,19 +219,6 @@ fn resident(file: &OwnedFd, spec: &Spec, size: u64) -> Option<Arc<Resident>> {
     }
     let window = Pages::of_file(file.as_fd(), size).ok()?;
     Some(Arc::new(Resident::new(window, size)))
-}
-
-/// Who holds a flock on inode `ino` of device `dev`, by /proc/locks (proc_locks(5)):
-/// `1: FLOCK  ADVISORY  WRITE 1234 08:02:5678 0 EOF`.
-pub(super) fn lock_holder(locks: &str, dev: u64, ino: u64) -> Option<u32> {
-    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
-    let inode = format!("{major:02x}:{minor:02x}:{ino}");
-    locks.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip(1);
-        let held = words.next()? == "FLOCK";
-        let pid = words.nth(2)?.parse().ok()?;
-        (held && words.next()? == inode).then_some(pid)
-    })
 }
 
 /// What O_DIRECT asks of offsets, lengths and addresses.

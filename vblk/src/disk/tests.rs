@@ -4,7 +4,7 @@ use std::fs::File;
 
 use rustix::fs::{FileType, Mode};
 
-use super::open::lock_holder;
+use super::lock::{is_locked, lock_holder, locks_byte, mounted};
 use super::*;
 use crate::config::Cache;
 use crate::testing::Loop;
@@ -38,7 +38,7 @@ fn a_file_is_opened_with_what_its_file_system_tells() {
         (disk.size(), disk.direct(), disk.read_only()),
         (1 << 20, true, false)
     );
-    assert!(disk.physical() >= disk.block() && !disk.is_device() && !disk.is_null());
+    assert!(disk.physical() >= disk.block() && !disk.trims() && !disk.is_null());
     assert_eq!(&disk.serial().bytes()[..10], b"image.raw\0");
     let limits = disk.limits();
     assert_eq!((limits.capacity, limits.block), (1 << 20, disk.block()));
@@ -142,6 +142,112 @@ fn the_holder_of_a_lock_is_found_in_proc_locks() {
 }
 
 #[test]
+fn qemu_and_vblk_notice_each_others_locks() {
+    let dir = dir();
+    let writer = image(&dir, 1 << 20);
+    let reader = Spec {
+        read_only: true,
+        ..writer.clone()
+    };
+    let held = |bytes: &[i64]| {
+        let file = File::open(&writer.path).unwrap();
+        let all = [100, 101, 103, 200, 201, 203];
+        assert!(
+            all.iter()
+                .all(|b| is_locked(&file, *b) == bytes.contains(b))
+        );
+    };
+    let disk = Disk::open(&reader).unwrap();
+    held(&[100, 201, 203]);
+    drop(disk);
+    let disk = Disk::open(&writer).unwrap();
+    held(&[100, 101, 201, 203]);
+    let qemu_io = |args: &[&str]| {
+        let out = std::process::Command::new("qemu-io")
+            .args(args)
+            .arg(&writer.path)
+            .output();
+        match out {
+            Ok(out) => {
+                Some(String::from_utf8_lossy(&out.stderr).into_owned() + &out.status.to_string())
+            }
+            Err(error) => {
+                println!("skipped: no qemu-io here: {error}");
+                None
+            }
+        }
+    };
+    let Some(said) = qemu_io(&["-f", "raw", "-c", "write 0 512"]) else {
+        return;
+    };
+    assert!(said.contains("Failed to get"), "{said}");
+    drop(disk);
+    // And the other way: QEMU holds it until its input ends.
+    let mut qemu = std::process::Command::new("qemu-io")
+        .args(["-f", "raw"])
+        .arg(&writer.path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut prompt = [0; 8];
+    std::io::Read::read_exact(qemu.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+    let error = Disk::open(&writer).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("process {} (qemu-io)", qemu.id())),
+        "{error}"
+    );
+    assert!(Disk::open(&reader).is_err());
+    drop(qemu.stdin.take());
+    assert!(qemu.wait().unwrap().success());
+    assert!(Disk::open(&writer).is_ok());
+}
+
+#[test]
+fn what_a_device_or_file_is_used_for_is_said() {
+    let info = "lock:\t1: OFDLCK ADVISORY  READ  -1 fd:00:42 101 101\n";
+    assert!(locks_byte(info, "fd:00:42", 101));
+    assert!(!locks_byte(info, "fd:00:42", 100) && !locks_byte(info, "fd:00:43", 101));
+    let mounts = "36 35 7:3 / /mnt/a rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n\
+                  37 35 7:4 / /mnt/b ro - ext3 /dev/root ro\n";
+    assert_eq!(mounted(mounts, "7:3"), Some(("/mnt/a".to_owned(), true)));
+    assert_eq!(mounted(mounts, "7:4"), Some(("/mnt/b".to_owned(), false)));
+    assert_eq!(mounted(mounts, "7:5"), None);
+    let dir = dir();
+    let file = image(&dir, 8 << 20);
+    let Some(device) = Loop::new(&file.path, 512) else {
+        return;
+    };
+    let error = Disk::open(&file).unwrap_err().to_string();
+    let expected = format!("it backs {}", device.path().display());
+    assert!(error.contains(&expected), "{error}");
+    let run = |program: &str, args: &[&str]| {
+        let status = std::process::Command::new(program).args(args).status();
+        status.is_ok_and(|s| s.success())
+    };
+    let (path, at) = (
+        device.path().to_str().unwrap(),
+        dir.path().to_str().unwrap(),
+    );
+    let at = format!("{at}/mnt");
+    std::fs::create_dir(&at).unwrap();
+    if !run("mkfs.ext4", &["-q", path]) || !run("mount", &[path, &at]) {
+        println!("skipped: cannot mount here");
+        return;
+    }
+    for read_only in [false, true] {
+        let spec = Spec {
+            read_only,
+            ..spec(device.path())
+        };
+        let error = Disk::open(&spec).unwrap_err().to_string();
+        assert!(error.contains("it is mounted at"), "{error}");
+    }
+    assert!(run("umount", &[&at]));
+    assert!(Disk::open(&spec(device.path())).is_ok());
+}
+
+#[test]
 fn serials_and_block_sizes_are_checked() {
     assert!(Serial::new("exactly twenty chars").is_ok());
     for bad in ["twenty-one characters", "ä", "a\nb"] {
@@ -168,7 +274,7 @@ fn block_devices_show_their_sectors_and_have_one_owner() {
         };
         let mut spec = spec(device.path());
         let disk = Disk::open(&spec).unwrap();
-        assert!(disk.is_device());
+        assert!(disk.trims());
         assert_eq!((disk.size(), disk.block().bytes()), (8 << 20, sector));
         assert!(disk.limits().discard, "a loop device discards");
         let second = Disk::open(&spec).unwrap_err();

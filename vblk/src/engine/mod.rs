@@ -3,17 +3,23 @@
 //!
 //! An engine belongs to one worker thread and works for all its disks. It knows nothing of guests,
 //! requests or retries: it is given an operation with a token and gives back the token with what
-//! the system call said.
+//! the system call said. [`router::Router`] is the engine that workers have: it gives operations on
+//! files and devices to the one inside as they are, and carries out those on every other kind of
+//! storage by operations of its own.
 
 #[cfg(test)]
 pub mod faulty;
 mod guest;
+mod join;
 pub mod memory;
+mod nbd;
+pub mod router;
 pub mod uring;
 mod uring_donor;
 mod uring_setup;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
 use rustix::io::Errno;
@@ -28,6 +34,13 @@ pub const MAX_DISKS: u32 = 256;
 /// Most guest memory maps one engine knows at a time: one a disk, and as many being replaced.
 pub const MAX_MEMS: u32 = 2 * MAX_DISKS;
 
+/// Places for disks in all: those of [`MAX_DISKS`], and those that a router gives to the children
+/// of composed disks and to sockets.
+pub const MAX_PLACES: u32 = 3 * MAX_DISKS;
+
+/// Places for memory in all: those of [`MAX_MEMS`], and a router's own buffers.
+pub const MAX_MEM_PLACES: u32 = MAX_MEMS + MAX_DISKS;
+
 /// Most completions taken at once.
 pub const REAP: usize = 64;
 
@@ -35,11 +48,11 @@ pub const REAP: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u32);
 
-/// A disk's place in an engine; below [`MAX_DISKS`].
+/// A disk's place in an engine; below [`MAX_PLACES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskId(pub(crate) u16);
 
-/// A memory map's place in an engine; below [`MAX_MEMS`].
+/// A memory map's place in an engine; below [`MAX_MEM_PLACES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemId(pub(crate) u16);
 
@@ -168,6 +181,15 @@ pub trait Engine {
     /// # Errors
     /// What the kernel said. The place is clear then.
     fn set_disk(&mut self, id: DiskId, disk: Option<&Disk>) -> io::Result<()>;
+
+    /// Give the place `id` to a socket or an eventfd, of which only [`Verb::Read`] and
+    /// [`Verb::Write`] are asked, and the offset means nothing.
+    ///
+    /// # Errors
+    /// What the kernel said, or [`io::ErrorKind::Unsupported`].
+    fn set_file(&mut self, _id: DiskId, _file: BorrowedFd<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Give the place `id` to a guest's memory, or clear it.
     ///

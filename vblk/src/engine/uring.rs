@@ -35,7 +35,8 @@ use towpath_common::mem::{Mem, Segment};
 use super::uring_donor::{Buffers, MAX_BUFFERS};
 use super::uring_setup::{self, MAX_SQ, SETUPS, Setup};
 use super::{
-    Completion, Completions, DiskId, Engine, Guest, MAX_DISKS, MAX_MEMS, MemId, Op, Token, Verb,
+    Completion, Completions, DiskId, Engine, Guest, MAX_MEM_PLACES, MAX_PLACES, MemId, Op, Token,
+    Verb,
 };
 use crate::disk::Disk;
 
@@ -138,7 +139,7 @@ impl Uring {
             return Err(io::Error::new(io::ErrorKind::Unsupported, old));
         }
         let submitter = ring.submitter();
-        submitter.register_files(&[-1; MAX_DISKS as usize])?;
+        submitter.register_files(&[-1; MAX_PLACES as usize])?;
         let table = submitter.register_buffers_sparse(u32::from(MAX_BUFFERS));
         let places = table.map_or(0, |()| usize::from(MAX_BUFFERS));
         uring_setup::free_io_workers(&ring);
@@ -149,7 +150,7 @@ impl Uring {
         Ok(Uring {
             places: vec![false; places],
             fixed_vectors: uring_setup::has_fixed_vectors(&ring),
-            mems: (0..MAX_MEMS).map(|_| None).collect(),
+            mems: (0..MAX_MEM_PLACES).map(|_| None).collect(),
             arena: Vec::with_capacity(ARENA),
             wake,
             armed: false,
@@ -381,6 +382,14 @@ impl Engine for Uring {
             .ring
             .submitter()
             .register_files_update(u32::from(id.0), &[fd]);
+        set.map(drop)
+    }
+
+    fn set_file(&mut self, id: DiskId, file: BorrowedFd<'_>) -> io::Result<()> {
+        let set = self
+            .ring
+            .submitter()
+            .register_files_update(u32::from(id.0), &[file.as_raw_fd()]);
         set.map(drop)
     }
 

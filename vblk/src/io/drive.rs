@@ -100,7 +100,7 @@ impl<E: Engine> Io<E> {
             return Some(Outcome::OK);
         };
         let means: &[Verb] = match (slot.kind, range.unmap) {
-            (Kind::Discard, _) if target.is_device() => &[Verb::Discard, Verb::Punch],
+            (Kind::Discard, _) if target.trims() => &[Verb::Discard, Verb::Punch],
             (Kind::Discard, _) => &[Verb::Punch],
             (_, true) => &[Verb::Punch, Verb::Zero, Verb::Write],
             (_, false) => &[Verb::Zero, Verb::Write],

@@ -43,6 +43,7 @@ pub(crate) fn sample_disk(reads: u64) -> DiskStatus {
         queues: 16,
         connected: true,
         last_error: None,
+        trouble: None,
         session: Some(SessionStatus {
             virtio_features: vec!["FLUSH".into(), "MQ".into()],
             protocol_features: vec!["CONFIG".into()],

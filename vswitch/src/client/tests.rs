@@ -66,6 +66,7 @@ impl Running {
         let mut out = Vec::new();
         let result = match Cli::parse_from(words).command {
             Command::Port(command) => port(command, &mut out),
+            Command::Uplink(command) => uplink(command, &mut out),
             Command::Fdb(command) => fdb(command, &mut out),
             Command::Mirror(command) => mirror(command, &mut out),
             Command::Reload { dry_run, target } => reload(&target, dry_run, &mut out),

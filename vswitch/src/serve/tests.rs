@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, kill_process};
 use towpath_common::control::Client;
+use towpath_common::keep::Keeper;
 
 use super::*;
 use crate::control::{Overview, Reload};
@@ -28,7 +29,7 @@ fn child() {
         file: Some(file.into()),
         ..Sources::default()
     };
-    let start = |_: &Config| -> Result<Arc<dyn Service>, ServiceError> {
+    let start = |_: &Config, _: Keeper| -> Result<Arc<dyn Service>, ServiceError> {
         let service = Arc::new(FakeService::default());
         let workers = Arc::clone(&service);
         std::thread::spawn(move || {
@@ -181,7 +182,7 @@ fn a_second_daemon_on_the_same_socket_starts_nothing() {
     let daemon = Running::start(false);
     daemon.message();
     let file = Some(daemon.dir.path().join("vswitch.toml"));
-    let refuse = |_: &Config| panic!("workers were started");
+    let refuse = |_: &Config, _: Keeper| panic!("workers were started");
     let error = serve(
         Sources {
             file,

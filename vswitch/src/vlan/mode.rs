@@ -190,8 +190,8 @@ impl Mode {
         }
     }
 
-    /// The VLANs for each of which something may be done: [`Mode::members`], or the native one alone
-    /// if those are more than 64.
+    /// The VLANs for each of which something may be done: all those of [`Mode::members`], or, if
+    /// there are more than 64, the native one alone.
     #[must_use]
     pub fn few(&self) -> VlanSet {
         match self {

@@ -4,6 +4,7 @@
 use super::super::{Device, Keeping, Server};
 use super::*;
 use crate::keep::{Journal, Keeper, SESSION};
+use crate::session::Device as _;
 use crate::testing::bed::Scratch;
 
 /// One process after the other, at one socket.
@@ -96,7 +97,7 @@ fn a_session_that_is_left_goes_on_and_so_does_its_socket() {
 
 #[test]
 fn one_that_was_just_answered_is_hung_up() {
-    let (succession, keeper, server, mut guest) = begin();
+    let (succession, keeper, server, guest) = begin();
     let journal = succession.journal(&keeper);
     journal.set_handling(true);
     let next = killed(&keeper, server);

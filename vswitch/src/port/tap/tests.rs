@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use smoltcp::phy::{Device, Medium, RawSocket, RxToken, TxToken};
-use towpath_common::testing::bed::Scratch;
+use towpath_common::testing::bed::{Scratch, eventually};
 
 use super::*;
 use crate::config::{Config, Sources};
@@ -591,7 +591,13 @@ fn a_reload_changes_the_mtu_of_the_interface_that_is_there() {
     let all = ["mtu = 3000\n", port, "mtu = 9000\n"].concat();
     assert!(host.apply(&load(&all)).is_err());
     assert_eq!((link("tp0"), shown()), ((index, 2000), 2000));
-    // Nor does an interface that is gone take another.
+    // An interface that is gone is made anew, with what is configured by then.
     ip("link delete tp0");
-    assert!(host.apply(&load("mtu = 3000")).is_err());
+    eventually("the uplink to be down", || {
+        let mut ports = host.ports().into_iter();
+        !ports.find(|p| p.name.as_str() == "tp0").unwrap().link
+    });
+    let report = host.apply(&load("mtu = 3000")).unwrap();
+    assert_eq!(report.warnings.len(), 1, "{report:?}");
+    assert_eq!((link("tp0").1, shown()), (3000, 3000));
 }

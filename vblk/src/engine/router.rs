@@ -1,0 +1,549 @@
+//! The engine workers have: every kind of storage over one engine for files and devices.
+//!
+//! What a disk needs is decided once, when it gets its place. A file or a device is
+//! [`Place::Plain`]: its operations go to the engine inside as they are, with nothing added but one
+//! look at the place. Everything else is composed of operations on children, which have places of
+//! their own above [`MAX_DISKS`]; what is under way for one composed operation is a
+//! [`Join`](super::join).
+//!
+//! A token with the top bit set names an operation of the router's own. Its completion is never
+//! shown to the caller; it moves a join on, which in the end completes the caller's token (or that
+//! of another join, where composed disks stand on composed disks).
+//!
+//! A worker that serves plain disks only pays one comparison a batch of completions.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use towpath_common::mem::Mem;
+
+use super::join::{Joins, Next, Plan};
+use super::nbd::{Client, What, Wire};
+use super::{
+    Completion, Completions, DiskId, Engine, Guest, MAX_DISKS, MAX_MEM_PLACES, MAX_MEMS,
+    MAX_PLACES, MemId, Op, Token, Verb,
+};
+use crate::disk::Disk;
+use crate::storage::Storage;
+use crate::storage::map::{Map, Run};
+use crate::storage::nbd::Export;
+use crate::storage::pinned::Watch;
+
+/// Set in the tokens of the router's own operations.
+const OWN: u32 = 1 << 31;
+
+/// Set in own tokens that are a client's.
+const CLIENT: u32 = 1 << 30;
+
+/// Bits of a client's token that say which of its operations it is.
+const WHAT_BITS: u32 = 8;
+
+/// Bits of an own token that say which part of a join it is.
+const PART_BITS: u32 = 6;
+
+/// A disk under another disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Child {
+    /// Its place.
+    pub(super) id: DiskId,
+    /// What a short transfer is cut down to: a direct transfer goes on only from a whole block.
+    pub(super) block: u64,
+}
+
+/// What stands at a place.
+#[derive(Debug)]
+enum Place {
+    Empty,
+    /// The engine inside has it under the same number.
+    Plain,
+    /// Parts of it are on children.
+    Mapped(Box<Mapped>),
+    /// A server has it; the number of the client.
+    Client(usize),
+}
+
+#[derive(Debug)]
+struct Mapped {
+    map: Map,
+    children: Box<[Child]>,
+    /// How many of the children a sync is for.
+    synced: usize,
+    /// Of pinned extents: whether the map holds, and the map to use when it does not.
+    pinned: Option<(Arc<Watch>, Map)>,
+}
+
+impl Mapped {
+    /// The map, as it is now.
+    #[inline]
+    fn current(&mut self) -> &Map {
+        if self
+            .pinned
+            .as_ref()
+            .is_some_and(|(watch, _)| watch.is_broken())
+        {
+            self.fall_back();
+        }
+        &self.map
+    }
+
+    #[cold]
+    fn fall_back(&mut self) {
+        if let Some((_, map)) = self.pinned.take() {
+            self.map = map;
+            // What was written through the old map before must be synced as well.
+            self.synced = self.children.len();
+        }
+    }
+
+    fn plan(&self, verb: Verb) -> Plan<'_> {
+        let count = if verb == Verb::Sync {
+            self.synced
+        } else {
+            self.children.len()
+        };
+        Plan {
+            map: &self.map,
+            children: self.children.get(..count).unwrap_or_default(),
+        }
+    }
+}
+
+/// The router over an engine `E`.
+#[derive(Debug)]
+pub struct Router<E: Engine> {
+    inner: E,
+    places: Vec<Place>,
+    /// Clients, those included that hung up and have operations in flight.
+    clients: Vec<Option<Client>>,
+    /// All memory that operations may name.
+    mems: Vec<Option<Arc<Mem>>>,
+    /// Numbers for own memory that are free.
+    vacant_mems: Vec<u16>,
+    /// Numbers for children that are free.
+    vacant: Vec<u16>,
+    /// Places that are not plain, and clients: without any, no completion can be ours.
+    composed: usize,
+    joins: Joins,
+    /// Operations that ended without the engine inside.
+    ready: VecDeque<Completion>,
+    /// Parts of joins that found no room.
+    stalled: VecDeque<Token>,
+}
+
+fn token_of(join: usize, part: usize) -> Token {
+    let number = join << PART_BITS | part;
+    Token(OWN | u32::try_from(number).unwrap_or(0) & !OWN)
+}
+
+impl<E: Engine> Router<E> {
+    /// A router over `inner`, which serves nothing yet.
+    pub fn new(inner: E) -> Router<E> {
+        let numbers = |all: std::ops::Range<u32>| -> Vec<u16> {
+            all.rev().filter_map(|n| u16::try_from(n).ok()).collect()
+        };
+        Router {
+            inner,
+            places: Vec::new(),
+            clients: Vec::new(),
+            mems: Vec::new(),
+            vacant_mems: numbers(MAX_MEMS..MAX_MEM_PLACES),
+            vacant: numbers(MAX_DISKS..MAX_PLACES),
+            composed: 0,
+            joins: Joins::default(),
+            ready: VecDeque::new(),
+            stalled: VecDeque::new(),
+        }
+    }
+
+    /// The engine inside.
+    #[cfg(test)]
+    pub(crate) fn inner_mut(&mut self) -> &mut E {
+        &mut self.inner
+    }
+
+    fn put(&mut self, id: DiskId, place: Place) {
+        let index = usize::from(id.0);
+        if self.places.len() <= index {
+            self.places.resize_with(index + 1, || Place::Empty);
+        }
+        if let Some(here) = self.places.get_mut(index) {
+            *here = place;
+        }
+    }
+
+    /// Give `disks` places of their own.
+    fn set_children<'a>(
+        &mut self,
+        disks: impl Iterator<Item = &'a Disk>,
+    ) -> io::Result<Box<[Child]>> {
+        let mut children: Vec<Child> = Vec::new();
+        for disk in disks {
+            let set = self.vacant.pop().ok_or_else(|| {
+                io::Error::other(format!(
+                    "more than {MAX_PLACES} places for disks on a worker"
+                ))
+            });
+            let set = set.map(DiskId).and_then(|id| {
+                self.set_disk(id, Some(disk))
+                    .inspect_err(|_| self.vacant.push(id.0))?;
+                Ok(id)
+            });
+            let block = if disk.direct() {
+                disk.block().bytes()
+            } else {
+                1
+            };
+            match set {
+                Ok(id) => children.push(Child {
+                    id,
+                    block: block.into(),
+                }),
+                Err(error) => {
+                    self.clear_children(&children);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(children.into())
+    }
+
+    fn clear_children(&mut self, children: &[Child]) {
+        for child in children {
+            // Nothing to be done about a place that cannot be cleared; it is not used again.
+            if self.set_disk(child.id, None).is_ok() {
+                self.vacant.push(child.id.0);
+            }
+        }
+    }
+
+    fn clear(&mut self, id: DiskId) -> io::Result<()> {
+        let here = self.places.get_mut(usize::from(id.0));
+        match here.map_or(Place::Empty, |p| std::mem::replace(p, Place::Empty)) {
+            Place::Empty => Ok(()),
+            Place::Plain => self.inner.set_disk(id, None),
+            Place::Mapped(mapped) => {
+                self.composed -= 1;
+                self.clear_children(&mapped.children);
+                Ok(())
+            }
+            Place::Client(number) => {
+                self.composed -= 1;
+                if let Some(Some(client)) = self.clients.get_mut(number) {
+                    client.hang_up();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A client for `export`.
+    fn set_client(&mut self, export: &Export) -> io::Result<Place> {
+        let number = self.clients.iter().position(Option::is_none);
+        let number = number.unwrap_or(self.clients.len());
+        let many = || io::Error::other("too many NBD connections on one worker");
+        let count = Client::places(export);
+        let first = self.vacant.len().checked_sub(count).ok_or_else(many)?;
+        let mem = self.vacant_mems.last().copied().ok_or_else(many)?;
+        let places: Vec<_> = self.vacant.iter().skip(first).map(|n| DiskId(*n)).collect();
+        let base = u32::try_from(number << WHAT_BITS).map_err(|_| many())?;
+        let inner = &mut self.inner;
+        let client = Client::new(inner, export, &places, MemId(mem), OWN | CLIENT | base)?;
+        self.vacant.truncate(first);
+        self.vacant_mems.pop();
+        if number == self.clients.len() {
+            self.clients.push(None);
+        }
+        if let Some(place) = self.clients.get_mut(number) {
+            *place = Some(client);
+        }
+        self.composed += 1;
+        Ok(Place::Client(number))
+    }
+
+    /// A client has a completion, or is to push what it can.
+    fn client(&mut self, number: usize, ended: Option<(What, i32)>) {
+        let Some(Some(client)) = self.clients.get_mut(number) else {
+            return;
+        };
+        let mut wire = Wire {
+            inner: &mut self.inner,
+            mems: &self.mems,
+            ready: &mut self.ready,
+        };
+        match ended {
+            Some((what, result)) => client.ended(&mut wire, what, result),
+            None => client.pump(&mut wire),
+        }
+        if client.is_gone() {
+            self.forget_client(number);
+        }
+    }
+
+    /// Give back what a client that is gone had.
+    fn forget_client(&mut self, number: usize) {
+        let Some(client) = self.clients.get_mut(number).and_then(Option::take) else {
+            return;
+        };
+        self.composed -= 1;
+        let _ = self.inner.set_memory(client.memory(), None);
+        self.vacant_mems.push(client.memory().0);
+        for place in client.all_places() {
+            let _ = self.inner.set_disk(place, None);
+            self.vacant.push(place.0);
+        }
+    }
+
+    /// Let every client push what it can.
+    fn pump(&mut self) {
+        for number in 0..self.clients.len() {
+            let unsettled = |c: &Option<Client>| c.as_ref().is_some_and(Client::is_unsettled);
+            if self.clients.get(number).is_some_and(unsettled) {
+                self.client(number, None);
+            }
+        }
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.clients.iter().flatten().any(Client::is_unsettled)
+    }
+
+    /// An operation on a disk that is not plain.
+    #[inline(never)]
+    fn push_composed(&mut self, token: Token, op: &Op<'_>) -> Result<(), Errno> {
+        let mapped = match self.places.get_mut(usize::from(op.disk.0)) {
+            Some(Place::Mapped(mapped)) => mapped,
+            Some(Place::Client(number)) => {
+                let client = self.clients.get_mut(*number).and_then(Option::as_mut);
+                return client.ok_or(Errno::NODEV)?.push(token, op);
+            }
+            Some(Place::Plain) => return self.inner.push(token, op),
+            Some(Place::Empty) | None => return Err(Errno::NODEV),
+        };
+        let run = match op.verb {
+            Verb::Sync => {
+                mapped.current();
+                None
+            }
+            _ => mapped.current().run(op.offset).filter(|r| op.len <= r.len),
+        };
+        if let Some(run) = run {
+            let child = mapped.children.get(run.child).ok_or(Errno::NODEV)?;
+            let op = Op {
+                disk: child.id,
+                offset: run.offset,
+                ..*op
+            };
+            return self.push(token, &op);
+        }
+        let plan = mapped.plan(op.verb);
+        let join = self.joins.begin(token, op, plan).ok_or(Errno::INVAL)?;
+        self.push_parts(join);
+        Ok(())
+    }
+
+    fn push_parts(&mut self, join: usize) {
+        for part in 0..self.joins.parts(join) {
+            self.push_part(token_of(join, part));
+        }
+    }
+
+    /// Push what is left of a part.
+    fn push_part(&mut self, token: Token) {
+        let (join, part) = split(token);
+        let Some((op, segments)) = self.joins.take_part(join, part) else {
+            return;
+        };
+        let pushed = self.push(token, &op.over(&segments));
+        self.joins.put_back(join, part, segments);
+        match pushed {
+            Ok(()) => {}
+            Err(Errno::AGAIN) => self.stalled.push_back(token),
+            Err(errno) => self.ready.push_back(Completion {
+                token,
+                result: -errno.raw_os_error(),
+            }),
+        }
+    }
+
+    /// An operation of our own ended.
+    fn advance(&mut self, one: Completion) {
+        if one.token.0 & CLIENT != 0 {
+            let number = one.token.0 & !(OWN | CLIENT);
+            let what = What::of(number & ((1 << WHAT_BITS) - 1));
+            self.client((number >> WHAT_BITS) as usize, Some((what, one.result)));
+            return;
+        }
+        let (join, part) = split(one.token);
+        match self.joins.ended(join, part, one.result) {
+            Next::Wait => {}
+            Next::Again => self.push_part(one.token),
+            Next::Done(completion) => self.ready.push_back(completion),
+            Next::Further { disk } => {
+                let Some(Place::Mapped(mapped)) = self.places.get(usize::from(disk.0)) else {
+                    return;
+                };
+                match self.joins.go_on(join, mapped.plan(Verb::Punch)) {
+                    None => self.push_parts(join),
+                    Some(completion) => self.ready.push_back(completion),
+                }
+            }
+        }
+    }
+
+    /// Take the router's own completions out of `done`, move joins on, and add those that ended.
+    #[cold]
+    fn sort(&mut self, done: &mut Completions) {
+        let mut at = 0;
+        while let Some(one) = done.get(at) {
+            if one.token.0 & OWN == 0 {
+                at += 1;
+                continue;
+            }
+            let one = done.swap_remove(at);
+            self.ready.push_back(one);
+        }
+        for _ in 0..self.stalled.len() {
+            if let Some(token) = self.stalled.pop_front() {
+                self.push_part(token);
+            }
+        }
+        // Each turn ends a part or a join; both are finite, and nothing new comes in meanwhile.
+        while let Some(one) = self.ready.pop_front() {
+            if one.token.0 & OWN != 0 {
+                self.advance(one);
+            } else if done.is_full() {
+                self.ready.push_front(one);
+                break;
+            } else {
+                done.push(one);
+            }
+        }
+        self.pump();
+        self.inner.submit();
+    }
+}
+
+fn split(token: Token) -> (usize, usize) {
+    let number = token.0 & !OWN;
+    let part = number & ((1 << PART_BITS) - 1);
+    ((number >> PART_BITS) as usize, part as usize)
+}
+
+impl<E: Engine> Engine for Router<E> {
+    #[inline]
+    fn push(&mut self, token: Token, op: &Op<'_>) -> Result<(), Errno> {
+        match self.places.get(usize::from(op.disk.0)) {
+            Some(Place::Plain) => self.inner.push(token, op),
+            _ => self.push_composed(token, op),
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self) -> usize {
+        if self.composed > 0 {
+            self.pump();
+        }
+        self.inner.submit()
+    }
+
+    #[inline]
+    fn reap(&mut self, done: &mut Completions) {
+        self.inner.reap(done);
+        if self.composed > 0 {
+            self.sort(done);
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        let waiting = !self.ready.is_empty() || !self.stalled.is_empty() || self.is_unsettled();
+        self.inner.arm() || waiting
+    }
+
+    fn disarm(&mut self) {
+        self.inner.disarm();
+    }
+
+    fn set_disk(&mut self, id: DiskId, disk: Option<&Disk>) -> io::Result<()> {
+        self.clear(id)?;
+        let Some(disk) = disk else {
+            return Ok(());
+        };
+        let place = match disk.storage() {
+            Storage::Null | Storage::Ram | Storage::File(_) | Storage::Device(_) => {
+                self.inner.set_disk(id, Some(disk))?;
+                Place::Plain
+            }
+            Storage::Stripe(stripe) => {
+                let disks = stripe.children().iter().map(|d| &**d);
+                let mapped = Mapped {
+                    map: stripe.map().clone(),
+                    children: self.set_children(disks)?,
+                    synced: stripe.children().len(),
+                    pinned: None,
+                };
+                self.composed += 1;
+                Place::Mapped(Box::new(mapped))
+            }
+            Storage::Pinned(pinned) => {
+                let whole = Run {
+                    child: 1,
+                    offset: 0,
+                    len: disk.size(),
+                };
+                let disks = [&**pinned.device(), &**pinned.file()];
+                let mapped = Mapped {
+                    map: pinned.map().clone(),
+                    children: self.set_children(disks.into_iter())?,
+                    synced: 1,
+                    pinned: Some((Arc::clone(pinned.watch()), Map::table([whole]))),
+                };
+                self.composed += 1;
+                Place::Mapped(Box::new(mapped))
+            }
+            Storage::Nbd(export) => {
+                self.composed += 1;
+                self.set_client(export)
+                    .inspect_err(|_| self.composed -= 1)?
+            }
+        };
+        self.put(id, place);
+        Ok(())
+    }
+
+    fn set_file(&mut self, id: DiskId, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.inner.set_file(id, file)
+    }
+
+    fn set_memory(&mut self, id: MemId, guest: Option<&Guest>) -> io::Result<()> {
+        let index = usize::from(id.0);
+        if self.mems.len() <= index {
+            self.mems.resize_with(index + 1, || None);
+        }
+        self.inner.set_memory(id, guest)?;
+        if let Some(place) = self.mems.get_mut(index) {
+            *place = guest.map(|g| Arc::clone(g.mem()));
+        }
+        Ok(())
+    }
+}
+
+impl<E: Engine> Drop for Router<E> {
+    fn drop(&mut self) {
+        // The engine inside waits for what is in flight: let that end.
+        self.clients.iter_mut().flatten().for_each(Client::hang_up);
+    }
+}
+
+impl<E: Engine + AsFd> AsFd for Router<E> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod devices;
+#[cfg(test)]
+mod tests;
