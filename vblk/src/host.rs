@@ -65,15 +65,6 @@ pub(crate) struct Running {
     pub(crate) cap: Option<Cap>,
 }
 
-impl Running {
-    /// What its session was told other than by messages is kept, too.
-    fn refresh(&self) {
-        if let Some(server) = &self.server {
-            server.refresh();
-        }
-    }
-}
-
 /// The data plane.
 #[derive(Debug)]
 pub struct Host {
@@ -136,7 +127,11 @@ pub fn start(settings: &Daemon, manager: keep::Keeper) -> Result<Arc<dyn Service
     let seen = Arc::new(Mutex::new(vec![now; workers.len()]));
     let disks = Arc::<Mutex<Vec<Running>>>::default();
     let kept = Arc::clone(&disks);
-    let refresh = move || lock(&kept).iter().for_each(Running::refresh);
+    let refresh = move || {
+        let disks = lock(&kept);
+        let servers = disks.iter().filter_map(|disk| disk.server.as_ref());
+        servers.for_each(Server::refresh);
+    };
     let monitor = monitor::start(
         &workers,
         events,

@@ -1,7 +1,7 @@
 //! Servers whose sessions are kept: left to a successor, lost with a message half handled, blamed
 //! for crashes, given up when they do not fit.
 
-use super::super::{Keeping, Server};
+use super::super::{Device, Keeping, Server};
 use super::*;
 use crate::keep::{Journal, Keeper, SESSION};
 use crate::session::Device as _;
