@@ -190,21 +190,18 @@ impl<E: Engine> BlkPlane<E> {
                         break;
                     }
                 }
-                let Some(Some(queue)) = queues.get_mut(key as usize) else {
+                let queue = queues.get_mut(key as usize).and_then(Option::as_mut);
+                let Some(queue) = queue.filter(|queue| queue.is_open()) else {
                     continue;
                 };
-                if !queue.is_open() {
-                    continue;
-                }
                 let was_dirty = queue.dirty;
-                let (id, limits) = (disk.id, &disk.limits);
                 let visited = queue.visit(Visit {
                     io: &mut *io,
                     burst: &mut *burst,
                     ranges: &mut *ranges,
-                    disk: id,
+                    disk: disk.id,
                     mem,
-                    limits,
+                    limits: &disk.limits,
                     key,
                     now,
                     most,
