@@ -114,8 +114,10 @@ pub fn start(settings: &Settings, manager: keep::Keeper) -> Result<Arc<dyn Servi
     let kept = Arc::clone(&disks);
     let refresh = move || {
         let disks = lock(&kept);
-        let servers = disks.iter().filter_map(|disk| disk.server.as_ref());
-        servers.for_each(Server::refresh);
+        disks
+            .iter()
+            .flat_map(|disk| &disk.server)
+            .for_each(Server::refresh);
     };
     let monitor = monitor::start(
         &workers,
@@ -364,8 +366,10 @@ impl Service for Host {
                 self.reshare(disk, wanted);
             }
         }
-        let servers = running.iter().filter_map(|disk| disk.server.as_ref());
-        servers.for_each(Server::go);
+        running
+            .iter()
+            .flat_map(|disk| &disk.server)
+            .for_each(Server::go);
         // Disks that a predecessor served and that are configured no more.
         for (mut place, kept) in self.manager.claim_rest() {
             warn!(
