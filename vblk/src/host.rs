@@ -73,8 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Start the workers; no disk is served yet. Sessions are kept by `manager`, and those that a
-/// predecessor left with it go on as soon as their disks are served.
+/// Start the workers; no disk is served yet. Sessions are kept by `manager`, and go on from there.
 ///
 /// # Errors
 /// [`ServiceError::Worker`] if one cannot start (no io_uring, no such processor).
@@ -114,10 +113,8 @@ pub fn start(settings: &Settings, manager: keep::Keeper) -> Result<Arc<dyn Servi
     let kept = Arc::clone(&disks);
     let refresh = move || {
         let disks = lock(&kept);
-        disks
-            .iter()
-            .flat_map(|disk| &disk.server)
-            .for_each(Server::refresh);
+        let servers = disks.iter().filter_map(|disk| disk.server.as_ref());
+        servers.for_each(Server::refresh);
     };
     let monitor = monitor::start(
         &workers,
@@ -366,10 +363,8 @@ impl Service for Host {
                 self.reshare(disk, wanted);
             }
         }
-        running
-            .iter()
-            .flat_map(|disk| &disk.server)
-            .for_each(Server::go);
+        let servers = running.iter().filter_map(|disk| disk.server.as_ref());
+        servers.for_each(Server::go);
         // Disks that a predecessor served and that are configured no more.
         for (mut place, kept) in self.manager.claim_rest() {
             warn!(
@@ -415,7 +410,7 @@ impl Service for Host {
         let mut disks = disks.iter().filter(|d| d.config.name.as_str() == name);
         let server = disks.find_map(|disk| disk.server.as_ref());
         let held = server.filter(|server| server.status().quarantined);
-        held.inspect(|server| server.release()).is_some()
+        held.map(Server::release).is_some()
     }
 
     fn drain(&self) {
