@@ -409,8 +409,10 @@ impl Service for Host {
         let disks = lock(&self.disks);
         let mut disks = disks.iter().filter(|d| d.config.name.as_str() == name);
         let server = disks.find_map(|disk| disk.server.as_ref());
-        let held = server.filter(|server| server.status().quarantined);
-        held.map(Server::release).is_some()
+        server
+            .filter(|s| s.status().quarantined)
+            .map(Server::release)
+            .is_some()
     }
 
     fn drain(&self) {
