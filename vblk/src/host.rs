@@ -249,7 +249,6 @@ impl Host {
             server.stop();
         }
         for worker in &self.workers {
-            // A dead worker has nothing to remove.
             let _ = worker
                 .handle()
                 .call(|reply| Change::RemoveDisk(running.key, reply));
@@ -409,10 +408,8 @@ impl Service for Host {
         let disks = lock(&self.disks);
         let mut disks = disks.iter().filter(|d| d.config.name.as_str() == name);
         let server = disks.find_map(|disk| disk.server.as_ref());
-        server
-            .filter(|s| s.status().quarantined)
-            .map(Server::release)
-            .is_some()
+        let held = server.filter(|server| server.status().quarantined);
+        held.map(Server::release).is_some()
     }
 
     fn drain(&self) {
