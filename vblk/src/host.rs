@@ -88,8 +88,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Start the workers; no disk is served yet. Sessions are kept by `manager`, and those that a
-/// predecessor left with it go on as soon as their disks are served.
+/// Start the workers; no disk is served yet. Sessions are kept by `manager`, and go on from there.
 ///
 /// # Errors
 /// [`ServiceError::Worker`] if one cannot start (no io_uring, no such processor).
@@ -255,7 +254,6 @@ impl Host {
             server.stop();
         }
         for worker in &self.workers {
-            // A dead worker has nothing to remove.
             let _ = worker
                 .handle()
                 .call(|reply| Change::RemoveDisk(running.key, reply));
@@ -454,7 +452,7 @@ impl Service for Host {
         let mut disks = disks.iter().filter(|d| d.config.name.as_str() == name);
         let server = disks.find_map(|disk| disk.server.as_ref());
         let held = server.filter(|server| server.status().quarantined);
-        held.inspect(|server| server.release()).is_some()
+        held.map(Server::release).is_some()
     }
 
     fn drain(&self) {
