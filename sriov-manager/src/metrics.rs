@@ -109,10 +109,13 @@ fn add_vf(scrape: &mut Exposition, pf: &str, vf: &Vf) {
     scrape.counter(&DROPPED, &with(tx), counters.tx_dropped);
 }
 
+/// Whether a lease is in a phase.
+type InPhase = fn(&Phase) -> bool;
+
 fn add_leases(scrape: &mut Exposition, broker: &Broker) {
     let leases = broker.leases();
     for pool in &broker.spec().pools {
-        let phases: [(&str, fn(&Phase) -> bool); 3] = [
+        let phases: [(&str, InPhase); 3] = [
             ("active", |phase| *phase == Phase::Active),
             ("ending", |phase| matches!(phase, Phase::Ending(_))),
             ("lost", |phase| *phase == Phase::Lost),

@@ -133,11 +133,11 @@ pub fn recover(machine: Machine<'_>, state: &State) -> Result<Option<String>, Ap
     let mut journal = Journal::resume(state.journal())?;
     let inventory = scan(machine, &state.known()?)?;
     let forward = plan(&inventory, &present(&target, &inventory));
-    if forward.refusals.is_empty() {
-        if carry_out_all(machine, &mut journal, &forward.steps)?.is_none() {
-            journal.end("finished")?;
-            return Ok(Some("an apply that was interrupted is finished".to_owned()));
-        }
+    if forward.refusals.is_empty()
+        && carry_out_all(machine, &mut journal, &forward.steps)?.is_none()
+    {
+        journal.end("finished")?;
+        return Ok(Some("an apply that was interrupted is finished".to_owned()));
     }
     let inventory = scan(machine, &state.known()?)?;
     let backward = plan_back(&inventory, &present(&before, &inventory));

@@ -159,10 +159,10 @@ fn functions_behind(kernel: &dyn Kernel, dir: &Path, layers: usize, found: &mut 
         for name in kernel.list(subsystem).unwrap_or_default() {
             let controller = subsystem.join(&name);
             let is_link = name.starts_with("nvme") && !name.contains("subsys");
-            if let Some(path) = is_link.then(|| kernel.link(&controller).ok()).flatten() {
-                if !path.starts_with(subsystem) {
-                    functions_behind(kernel, &path, layers - 1, found);
-                }
+            if let Some(path) = is_link.then(|| kernel.link(&controller).ok()).flatten()
+                && !path.starts_with(subsystem)
+            {
+                functions_behind(kernel, &path, layers - 1, found);
             }
         }
     }

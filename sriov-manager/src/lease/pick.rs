@@ -5,6 +5,9 @@
 use crate::inventory::{Inventory, Pf, Vf};
 use crate::target::Target;
 
+/// What makes one VF a better choice than another: less is better.
+type Rank = (bool, usize, u16);
+
 /// The VF, and how many of the pool there are.
 pub(super) fn pick<'a>(
     inventory: &'a Inventory,
@@ -19,7 +22,7 @@ pub(super) fn pick<'a>(
             .is_some_and(|name| name.as_str() == pool)
     };
     let mut members = 0;
-    let mut best: Option<((bool, usize, u16), (&Pf, &Vf))> = None;
+    let mut best: Option<(Rank, (&Pf, &Vf))> = None;
     for pf in &inventory.pfs {
         let out = pf.vfs.iter().filter(|vf| vf.is_used()).count();
         for vf in pf.vfs.iter().filter(|vf| in_pool(pf, vf.index)) {

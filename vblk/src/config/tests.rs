@@ -64,12 +64,7 @@ impl Scratch {
     }
 }
 
-#[test]
-fn a_file_with_everything() {
-    let scratch = Scratch::new();
-    let config = scratch
-        .file(
-            r#"
+const EVERYTHING: &str = r#"
             [daemon]
             cpus = [1, 3]
             poll = "busy"
@@ -100,9 +95,12 @@ fn a_file_with_everything() {
             [[group]]
             name = "gold"
             iops = 3000
-            "#,
-        )
-        .unwrap();
+"#;
+
+#[test]
+fn a_file_with_everything() {
+    let scratch = Scratch::new();
+    let config = scratch.file(EVERYTHING).unwrap();
     assert_eq!(config.daemon.cpus, "1,3".parse().unwrap());
     assert_eq!(config.daemon.poll, Poll::Busy);
     assert_eq!(config.daemon.control, "/run/c.sock".parse().unwrap());

@@ -4,7 +4,6 @@
 use super::super::{Device, Keeping, Server};
 use super::*;
 use crate::keep::{Journal, Keeper, SESSION};
-use crate::session::Device as _;
 use crate::testing::bed::Scratch;
 
 /// One process after the other, at one socket.
