@@ -1,10 +1,10 @@
 //! State that outlives the process: all that is needed to go on in a successor.
 //!
-//! A [`Kept`] is a document (JSON in a memfd) and the file descriptors it names. It is stored as one
-//! descriptor ([`parcel`]) with whoever keeps it ([`Keeper`]): systemd, or [`supervise`]. What is
-//! *not* in a session's document is what changes with every request: where the rings stand. That is
-//! in the used rings (guest memory), in the in-flight tables and in the [`Journal`] (memfds), which
-//! a killed process leaves exact.
+//! A [`Kept`] is a document (JSON in a memfd) and the file descriptors it names. It is stored as
+//! one descriptor ([`parcel`]) with whoever keeps it ([`Keeper`]): systemd, or [`supervise`]. What
+//! is *not* in a session's document is what changes with every request: where the rings stand. That
+//! is in the used rings (guest memory), in the in-flight tables and in the [`Journal`] (memfds),
+//! which a killed process leaves exact.
 //!
 //! ```text
 //! parcel ─▶ memfd: {"version": 3, "kind": "session", "name": "web", "fds": ["connection",
@@ -12,9 +12,10 @@
 //!        ─▶ the descriptors, in the order of "fds"
 //! ```
 //!
-//! Kinds: `session` ([`Record`]), `listener` (a socket front-ends connect to), `ledger` ([`Ledger`])
-//! and what a daemon keeps for itself (`tap`: an interface's queues). A document carries a version. A successor reads its own and older versions,
-//! and refuses newer ones, after which the front-end reconnects as if it had met a new back-end.
+//! Kinds: `session` ([`Record`]), `listener` (a socket front-ends connect to), `ledger`
+//! ([`Ledger`]) and what a daemon keeps for itself (`tap`: an interface's queues). A document
+//! carries a version. A successor reads its own and older versions, and refuses newer ones, after
+//! which the front-end reconnects as if it had met a new back-end.
 
 mod crash;
 mod journal;

@@ -4,7 +4,7 @@
 //! | `on_error` | a request that failed | the disk |
 //! |---|---|---|
 //! | `report` | the guest is told | goes on |
-//! | `hold` | stays in flight and is tried again every [`RETRY`], until the storage does it or the policy is changed | goes on; what works, works |
+//! | `hold` | stays in flight, is tried again every [`RETRY`] | goes on; what works, works |
 //! | `fail` | the guest is told | fails every request, until an operator clears it |
 //!
 //! Two things no policy changes. An fsync that failed is never tried again, and every later FLUSH

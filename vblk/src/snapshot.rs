@@ -1,9 +1,9 @@
 //! A copy of a disk as it is at one moment, while it is served.
 //!
-//! The disk is brought to rest, what it holds is made durable, the file is cloned (FICLONE: the file
-//! system shares the blocks, so that takes no longer for a large file), and the disk goes on. The
-//! guest sees requests that took a little longer. What it had not flushed may be in the snapshot, as
-//! after a power cut: its file system recovers, as it would then.
+//! The disk is brought to rest, what it holds is made durable, the file is cloned (FICLONE: the
+//! file system shares the blocks, so that takes no longer for a large file), and the disk goes on.
+//! The guest sees requests that took a little longer. What it had not flushed may be in the
+//! snapshot, as after a power cut: its file system recovers, as it would then.
 //!
 //! Where the file system cannot clone, nothing is copied behind the operator's back while the guest
 //! waits: it is refused, and says why.

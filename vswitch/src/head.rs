@@ -82,7 +82,8 @@ impl Flow {
     #[must_use]
     pub fn of(head: &Head, parsed: &Parsed) -> Flow {
         let (mask, need) = match parsed.tag {
-            // A TPID that stands as the type is that of a tag cut short; another frame's may not be.
+            // A TPID that stands as the type is that of a tag cut short; another frame's may not
+            // be.
             0 if is_tpid(parsed.ethertype) => (0, 0),
             0 => (0xffff << 48, ETHERNET),
             _ => (0xffff_ffff_ffff << 16, ETHERNET + TAG),

@@ -28,8 +28,8 @@ pub(crate) struct Seen {
     pub(crate) ratio: f64,
 }
 
-/// Log events, age the FDB, call `keep` every quarter of a second, and end the process if a worker died: its successor finds all state
-/// in place.
+/// Log events, age the FDB, call `keep` every quarter of a second, and end the process if a worker
+/// died: its successor finds all state in place.
 pub(crate) fn start(
     workers: &[Worker<Change>],
     fdb: Arc<Fdb>,

@@ -1,7 +1,8 @@
 //! What changes too often to be told to the manager, in memory that outlives the process.
 //!
 //! A page of shared memory a session, kept with its record: whether a message is being handled,
-//! how often a process crashed over it, and for each vring two words for its device. A word is a plain store into the page, which a killed process leaves as it was.
+//! how often a process crashed over it, and for each vring two words for its device. A word is a
+//! plain store into the page, which a killed process leaves as it was.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

@@ -65,8 +65,8 @@ enum Shelf {
 }
 
 impl Keeper {
-    /// The manager that started this process, if it keeps things, and what it kept. Later calls know
-    /// of nothing that was kept.
+    /// The manager that started this process, if it keeps things, and what it kept. Later calls
+    /// know of nothing that was kept.
     #[must_use]
     pub fn inherit() -> Keeper {
         let kept = pass::inherited();

@@ -60,8 +60,9 @@ pub(super) fn is_name(name: &str) -> bool {
     name.len() <= 255 && name.chars().all(plain)
 }
 
-/// Let `command` find `fds` as [`inherited`] does, and end with this thread. The second value has to live until it is
-/// spawned: it keeps the numbers free from whatever the standard library opens meanwhile.
+/// Let `command` find `fds` as [`inherited`] does, and end with this thread. The second value has
+/// to live until it is spawned: it keeps the numbers free from whatever the standard library opens
+/// meanwhile.
 ///
 /// # Errors
 /// If there are no file descriptors left.
@@ -98,7 +99,8 @@ pub(super) fn hand_over(
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes system calls alone and takes nothing from the heap.
+    // SAFETY: between fork and exec the closure makes system calls alone and takes nothing from the
+    // heap.
     unsafe { command.pre_exec(place) };
     Ok(fillers)
 }

@@ -3,9 +3,9 @@
 //! A [`Mapping`] owns a shared, writable mapping of a file; a [`View`] is a checked window on one
 //! that keeps it alive (a virtqueue part, an in-flight table, a dirty log), [`super::Cells`] the
 //! elements of a ring in one, and [`super::Window`] all of one. Every access checks its
-//! offset against the mapping's length, whoever asks, or cannot lie outside. The bytes may change at any moment: they
-//! belong to a guest. That cannot break memory safety, because no reference to them is formed and
-//! every value is copied before it is used; it can only change what is read.
+//! offset against the mapping's length, whoever asks, or cannot lie outside. The bytes may change
+//! at any moment: they belong to a guest. That cannot break memory safety, because no reference to
+//! them is formed and every value is copied before it is used; it can only change what is read.
 
 // UNSAFETY: mmap/munmap and dereferencing the mapping. Each block's argument is bounds (checked in
 // the function) and lifetime (`Mapping` unmaps only in `Drop`).

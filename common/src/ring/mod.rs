@@ -279,8 +279,8 @@ impl Ring {
         self.split_mut().publish()
     }
 
-    /// Make staged buffers visible to the driver, and leave it to [`Ring::owes_call`] to ask whether
-    /// it is to be notified, so that many rings share one [`fence`].
+    /// Make staged buffers visible to the driver, and leave it to [`Ring::owes_call`] to ask
+    /// whether it is to be notified, so that many rings share one [`fence`].
     #[inline]
     pub fn expose(&mut self) {
         self.split_mut().expose();

@@ -28,8 +28,8 @@ pub struct Endpoint {
     pub mode: Mode,
 }
 
-/// An endpoint that is ready: bound, if we are the server. Separate from [`super::Server`] so that a whole
-/// configuration can be bound before any of it serves.
+/// An endpoint that is ready: bound, if we are the server. Separate from [`super::Server`] so that
+/// a whole configuration can be bound before any of it serves.
 #[derive(Debug)]
 pub struct Listening {
     pub(super) endpoint: Endpoint,

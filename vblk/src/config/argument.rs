@@ -1,4 +1,5 @@
-//! `--disk PATH,socket=S,…`, `--group NAME,…`: the same disk or group as in a file, in one argument.
+//! `--disk PATH,socket=S,…`, `--group NAME,…`: the same disk or group as in a file, in one
+//! argument.
 
 use towpath_common::config::argument::{Flag, Syntax, read};
 use towpath_common::config::{ConfigError, Place};

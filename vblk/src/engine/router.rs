@@ -12,6 +12,8 @@
 //!
 //! A worker that serves plain disks only pays one comparison a batch of completions.
 
+mod mapped;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,7 +22,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use towpath_common::mem::Mem;
 
-use super::join::{Joins, Next, Plan};
+use mapped::Mapped;
+
+use super::join::{Joins, Next};
 use super::nbd::{Client, What, Wire};
 use super::{
     Completion, Completions, DiskId, Engine, Guest, MAX_DISKS, MAX_MEM_PLACES, MAX_MEMS,
@@ -30,7 +34,6 @@ use crate::disk::Disk;
 use crate::storage::Storage;
 use crate::storage::map::{Map, Run};
 use crate::storage::nbd::Export;
-use crate::storage::pinned::Watch;
 
 /// Set in the tokens of the router's own operations.
 const OWN: u32 = 1 << 31;
@@ -63,52 +66,6 @@ enum Place {
     Mapped(Box<Mapped>),
     /// A server has it; the number of the client.
     Client(usize),
-}
-
-#[derive(Debug)]
-struct Mapped {
-    map: Map,
-    children: Box<[Child]>,
-    /// How many of the children a sync is for.
-    synced: usize,
-    /// Of pinned extents: whether the map holds, and the map to use when it does not.
-    pinned: Option<(Arc<Watch>, Map)>,
-}
-
-impl Mapped {
-    /// The map, as it is now.
-    #[inline]
-    fn current(&mut self) -> &Map {
-        if self
-            .pinned
-            .as_ref()
-            .is_some_and(|(watch, _)| watch.is_broken())
-        {
-            self.fall_back();
-        }
-        &self.map
-    }
-
-    #[cold]
-    fn fall_back(&mut self) {
-        if let Some((_, map)) = self.pinned.take() {
-            self.map = map;
-            // What was written through the old map before must be synced as well.
-            self.synced = self.children.len();
-        }
-    }
-
-    fn plan(&self, verb: Verb) -> Plan<'_> {
-        let count = if verb == Verb::Sync {
-            self.synced
-        } else {
-            self.children.len()
-        };
-        Plan {
-            map: &self.map,
-            children: self.children.get(..count).unwrap_or_default(),
-        }
-    }
 }
 
 /// The router over an engine `E`.

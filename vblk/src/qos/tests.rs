@@ -1,3 +1,5 @@
+//! Limits on a clock of our own: rates, bursts, changes while they run.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Things kept by a manager that is not there, taken back by the next process.
+
 use super::*;
 
 fn note(name: &str, text: &str) -> Kept {

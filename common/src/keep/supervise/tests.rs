@@ -1,3 +1,5 @@
+//! The manager of one process: what it hears, and from whom.
+
 use super::*;
 
 fn manager() -> Manager {

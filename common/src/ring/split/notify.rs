@@ -1,4 +1,5 @@
-//! What the driver sees of a visit: the used index, and who wakes whom (virtio 1.3, 2.7.7 to 2.7.10).
+//! What the driver sees of a visit: the used index, and who wakes whom (virtio 1.3, 2.7.7 to
+//! 2.7.10).
 
 use std::sync::atomic::{Ordering, fence};
 
