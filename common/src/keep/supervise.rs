@@ -302,7 +302,13 @@ impl Manager {
         let mut text = [0; MESSAGE];
         loop {
             let socket = &self.inbox.socket;
-            match socket.try_io(Interest::READABLE, || receive(socket, &mut text)) {
+            let mut received = receive(socket, &mut text);
+            if matches!(&received, Err(error) if error.kind() == ErrorKind::WouldBlock) {
+                // Once more through the runtime, which then waits for the next; it does not look
+                // itself at a socket that it knows nothing new of.
+                received = socket.try_io(Interest::READABLE, || receive(socket, &mut text));
+            }
+            match received {
                 Ok((length, sender, fds)) if sender == Some(daemon) => {
                     let text = text.get(..length).unwrap_or_default();
                     let text = String::from_utf8_lossy(text).into_owned();
