@@ -22,6 +22,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use towpath_common::mem::Mem;
 
+pub(super) use mapped::Child;
 use mapped::Mapped;
 
 use super::join::{Joins, Next};
@@ -46,15 +47,6 @@ const WHAT_BITS: u32 = 8;
 
 /// Bits of an own token that say which part of a join it is.
 const PART_BITS: u32 = 6;
-
-/// A disk under another disk.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Child {
-    /// Its place.
-    pub(super) id: DiskId,
-    /// What a short transfer is cut down to: a direct transfer goes on only from a whole block.
-    pub(super) block: u64,
-}
 
 /// What stands at a place.
 #[derive(Debug)]

@@ -98,7 +98,9 @@ fn a_session_that_is_left_goes_on_and_so_does_its_socket() {
 fn one_that_was_just_answered_is_hung_up() {
     let (succession, keeper, server, guest) = begin();
     let journal = succession.journal(&keeper);
-    eventually("the last message to be done with", || !journal.was_handling());
+    eventually("the last message to be done with", || {
+        !journal.was_handling()
+    });
     journal.set_handling(true);
     let next = killed(&keeper, server);
     let (_, server) = succession.serve(&next);

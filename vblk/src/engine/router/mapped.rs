@@ -2,11 +2,19 @@
 
 use std::sync::Arc;
 
-use super::Child;
-use crate::engine::Verb;
 use crate::engine::join::Plan;
+use crate::engine::{DiskId, Verb};
 use crate::storage::map::Map;
 use crate::storage::pinned::Watch;
+
+/// A disk under another disk.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::engine) struct Child {
+    /// Its place.
+    pub(in crate::engine) id: DiskId,
+    /// What a short transfer is cut down to: a direct transfer goes on only from a whole block.
+    pub(in crate::engine) block: u64,
+}
 
 /// A disk whose parts are on children.
 #[derive(Debug)]
