@@ -37,9 +37,12 @@ all. OPTIONS, separated by commas (,, for a comma in a value):
   ro                     refuse writes
   queues=N               most queues a guest may use, 1 to 64 [16]
   name=NAME              name in the API [the file's stem]
+  uuid=UUID              identity in the API, which a copy of the name has not [none]
   serial=TEXT            what the guest sees as the disk's serial [the name]
   cache=direct|buffered  bypass or use the host's page cache [direct]
-  resident=SIZE          most of the page cache to lock in memory, for faster reads [1G]
+  resident=SIZE          most of the page cache to lock in memory, for faster reads [0]
+  map=file|extents       through the file system, or past it on the file's blocks [file]
+  connections=N          connections of each worker to an NBD server, 1 to 16 [1]
   block-size=512|4096    logical block size [that of the device, or 512]
   weight=N               share of the worker's time, 1 to 10000 [100]
   cap=PERCENT            most of a core it may use, 1 to 6400 [no limit]

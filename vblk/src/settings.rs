@@ -73,6 +73,11 @@ impl Settings {
             return Err(format!("{word:?} is no setting; write KEY=VALUE"));
         }
         let Edit { set, unset } = WORDS.edit(&words.join(","))?;
+        if let Some(word) = set.get("setting") {
+            let known = WORDS.texts.iter().chain(WORDS.numbers);
+            let known: Vec<String> = known.map(|key| format!("{key}=")).collect();
+            return Err(format!("{word} is no setting; use {}", known.join(", ")));
+        }
         let unset = unset.into_iter().map(toml::Value::String).collect();
         let unset = [("unset".to_owned(), toml::Value::Array(unset))];
         read(set.into_iter().chain(unset).collect())

@@ -240,7 +240,8 @@ fn values_are_refused_with_their_place() {
             "readonly = true",
             "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `uuid`, `path`, \
              `socket`, `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, \
-             `weight`, `cap`, `guest_memory`, `connections`, `map`",
+             `weight`, `cap`, `guest_memory`, `iops`, `iops_burst`, `bandwidth`, \
+             `bandwidth_burst`, `group`, `on_error`, `shrink`, `connections`, `map`",
         ),
     ] {
         let text = format!("[[disk]]\npath = \"@/a.img\"\nsocket = \"s\"\n{line}\n");
@@ -267,8 +268,9 @@ fn arguments_are_refused_with_the_keys_that_exist() {
         (
             "@/a.img,socket=s,que=1",
             "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, uuid=, \
-             serial=, cache=, resident=, guest-memory=, map=, queues=, connections=, block-size=, \
-             weight=, cap=, client, ro \
+             serial=, cache=, resident=, guest-memory=, map=, bandwidth=, bandwidth-burst=, \
+             group=, on-error=, queues=, connections=, block-size=, weight=, cap=, iops=, \
+             iops-burst=, client, ro, shrink \
              (a comma in a value is written ,,)",
         ),
         (
