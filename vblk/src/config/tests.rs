@@ -253,7 +253,8 @@ fn values_are_refused_with_their_place() {
     );
     assert_eq!(
         scratch.refuse_file("[[disks]]\n"),
-        "@/vblk.toml:1:3: unknown field `disks`, expected one of `daemon`, `storage`, `disk`"
+        "@/vblk.toml:1:3: unknown field `disks`, expected one of `daemon`, `storage`, `disk`, \
+         `group`"
     );
     assert_eq!(
         scratch.refuse_file("[daemon]\ncpus = [1, 1]\n"),
