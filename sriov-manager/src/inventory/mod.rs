@@ -1,6 +1,6 @@
 //! What this host has: PFs, their VFs, IOMMU groups, and who uses what.
 //!
-//! An [`Inventory`] is a value: [`scan`] makes it from files and netlink, JSON carries it, tests
+//! An [`Inventory`] is a value: [`scan()`] makes it from files and netlink, JSON carries it, tests
 //! write it down, and a plan is a pure function of it. Nothing in it is guessed. What cannot be
 //! read is absent, and a use that cannot be excluded counts as a use.
 //!

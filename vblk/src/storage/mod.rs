@@ -1,6 +1,6 @@
 //! Kinds of storage, and the contract between them and what stands on them.
 //!
-//! A [`Disk`] is a [`Storage`] of some kind with a [`Shape`]. All lookups happen when it is opened,
+//! A disk is a [`Storage`] of some kind with a [`Shape`]. All lookups happen when it is opened,
 //! on a thread that may wait; from then on a worker's engine ([`crate::engine::router`]) knows it
 //! by the number of a place.
 //!

@@ -65,7 +65,7 @@ pub(super) struct Req {
     pub(super) serial: u32,
     /// It was written, and is being flushed, for a server without FUA.
     pub(super) flushing: bool,
-    /// What [`Shared::flushing`] said when it was sent.
+    /// What `Shared::flushing` said when it was sent.
     pub(super) mark: u64,
     /// Bytes of a read that came.
     pub(super) cover: Cover,
