@@ -6,7 +6,6 @@
 mod device;
 mod filesystem;
 mod harness;
-mod resize;
 mod restart;
 
 use std::fs::File;
