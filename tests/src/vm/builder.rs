@@ -101,6 +101,18 @@ impl Builder {
         self
     }
 
+    /// The guest is a Debian: `image` is its disk, which it does not change, and `files` the archive
+    /// on its second one, as [`crate::debian`] makes them.
+    #[must_use]
+    pub fn debian(mut self, image: &Path, files: &Path) -> Self {
+        self.kit = Kit::Debian;
+        let disk = |path: &Path, more: &str| {
+            format!("-drive file={},format=raw,if=virtio,{more}", path.display())
+        };
+        self.devices = vec![disk(image, "snapshot=on"), disk(files, "readonly=on")];
+        self
+    }
+
     /// Runs beside the other guests of `turn`, instead of alone.
     #[must_use]
     pub fn turn(mut self, turn: &Turn) -> Self {
@@ -240,9 +252,8 @@ impl Builder {
                 drive.queues, drive.queue_size
             ));
         }
-        for (index, nic) in self.nics.iter().enumerate() {
-            add(&nic.arguments(&format!("nic{index}")));
-        }
+        let nics = self.nics.iter().enumerate();
+        nics.for_each(|(index, nic)| add(&nic.arguments(&format!("nic{index}"))));
         let (iommus, devices) = self.devices();
         // An IOMMU must come before what is behind it.
         iommus.into_iter().for_each(&mut add);

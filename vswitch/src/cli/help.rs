@@ -25,6 +25,12 @@ With QEMU, a port is attached by
 
 Signals: SIGTERM and SIGINT send what was taken and exit, SIGHUP reloads.";
 
+pub(super) const ATTACH: &str = "\
+Examples:
+  vswitch attach p0 --print qemu                   words for a command line
+  vswitch attach p0 --print libvirt                XML for virsh edit
+  vswitch attach p0 --qmp /run/vm.qmp --bus slot0  into a machine that runs";
+
 pub(super) const PORT_SYNTAX: &str = "\
 A port for a virtual machine; repeat for more. OPTIONS, separated by commas (,, for a comma in a \
 value):
