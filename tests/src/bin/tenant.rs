@@ -127,6 +127,7 @@ fn ports(from: &Path, to: &Path, stop: &Path) -> Result<String> {
         open(client.frontend().raw().closes_within(Duration::ZERO)?)?;
     }
     let ms = longest.as_millis();
+    let lost = missing.len();
     Ok(format!(
         "ports: {sent} frames, {lost} lost, the longest took {ms} ms"
     ))

@@ -65,7 +65,7 @@ echo attached
 # A mistake in the file is refused, with its place, and nothing changes; then a disk comes in.
 cp /etc/towpath/vblk.toml /run/good
 echo 'nonsense = 1' >>/etc/towpath/vblk.toml
-! systemctl reload vblk
+if systemctl reload vblk; then echo 'a mistake was taken'; exit 1; fi
 cp /run/good /etc/towpath/vblk.toml
 printf '[[disk]]\nname = "b"\npath = "null:1M"\nsocket = "/run/towpath/b.sock"\n' >>/etc/towpath/vblk.toml
 systemctl reload vblk
@@ -120,8 +120,11 @@ done
 
 # Gone, without a trace but the operator's own files.
 dpkg -r towpath >&2
-! pgrep -x vblk
-! pgrep -x vswitch
+for process in /proc/[0-9]*; do
+    case $(cat "$process/comm" 2>/dev/null) in
+    vblk | vswitch) echo "$process is still there"; exit 1 ;;
+    esac
+done
 [ -e /etc/towpath/vblk.toml ]
 dpkg -P towpath >&2
 [ ! -e /etc/towpath/vblk.toml ]
