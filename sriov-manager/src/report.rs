@@ -155,7 +155,7 @@ fn host_drivers(group: &Group, vf: &Vf) -> usize {
 /// What is not as every VF has it.
 fn attributes(attributes: &Attributes) -> String {
     let plain = Attributes {
-        mac: Some(Mac::NONE),
+        mac: Some(Mac::ZERO),
         spoof_check: Some(true),
         ..Attributes::SCRUBBED
     };

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::address::PciAddr;
 use crate::attribute::Attribute;
-use crate::inventory::vf_addresses;
+use crate::inventory::{controller_of, vf_addresses};
 use crate::kernel::{Kernel, Link, Machine, WriteError, link_name, number, text};
+use crate::nvme::{Family, Kind, Order, Resources};
 use crate::plan::{Action, Step};
 use crate::values::{DriverName, GroupType, VfIndex};
 
@@ -19,6 +20,10 @@ const RATE_PAUSE: Duration = Duration::from_millis(100);
 /// The carrier may be shown a little after, or before, the card itself sees its link: so many
 /// tries are left when it is believed.
 const SURE: usize = 50;
+
+/// How often, and how long apart, a controller is looked at after its reset.
+const RESET_TRIES: usize = 50;
+const RESET_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a step failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +83,8 @@ pub fn carry_out(machine: Machine<'_>, step: &Step) -> Result<(), StepError> {
             let now = now.map_or("unknown", crate::values::EswitchMode::word);
             read_back("the eswitch", now, mode.word())
         }
+        Action::Primary { keep } => self::keep(machine, pf, *keep),
+        Action::Resources { vf, resources } => give(machine, pf, *vf, *resources),
         Action::Msix { vf, count } => {
             let path = address(kernel, pf, *vf)?.file("sriov_vf_msix_count");
             kernel.write(&path, &count.to_string())?;
@@ -130,6 +137,66 @@ fn count(kernel: &dyn Kernel, pf: PciAddr, to: u16) -> Result<(), StepError> {
     // Some drivers make fewer than asked and say nothing.
     let found = vf_addresses(kernel, pf).len();
     read_back("the number of VFs", found, usize::from(to))
+}
+
+/// The controller at `pf`, and its family.
+fn family(machine: Machine<'_>, pf: PciAddr) -> Result<(PathBuf, Family), StepError> {
+    let controller = controller_of(machine.kernel, pf)
+        .ok_or_else(|| StepError::Gone(format!("{pf} is no NVMe controller with its driver")))?;
+    let family = machine.controllers.family(&controller);
+    Ok((controller, family.map_err(WriteError::from)?))
+}
+
+/// What the primary controller keeps counts from its reset on, after which its driver needs a
+/// moment.
+fn keep(machine: Machine<'_>, pf: PciAddr, keep: Resources) -> Result<(), StepError> {
+    let (controller, now) = family(machine, pf)?;
+    let order = |keep: Resources| {
+        let vq = Order::Keep(Kind::Vq, keep.vq);
+        let vi = Order::Keep(Kind::Vi, keep.vi);
+        let id = now.pool.id;
+        machine.controllers.order(&controller, id, vq)?;
+        machine.controllers.order(&controller, id, vi)
+    };
+    let reset = || machine.kernel.write(&pf.file("reset"), "1");
+    if let Err(error) = order(keep).and_then(|()| reset()) {
+        // What was ordered would count from somebody else's reset on.
+        let _as_it_was = order(now.pool.primary());
+        return Err(error.into());
+    }
+    let mut tries = RESET_TRIES;
+    loop {
+        tries -= 1;
+        match family(machine, pf) {
+            Ok((_, now)) if now.pool.primary() == keep => return Ok(()),
+            Ok((_, now)) if tries == 0 => {
+                let (what, found) = ("what the controller keeps", now.pool.primary());
+                return read_back(what, found, keep);
+            }
+            Err(error) if tries == 0 => return Err(error),
+            _ => machine.kernel.pause(RESET_PAUSE),
+        }
+    }
+}
+
+/// Off line, everything, on line: in no other order does a controller take it.
+fn give(machine: Machine<'_>, pf: PciAddr, vf: u16, resources: Resources) -> Result<(), StepError> {
+    let (controller, now) = family(machine, pf)?;
+    let id = now.of_vf(vf).map(|secondary| secondary.id);
+    let id = id.ok_or_else(|| StepError::Gone(format!("{pf} has no controller for VF {vf}")))?;
+    let mut orders = vec![Order::Offline];
+    if resources != Resources::NONE {
+        orders.extend([
+            Order::Assign(Kind::Vq, resources.vq),
+            Order::Assign(Kind::Vi, resources.vi),
+            Order::Online,
+        ]);
+    }
+    for order in orders {
+        machine.controllers.order(&controller, id, order)?;
+    }
+    let (_, now) = family(machine, pf)?;
+    read_back("what the VF has", now.resources(vf), Some(resources))
 }
 
 /// The interface of the device at `address`, by what the device says now.

@@ -23,11 +23,12 @@ use serde::{Deserialize, Serialize};
 use crate::address::PciAddr;
 use crate::attribute::Attributes;
 use crate::kernel::VfCounters;
+use crate::nvme::{Pool, Resources};
 use crate::values::{EswitchMode, Mac};
 
 pub use holders::{Holders, group_is_held, holders_of};
 pub use host::Host;
-pub use scan::{scan, vf_addresses};
+pub use scan::{controller_of, scan, vf_addresses};
 
 /// What this host has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -88,6 +89,8 @@ pub struct Pf {
     pub eswitch: Option<EswitchMode>,
     /// Why it must not be disturbed.
     pub guards: Vec<Guard>,
+    /// What it has to deal out, if it is an NVMe controller that does.
+    pub nvme: Option<Pool>,
     /// The process that is stuck in a write to it.
     pub wedged: Option<u32>,
     /// Its VFs, by index.
@@ -119,6 +122,8 @@ pub struct Vf {
     pub counters: Option<VfCounters>,
     /// MSI-X vectors, where the driver says.
     pub msix: Option<u16>,
+    /// What it has of its PF's flexible resources, where there are such.
+    pub resources: Option<Resources>,
     /// Who uses it.
     pub uses: Vec<Use>,
 }
@@ -291,6 +296,11 @@ impl Pf {
     pub fn address_of(&self, index: u16) -> Option<PciAddr> {
         let known = self.vf(index).map(|vf| vf.address);
         known.or_else(|| self.address.vf(self.offset, self.stride, index))
+    }
+
+    /// Whether its VFs are of no use until they are given queue pairs and interrupts.
+    pub fn is_flexible(&self) -> bool {
+        self.nvme.is_some_and(|pool| pool.is_flexible())
     }
 
     /// Whether it is a network card.

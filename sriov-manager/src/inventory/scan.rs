@@ -59,6 +59,13 @@ pub fn vf_addresses(kernel: &dyn Kernel, address: PciAddr) -> Vec<(u16, PciAddr)
     vfs
 }
 
+/// The character device of the NVMe controller at `address`, if it is one with its driver.
+pub fn controller_of(kernel: &dyn Kernel, address: PciAddr) -> Option<PathBuf> {
+    let names = kernel.list(&address.file("nvme")).ok()?;
+    let name = names.iter().find(|name| name.starts_with("nvme"))?;
+    Some(Path::new("/dev").join(name))
+}
+
 struct Scan<'a> {
     machine: Machine<'a>,
     known: &'a Known,
@@ -80,6 +87,10 @@ impl Scan<'_> {
         let link = self.link_of(address);
         let vfs = vf_addresses(kernel, address).into_iter();
         let report = |index| link.and_then(|link| link.vfs.iter().find(|vf| vf.index == index));
+        let controller = controller_of(kernel, address);
+        let family = controller.and_then(|path| self.machine.controllers.family(&path).ok());
+        let family = family.unwrap_or_default();
+        let nvme = Some(family.pool).filter(|pool| pool.is_flexible());
         let eswitch = link.and_then(|_| self.machine.network.eswitch(address).ok().flatten());
         Some(Pf {
             address,
@@ -100,9 +111,13 @@ impl Scan<'_> {
             reset: words(kernel, address, "reset_method"),
             eswitch,
             guards: self.guards.of(kernel, address, link),
+            nvme,
             wedged: self.known.wedged.get(&address).copied(),
             vfs: vfs
-                .map(|(index, vf)| self.vf(index, vf, report(index)))
+                .map(|(index, vf)| Vf {
+                    resources: nvme.and_then(|_| family.resources(index)),
+                    ..self.vf(index, vf, report(index))
+                })
                 .collect(),
         })
     }
@@ -124,6 +139,7 @@ impl Scan<'_> {
             attributes: report.map(|report| report.attributes).unwrap_or_default(),
             counters: report.and_then(|report| report.counters),
             msix: msix.and_then(|count| u16::try_from(count).ok()),
+            resources: None,
             uses: self.uses(address, driver.as_deref(), group, link),
             driver,
             group,

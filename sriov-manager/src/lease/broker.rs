@@ -17,7 +17,6 @@ use crate::apply::{ApplyError, Lock, LockError, State, StateError, carry_out};
 use crate::attribute::Attributes;
 use crate::inventory::{Inventory, Known, scan};
 use crate::kernel::{Kernel, Machine, Sysfs, Writer};
-use crate::netlink::Netlink;
 use crate::plan::plan;
 use crate::spec::Spec;
 use crate::target::{PfTarget, Target, VfTarget};
@@ -164,10 +163,7 @@ impl Broker {
         }
         let (uid, process, pidfd) = owner(request, peer)?;
         let (_lock, kernel) = self.locked()?;
-        let machine = Machine {
-            kernel: &kernel,
-            network: &Netlink,
-        };
+        let machine = Machine::running(&kernel);
         let inventory = look(machine, &self.state)?;
         let (target, _) = Target::resolve(&spec, &inventory);
         let (found, members) = pick(&inventory, &target, request.pool.as_str(), request.numa);
@@ -247,10 +243,7 @@ impl Broker {
             return Err(LeaseError::NotLeased(vf));
         }
         let (_lock, kernel) = self.locked()?;
-        let machine = Machine {
-            kernel: &kernel,
-            network: &Netlink,
-        };
+        let machine = Machine::running(&kernel);
         self.end_locked(machine, vf, "released")
     }
 
@@ -274,10 +267,7 @@ impl Broker {
                 return;
             }
         };
-        let machine = Machine {
-            kernel: &kernel,
-            network: &Netlink,
-        };
+        let machine = Machine::running(&kernel);
         for vf in over {
             if let Err(error) = self.end_locked(machine, vf, "its owner has ended") {
                 tracing::warn!(%vf, %error, "a lease that is over cannot be ended yet");
@@ -421,6 +411,7 @@ fn become_so(
         autoprobe: None,
         eswitch: None,
         group_type: None,
+        primary: None,
         vfs: [(index, wanted.clone())].into(),
     };
     let made = plan(inventory, &Target { pfs: vec![target] });

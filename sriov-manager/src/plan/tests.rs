@@ -5,6 +5,7 @@ mod property;
 use super::*;
 use crate::inventory::{Known, scan};
 use crate::model::{Card, Model};
+use crate::nvme::Resources;
 use crate::spec::tests::spec;
 
 pub(crate) const PF: PciAddr = PciAddr::new(0, 1, 0, 0);
@@ -433,4 +434,92 @@ fn one_pfs_refusal_is_not_anothers() {
     let plan = made(&model, &both);
     assert_eq!(plan.refusals.len(), 1);
     assert_eq!(plan.pfs(), [PciAddr::new(0, 2, 0, 0)]);
+}
+
+/// An NVMe controller with this to deal out, wanted with two VFs and `more`.
+fn nvme(vq: u16, vi: u16, more: &str) -> (Model, Plan) {
+    let nvme = Some(Resources { vq, vi });
+    let model = Model::new([Card {
+        nvme,
+        ..Card::new(1)
+    }]);
+    let plan = made(&model, &wanted(2, more));
+    (model, plan)
+}
+
+const DEALT: &str = "[[pf.vf]]\nrange = \"0-1\"\nvq = 2\nvi = 1\ndriver = \"native\"\n";
+
+#[test]
+fn nvme_vfs_are_given_queues_before_a_driver_has_them() {
+    let (_, plan) = nvme(8, 8, DEALT);
+    assert_eq!(plan.refusals, []);
+    let expected = [
+        "keep 4 queue pairs, 6 interrupts, and reset the controller",
+        "let new VFs have no driver",
+        "make 2 VFs",
+        "VF 0: 2 queue pairs, 1 interrupts",
+        "VF 1: 2 queue pairs, 1 interrupts",
+        "let new VFs get a driver at once",
+        "VF 0: bind to its own driver",
+        "VF 1: bind to its own driver",
+    ];
+    assert_eq!(lines(&plan), expected);
+    // Without any, no driver takes them, and none is tried.
+    let (_, plan) = nvme(8, 8, "");
+    assert!(!lines(&plan).iter().any(|line| line.contains("bind")));
+}
+
+#[test]
+fn nvme_vfs_without_queues_or_with_more_than_there_are_are_refused() {
+    for (vq, vi, more, said) in [
+        (
+            8,
+            8,
+            "driver = \"native\"",
+            "VF 0 would have a driver and no queues",
+        ),
+        (
+            8,
+            8,
+            "driver = \"vfio-pci\"",
+            "VF 0 would have a driver and no queues",
+        ),
+        (
+            8,
+            8,
+            "vq = 9\nvi = 1",
+            "18 queue pairs are wanted, and 8 are flexible",
+        ),
+        (
+            8,
+            8,
+            "vq = 4\nvi = 5",
+            "10 interrupts are wanted, and 8 are flexible",
+        ),
+        (0, 0, "vq = 2\nvi = 1", "it has no flexible resources"),
+    ] {
+        let (model, plan) = nvme(vq, vi, &format!("[[pf.vf]]\nrange = \"0-1\"\n{more}\n"));
+        assert_eq!(model.state().changes, 0);
+        let texts: Vec<_> = plan.refusals.iter().map(|one| one.text.as_str()).collect();
+        assert!(
+            texts.iter().any(|text| text.contains(said)),
+            "{more}: {texts:?}"
+        );
+    }
+    let card = Model::new([Card::new(1)]);
+    assert_eq!(why(&made(&card, &wanted(2, DEALT))), [Why::Unsupported]);
+}
+
+/// The reset of a controller takes all of its VFs along.
+#[test]
+fn a_controller_with_a_vf_in_use_is_not_reset() {
+    let (model, _) = nvme(8, 8, "");
+    let vfs = make(&model, 2);
+    let known = Known {
+        leases: [(vfs[1], "vm42".to_owned())].into(),
+        ..Known::default()
+    };
+    let inventory = scan(model.machine(), &known).unwrap();
+    let (plan, _) = Plan::make(&inventory, &spec(&wanted(2, DEALT)).unwrap());
+    assert_eq!(why(&plan), [Why::InUse]);
 }
