@@ -113,11 +113,12 @@ pub trait Kernel: Send + Sync {
 
 /// Interfaces, by netlink.
 pub trait Network: Send + Sync {
-    /// All interfaces of this network namespace.
+    /// All interfaces of this network namespace; or the one of that name, without what other
+    /// questions would tell of it: its addresses and counters.
     ///
     /// # Errors
     /// What the kernel says.
-    fn links(&self) -> io::Result<Vec<Link>>;
+    fn links(&self, only: Option<&str>) -> io::Result<Vec<Link>>;
 
     /// Interfaces that carry a default route, by index.
     ///

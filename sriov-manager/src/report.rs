@@ -117,6 +117,13 @@ fn notes(pf: &Pf) -> String {
             "  wedged: process {writer} is stuck in a write to it"
         );
     }
+    if let Some(pool) = pf.nvme {
+        let _infallible = writeln!(
+            notes,
+            "  flexible: {} queue pairs and {} interrupts, of which it has {} and {} itself",
+            pool.vq.total, pool.vi.total, pool.vq.primary, pool.vi.primary
+        );
+    }
     if pf.room.homeless > 0 {
         let _infallible = writeln!(
             notes,
@@ -142,7 +149,8 @@ fn vf_row(inventory: &Inventory, pf: &Pf, vf: &Vf) -> [String; 8] {
         or_dash(vf.driver.as_ref()),
         or_dash(vf.group),
         or_dash(viable),
-        attributes(&vf.attributes),
+        vf.resources
+            .map_or_else(|| attributes(&vf.attributes), |has| has.to_string()),
         or_dash(Some(uses.join(", ")).filter(|uses| !uses.is_empty())),
     ]
 }

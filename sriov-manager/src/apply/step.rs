@@ -205,9 +205,24 @@ fn link_of(machine: Machine<'_>, address: PciAddr) -> Result<Link, StepError> {
         .kernel
         .list(&address.file("net"))
         .unwrap_or_default();
-    let links = machine.network.links().map_err(WriteError::from)?;
-    let found = links.into_iter().find(|link| names.contains(&link.name));
-    found.ok_or_else(|| StepError::Gone(format!("{address} has no interface here")))
+    for name in names {
+        let links = machine.network.links(Some(&name));
+        if let Some(link) = links.map_err(WriteError::from)?.pop() {
+            return Ok(link);
+        }
+    }
+    Err(StepError::Gone(format!("{address} has no interface here")))
+}
+
+/// The number of the interface of the device at `address`.
+fn number_of(kernel: &dyn Kernel, address: PciAddr) -> Result<u32, StepError> {
+    let net = address.file("net");
+    let names = kernel.list(&net).unwrap_or_default();
+    let index = names.first().map(|name| net.join(name).join("ifindex"));
+    let index = index.and_then(|path| number(kernel, &path));
+    index
+        .and_then(|index| u32::try_from(index).ok())
+        .ok_or_else(|| StepError::Gone(format!("{address} has no interface here")))
 }
 
 /// Tells the PF's driver. Some set rates only while the link is up, and making VFs takes the link
@@ -215,24 +230,27 @@ fn link_of(machine: Machine<'_>, address: PciAddr) -> Result<Link, StepError> {
 fn set(
     machine: Machine<'_>,
     pf: PciAddr,
-    mut link: Link,
     vf: VfIndex,
     attribute: &Attribute,
 ) -> Result<Result<(), WriteError>, StepError> {
     let rate = matches!(attribute, Attribute::Rates(_));
     let mut tries = if rate { RATE_TRIES } else { 1 };
+    let link = number_of(machine.kernel, pf)?;
     loop {
         tries -= 1;
-        match machine.network.set_vf(link.index, vf, attribute) {
-            Err(WriteError::Refused { .. }) if tries > 0 && (!link.carrier || tries >= SURE) => {
+        match machine.network.set_vf(link, vf, attribute) {
+            Err(error @ WriteError::Refused { .. }) if tries > 0 && !error.is_unsupported() => {
+                if tries < SURE && link_of(machine, pf)?.carrier {
+                    return Ok(Err(error));
+                }
                 machine.kernel.pause(RATE_PAUSE);
-                link = link_of(machine, pf)?;
             }
             told => return Ok(told),
         }
     }
 }
 
+/// One order and one look, whatever the number of VFs and interfaces.
 fn tell(
     machine: Machine<'_>,
     pf: PciAddr,
@@ -241,16 +259,14 @@ fn tell(
 ) -> Result<(), StepError> {
     let index = VfIndex::try_from(i64::from(vf));
     let index = index.map_err(|error| StepError::Gone(error.to_string()))?;
-    let holds = |link: &Link| {
-        let report = link.vfs.iter().find(|report| report.index == vf);
-        report.map(|report| (report.attributes.holds(attribute), report.attributes))
-    };
+    let told = set(machine, pf, index, attribute)?;
     let link = link_of(machine, pf)?;
+    let report = link.vfs.iter().find(|report| report.index == vf);
     // Drivers that lack an attribute may still report its usual value.
-    if holds(&link).is_some_and(|(holds, _)| holds) {
+    if report.is_some_and(|report| report.attributes.holds(attribute)) {
         return Ok(());
     }
-    match set(machine, pf, link, index, attribute)? {
+    match told {
         Err(error) if error.is_unsupported() => {
             let key = attribute.key();
             return Err(StepError::Unsupported { key, error });
@@ -260,20 +276,15 @@ fn tell(
         }
         told => told?,
     }
-    let link = link_of(machine, pf)?;
-    match holds(&link) {
-        Some((true, _)) => Ok(()),
-        Some((false, now)) => {
-            let now = now.reported(attribute);
-            let found = now.map_or("not reported".to_owned(), |now| now.to_string());
-            Err(StepError::NotSo {
-                what: attribute.key(),
-                found,
-                wanted: attribute.to_string(),
-            })
-        }
-        None => Err(StepError::Gone(format!("{} reports no VF {vf}", link.name))),
-    }
+    let Some(report) = report else {
+        return Err(StepError::Gone(format!("{} reports no VF {vf}", link.name)));
+    };
+    let now = report.attributes.reported(attribute);
+    Err(StepError::NotSo {
+        what: attribute.key(),
+        found: now.map_or("not reported".to_owned(), |now| now.to_string()),
+        wanted: attribute.to_string(),
+    })
 }
 
 /// Takes a device from its driver, if it has one.

@@ -9,6 +9,7 @@
 //! it; a driver whose interface is gone, so it went to another network namespace; an interface with
 //! an address, a master or an interface on top; a vDPA device.
 
+mod aliases;
 mod guards;
 mod holders;
 mod host;
@@ -63,6 +64,8 @@ pub struct Pf {
     pub class: u32,
     /// The driver it is bound to.
     pub driver: Option<String>,
+    /// Modules that would drive it; only looked for when none does.
+    pub modules: Vec<String>,
     /// Its network interface.
     pub interface: Option<Interface>,
     /// Most VFs it can have.
@@ -289,7 +292,8 @@ impl Pf {
 
     /// VF `index`.
     pub fn vf(&self, index: u16) -> Option<&Vf> {
-        self.vfs.iter().find(|vf| vf.index == index)
+        let found = self.vfs.binary_search_by_key(&index, |vf| vf.index);
+        found.ok().and_then(|at| self.vfs.get(at))
     }
 
     /// Where VF `index` is, or would be.

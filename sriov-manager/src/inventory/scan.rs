@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::address::{DEVICES, PciAddr};
+use crate::inventory::aliases::modules_for;
 use crate::inventory::guards::Guards;
 use crate::inventory::holders::{Holders, group_is_held, holders_of};
 use crate::inventory::{Group, Interface, Inventory, Known, Member, Pf, Use, Vf, host, pci};
@@ -19,7 +20,7 @@ const BRIDGE: u64 = 0x06;
 /// When the machine has no PCI bus that can be listed, or netlink fails.
 pub fn scan(machine: Machine<'_>, known: &Known) -> io::Result<Inventory> {
     let kernel = machine.kernel;
-    let links = machine.network.links()?;
+    let links = machine.network.links(None)?;
     let scan = Scan {
         machine,
         known,
@@ -85,6 +86,7 @@ impl Scan<'_> {
         };
         let total = count("sriov_totalvfs")?;
         let link = self.link_of(address);
+        let driver = link_name(kernel, &address.file("driver"));
         let vfs = vf_addresses(kernel, address).into_iter();
         let report = |index| link.and_then(|link| link.vfs.iter().find(|vf| vf.index == index));
         let controller = controller_of(kernel, address);
@@ -97,7 +99,11 @@ impl Scan<'_> {
             vendor: count("vendor").unwrap_or_default(),
             device: count("device").unwrap_or_default(),
             class: class(kernel, address),
-            driver: link_name(kernel, &address.file("driver")),
+            modules: match driver {
+                Some(_) => Vec::new(),
+                None => modules_for(kernel, address),
+            },
+            driver,
             interface: link.map(interface),
             total,
             autoprobe: number(kernel, &address.file("sriov_drivers_autoprobe")).map(|on| on != 0),

@@ -252,8 +252,10 @@ impl Broker {
     pub fn sweep(&self) {
         let over: Vec<PciAddr> = {
             let held = lock(&self.held);
+            // A lease whose card is gone is its owner's until that ends, as any other.
             let over = held.leases.iter().filter(|(vf, lease)| {
-                lease.phase != Phase::Active || held.pidfds.get(vf).is_none_or(has_ended)
+                let ending = matches!(lease.phase, Phase::Ending(_));
+                ending || held.pidfds.get(vf).is_none_or(has_ended)
             });
             over.map(|(vf, _)| *vf).collect()
         };

@@ -252,7 +252,8 @@ impl State {
         let index = self.next_index;
         self.next_index += 1;
         let dir = self.files.resolve(&at.dir()).unwrap();
-        self.files.dir(&format!("{}/net/{name}", dir.display()));
+        let own = format!("{}/net/{name}/ifindex", dir.display());
+        self.files.file(&own, &index.to_string());
         let mac = crate::values::Mac::local(u64::from(index));
         self.links.push(Link {
             index,
@@ -338,8 +339,10 @@ impl Kernel for Model {
 }
 
 impl Network for Model {
-    fn links(&self) -> io::Result<Vec<Link>> {
-        Ok(self.state().links_now())
+    fn links(&self, only: Option<&str>) -> io::Result<Vec<Link>> {
+        let mut links = self.state().links_now();
+        links.retain(|link| only.is_none_or(|name| link.name == name));
+        Ok(links)
     }
 
     fn default_routes(&self) -> io::Result<Vec<u32>> {

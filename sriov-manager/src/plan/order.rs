@@ -1,11 +1,14 @@
 //! The steps for one PF, in the order that the kernel demands.
 
-use crate::attribute::Attributes;
+use crate::attribute::{Attribute, Attributes};
 use crate::inventory::{Inventory, Pf};
 use crate::nvme::Resources;
 use crate::plan::{Action, Step};
 use crate::target::{PfTarget, VfTarget};
 use crate::values::{Driver, DriverName};
+
+/// How many VFs a sentence names.
+const NAMED: usize = 4;
 
 /// What is known of a VF at the moment its steps are made.
 struct Now<'a> {
@@ -68,11 +71,14 @@ pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<St
     let anew = eswitch.is_some() || keep.is_some();
     let remake = count != wanted.count || (anew && count > 0);
     if remake && count > 0 {
+        let victims = victims(pf);
         let reason = match eswitch {
-            Some(mode) if count == wanted.count => format!("the eswitch is to be {mode}"),
-            None if count == wanted.count => "the controller is to be reset".to_owned(),
+            Some(mode) if count == wanted.count => {
+                format!("the eswitch is to be {mode}; {victims}")
+            }
+            None if count == wanted.count => format!("the controller is to be reset; {victims}"),
             _ => format!(
-                "{} are wanted, and the number can only change through none",
+                "{} are wanted, and the number can only change through none; {victims}",
                 wanted.count
             ),
         };
@@ -103,6 +109,16 @@ pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<St
     steps.list
 }
 
+/// Which VFs go.
+fn victims(pf: &Pf) -> String {
+    let named = pf.vfs.iter().take(NAMED);
+    let mut names: Vec<String> = named.map(|vf| vf.address.to_string()).collect();
+    if pf.vfs.len() > NAMED {
+        names.push(format!("{} more", pf.vfs.len() - NAMED));
+    }
+    format!("free, and gone then: {}", names.join(", "))
+}
+
 fn vfs(
     inventory: &Inventory,
     wanted: &PfTarget,
@@ -114,6 +130,7 @@ fn vfs(
     let nothing = VfTarget::default();
     let mut native = Vec::new();
     let mut named = Vec::new();
+    let mut late = Vec::new();
     for index in 0..wanted.count {
         let vf = pf.vf(index).filter(|_| !remake);
         let own = wanted.vfs.get(&index);
@@ -134,7 +151,7 @@ fn vfs(
             group: group.map(|group| group.kind.as_str()),
             fresh: vf.is_none(),
         };
-        told(index, own, &now, steps);
+        told(index, own, &now, steps, &mut late);
         match binding(index, own, wanted, &now, last, steps) {
             Some(Some(driver)) => named.push((index, driver)),
             Some(None) => native.push(index),
@@ -155,10 +172,13 @@ fn vfs(
             "its own driver is wanted",
         );
     }
+    // Many cards set rates only while the link is up, and new VFs take it down for a moment: there
+    // is the most time for it to come back.
+    steps.list.append(&mut late);
 }
 
 /// What the VF's PF, or its own controller, is told.
-fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>) {
+fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>, late: &mut Vec<Step>) {
     if let Some(count) = own.msix.filter(|count| now.msix != Some(*count)) {
         let reason = match now.msix {
             Some(now) => format!("it has {now}"),
@@ -172,7 +192,16 @@ fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>) {
             None if now.fresh => "it is new".to_owned(),
             None => "it is not known".to_owned(),
         };
-        steps.push(Action::Attribute { vf, attribute }, reason);
+        let action = Action::Attribute { vf, attribute };
+        let step = Step {
+            pf: steps.pf.address,
+            action,
+            reason,
+        };
+        match attribute {
+            Attribute::Rates(_) => late.push(step),
+            _ => steps.list.push(step),
+        }
     }
 }
 

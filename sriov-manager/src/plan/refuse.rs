@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use crate::attribute::Attribute;
 use crate::inventory::{Guard, Inventory, Pf, Vf};
 use crate::nvme::Resources;
 use crate::plan::{Action, Refusal, Step, Why};
 use crate::target::PfTarget;
-use crate::values::{Driver, is_vfio};
+use crate::values::{Driver, EswitchMode, is_vfio};
 
 /// How many VFs in use a sentence names.
 const NAMED: usize = 4;
@@ -120,7 +121,10 @@ fn numbers(pf: &Pf, wanted: &PfTarget, refusals: &mut Refusals<'_>) {
         None => refusals.push(
             Why::NoDriver,
             format!("{label}: no driver has it, and a driver makes the VFs"),
-            "load the card's driver (lspci -k names it)",
+            match pf.modules.as_slice() {
+                [] => "load the card's driver; this kernel's modules know none".to_owned(),
+                modules => format!("load the card's driver: modprobe {}", modules.join(" or ")),
+            },
         ),
         Some(name) if is_vfio(name) => refusals.push(
             Why::NoDriver,
@@ -186,6 +190,24 @@ fn means(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>
                 pf.label()
             ),
             "bring its interface into this network namespace, or leave the VFs' attributes out",
+        );
+    }
+    let rates = |step: &Step| {
+        let Action::Attribute { attribute, .. } = step.action else {
+            return false;
+        };
+        matches!(attribute, Attribute::Rates(_))
+    };
+    let eswitch = wanted.eswitch.or(pf.eswitch);
+    if eswitch == Some(EswitchMode::Switchdev) && steps.iter().any(rates) {
+        refusals.push(
+            Why::Unsupported,
+            format!(
+                "{}: in switchdev mode VFs have no rates of their own",
+                pf.label()
+            ),
+            "leave max_rate and min_rate out, and limit the representors: devlink port function \
+             rate set",
         );
     }
     if wanted.eswitch.is_some() && pf.eswitch.is_none() {
