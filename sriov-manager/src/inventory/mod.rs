@@ -234,6 +234,8 @@ pub enum Use {
     },
     /// A vDPA device stands on it.
     Vdpa,
+    /// The kernel is removing it and waits for whoever has it.
+    Leaving,
 }
 
 /// An IOMMU group: what can only be given away together.
@@ -327,6 +329,11 @@ impl Vf {
         !self.uses.is_empty()
     }
 
+    /// Whether the kernel is removing it.
+    pub fn is_leaving(&self) -> bool {
+        self.uses.contains(&Use::Leaving)
+    }
+
     /// Whether it is leased by this program.
     pub fn is_leased(&self) -> bool {
         self.uses
@@ -376,6 +383,7 @@ impl fmt::Display for Use {
             Self::Address { interface } => write!(f, "{interface} is up and has an address"),
             Self::Upper { interface, upper } => write!(f, "{interface} is part of {upper}"),
             Self::Vdpa => f.write_str("a vDPA device stands on it"),
+            Self::Leaving => f.write_str("the kernel is removing it, once nobody has it open"),
         }
     }
 }

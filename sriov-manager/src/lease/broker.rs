@@ -362,7 +362,7 @@ impl Broker {
         let mut held = lock(&self.held);
         let Held { leases, .. } = &mut *held;
         for (vf, lease) in leases.iter_mut() {
-            let there = inventory.vf(*vf).is_some();
+            let there = inventory.vf(*vf).is_some_and(|(_, vf)| !vf.is_leaving());
             if !there && lease.phase == Phase::Active {
                 tracing::warn!(%vf, owner = %lease.owner, "the card of a lease is gone");
                 lease.phase = Phase::Lost;

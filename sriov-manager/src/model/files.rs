@@ -226,6 +226,7 @@ impl State {
         self.function(vf, &dir, 0x02_0000, "", group);
         self.files
             .link(&format!("{dir}/physfn"), pf_dir.to_str().unwrap());
+        self.files.file(&format!("{dir}/device"), "0x10ca");
         self.files.file(&format!("{dir}/reset"), "");
         self.files.file(&format!("{dir}/reset_method"), "flr");
         self.files
@@ -258,6 +259,11 @@ impl State {
         for (index, vf) in self.vfs(pf).into_iter().enumerate() {
             self.touched.insert(vf);
             if self.held.contains(&vf) {
+                let names = [
+                    format!("{}/virtfn{index}", pf.dir().display()),
+                    format!("{}/physfn", vf.dir().display()),
+                ];
+                names.iter().for_each(|name| self.files.remove(name));
                 self.wedged.insert(pf);
                 return Err(WriteError::Wedged { writer: 4242 });
             }

@@ -450,6 +450,13 @@ fn what_is_left_of_a_pulled_card_is_not_touched() {
         state.files.remove(&format!("{dir}/net"));
         state.files.remove(&format!("{dir}/driver"));
         state.files.remove(&format!("{dir}/virtfn0"));
+        state.files.remove(&format!("{dir}/virtfn1"));
+        state
+            .files
+            .remove(&format!("{}/physfn", vfs[1].dir().display()));
+        state
+            .files
+            .remove(&format!("{}/device", vfs[0].dir().display()));
         state.links.clear();
     }
     let known = Known {

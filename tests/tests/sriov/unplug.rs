@@ -11,14 +11,15 @@ serve
 vmm vm42
 echo "plugged"
 
-# The kernel takes the interface and the free VFs, and waits for whoever has the last one. Nobody
-# else waits: not the daemon, not a look at the host.
-until [ ! -e /sys/class/net/eth0 ]; do sleep 0.2; done
+# The kernel takes the VF from its PF and waits for whoever has it, igb before it does anything else.
+# Nobody else waits: not the daemon, not a look at the host.
 until sriov-manager lease list | grep -q "vm42 .*lost"; do sleep 0.2; done
 [ -e /sys/bus/pci/devices/$PF ]
 is $(code timeout 30 sriov-manager scan) 0
-said "$PF"
+said "leased to vm42, open in vfio-user, process $vmm, the kernel is removing it"
+! grep wedged /tmp/out
 is $(code timeout 30 sriov-manager plan) 4
+said "in use are VF 0"
 is $(code timeout 30 sriov-manager status) 0
 kill -0 $vmm
 kill -0 $daemon
