@@ -1,7 +1,8 @@
 //! What towpath's daemons share, from the bottom up: guest memory ([`mem`]), descriptor chains
 //! ([`chain`]), virtqueues ([`ring`]), vhost-user connections ([`session`]), polling threads
 //! ([`worker`], [`sched`], [`mailbox`]), state that outlives the process ([`keep`]), and the
-//! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`], [`cli`], [`attach`]).
+//! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`], [`cli`], [`attach`]),
+//! and what frames and cards name stations by ([`mac`]), and controllers are told ([`nvme`]).
 
 pub mod attach;
 pub mod bell;
@@ -13,9 +14,11 @@ pub mod control;
 pub mod keep;
 pub mod lease;
 pub mod logging;
+pub mod mac;
 pub mod mailbox;
 pub mod mem;
 pub mod notify;
+pub mod nvme;
 pub mod qmp;
 pub mod ring;
 pub mod sched;

@@ -113,6 +113,14 @@ impl Builder {
         self
     }
 
+    /// The same, on the kernel of [`initramfs::modern`].
+    #[must_use]
+    pub fn iommufd(mut self, devices: &[&str]) -> Self {
+        self = self.sriov(devices);
+        self.kit = Kit::Iommufd;
+        self
+    }
+
     /// Runs beside the other guests of `turn`, instead of alone.
     #[must_use]
     pub fn turn(mut self, turn: &Turn) -> Self {
@@ -275,7 +283,7 @@ impl Builder {
         add("-chardev stdio,id=scenario,signal=off -serial chardev:scenario");
         add(&format!(
             "-kernel {} -initrd {}",
-            initramfs::kernel()?.display(),
+            initramfs::kernel(self.kit)?.display(),
             dir.join("initramfs").display()
         ));
         arguments.push("-append".into());
