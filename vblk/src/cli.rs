@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use towpath_common::cli::{Extra, Place};
 use towpath_common::config::{ByteSize, CpuList, DaemonTable, Name, Poll, SocketPath};
 use towpath_common::logging::LogFilter;
-use vblk::config::{DEFAULT_CONTROL, Sources};
+use vblk::config::{DEFAULT_CONTROL, Source, Sources};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,6 +49,10 @@ all. OPTIONS, separated by commas (,, for a comma in a value):
   cache=direct|buffered  bypass or use the host's page cache [direct]
   resident=SIZE          most of the page cache to lock in memory, for faster reads [0]
   map=file|extents       through the file system, or past it on the file's blocks [file]
+  bitmap=FILE            record of a mirror [beside its first disk]
+  prefer=N               disk of a mirror to read from, counted from 1 [the fastest]
+  resync-rate=SIZE       most bytes a second to copy to a disk that catches up [100M]
+  mirror-timeout=N       seconds in which a disk of a mirror has to answer [30]
   connections=N          connections of each worker to an NBD server, 1 to 16 [1]
   block-size=512|4096    logical block size [that of the device, or 512]
   weight=N               share of the worker's time, 1 to 10000 [100]
@@ -106,6 +110,9 @@ pub(crate) enum Command {
     /// Look at the disks of a running daemon, and change them.
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Make mirrors, look at them, take disks out and bring them back.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
     /// Copy a disk as it is now to a new file while it is served, by cloning (xfs, btrfs).
     Snapshot {
         /// The disk.
@@ -221,6 +228,49 @@ pub(crate) enum DiskCommand {
         /// What changes; KEY= without a value takes it away.
         #[arg(value_name = "KEY=VALUE", required = true)]
         settings: Vec<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MirrorCommand {
+    /// Make the record of a new mirror: its first disk is copied to the others.
+    Create {
+        /// The mirror, as in the configuration: mirror:DISK|DISK.
+        source: Source,
+        /// The record; without it, a file beside the first disk.
+        #[arg(long, value_name = "FILE")]
+        bitmap: Option<PathBuf>,
+        /// The disks hold the same already, such as nothing at all: copy nothing.
+        #[arg(long)]
+        assume_clean: bool,
+    },
+    /// How a mirror and its disks are.
+    Show {
+        /// The mirror.
+        name: Name,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take a disk out.
+    Fail {
+        /// The mirror.
+        name: Name,
+        /// Its disk: a number, counted from 1, or its path.
+        disk: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Bring a disk back, and copy what it missed.
+    Add {
+        /// The mirror.
+        name: Name,
+        /// Its disk: a number, counted from 1, or its path.
+        disk: String,
+        /// Copy everything: it is another disk, or something else has written to it.
+        #[arg(long)]
+        full: bool,
         #[command(flatten)]
         target: Target,
     },

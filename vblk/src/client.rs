@@ -13,6 +13,7 @@ use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
 use vblk::config::{Config, Diff, Sources};
 use vblk::control::{Reload, Resize, Stats, Target as SnapshotTarget};
+use vblk::mirror::MirrorOrder;
 use vblk::serve::count_disks;
 use vblk::service::{DiskStatus, GroupStatus, Resized, SlowRequest, Snapshot};
 use vblk::settings::Settings;
@@ -126,13 +127,33 @@ pub(crate) fn snapshot(
     out: &mut impl Write,
 ) -> Result<()> {
     let client = Client::new(target.control.as_path());
-    let path = std::path::absolute(path)?;
+    // A volume's name is no path.
+    let path = if path.to_string_lossy().starts_with("lvm:") {
+        path.to_owned()
+    } else {
+        std::path::absolute(path)?
+    };
     let order = SnapshotTarget { path };
     let answer: Answer<Snapshot> = client.post(&format!("/v1/disks/{name}/snapshot"), &order)?;
     let description = answer.description.clone();
     Ok(print(&answer, target.json, out, |_| {
         format!("{description}\n")
     })?)
+}
+
+/// `vblk mirror show NAME`, and its orders.
+pub(crate) fn mirror(
+    target: &Target,
+    name: &Name,
+    order: Option<&MirrorOrder>,
+    out: &mut impl Write,
+) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<DiskStatus> = match order {
+        None => client.get(&format!("/v1/disks/{name}"))?,
+        Some(order) => client.post(&format!("/v1/disks/{name}/mirror"), order)?,
+    };
+    Ok(print(&answer, target.json, out, report::mirror)?)
 }
 
 /// `vblk group list`.

@@ -8,6 +8,7 @@
 //! | POST | `/v1/disks/{name}/clear` | nothing in, [`DiskStatus`] out |
 //! | POST | `/v1/disks/{name}/resize` | [`Resize`] in, [`Resized`] out |
 //! | POST | `/v1/disks/{name}/snapshot` | [`Target`] in, [`Snapshot`] out |
+//! | POST | `/v1/disks/{name}/mirror` | [`MirrorOrder`] in, [`DiskStatus`] out |
 //! | GET | `/v1/slow`, `/v1/disks/{name}/slow` | [`SlowRequest`], a list |
 //! | GET | `/v1/groups` | [`GroupStatus`], a list |
 //! | POST | `/v1/groups/{name}` | [`Settings`] in, [`GroupStatus`] out |
@@ -30,6 +31,7 @@ use towpath_common::control::{Answer, Body, beside, exposition};
 
 use crate::config::Diff;
 use crate::metrics;
+use crate::mirror::MirrorOrder;
 use crate::serve::{Daemon, count_disks};
 use crate::service::{
     DiskStats, DiskStatus, GroupStatus, Resized, ServiceError, SlowRequest, Snapshot, WorkerStatus,
@@ -108,6 +110,7 @@ pub fn routes(daemon: Arc<Daemon>) -> Router {
         .route("/v1/disks/{name}/slow", get(slow_of_one))
         .route("/v1/disks/{name}/resize", post(resize))
         .route("/v1/disks/{name}/snapshot", post(snapshot))
+        .route("/v1/disks/{name}/mirror", post(mirror))
         .route("/v1/slow", get(slow))
         .route("/v1/groups", get(groups))
         .route("/v1/groups/{name}", post(set_group))
@@ -253,6 +256,22 @@ async fn snapshot(
             }
         },
     )
+    .await
+}
+
+async fn mirror(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Body(order): Body<MirrorOrder>,
+) -> Answer<DiskStatus> {
+    beside(move || {
+        let done = daemon.service().mirror(&name, &order);
+        let what = match order {
+            MirrorOrder::Fail(_) => "goes on without one of its disks",
+            MirrorOrder::Add(_) | MirrorOrder::AddFull(_) => "copies what a disk of it missed",
+        };
+        disk_after(&daemon, &name, done, what)
+    })
     .await
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use towpath_common::config::Name;
 
 use crate::config::{Config, Disk};
+use crate::mirror::{MirrorDiskState, MirrorDiskStatus, MirrorOrder, MirrorStatus};
 use crate::service::{
     Direction, DiskStats, DiskStatus, Failed, GroupStatus, Latency, QueueStats, QueueStatus,
     Report, RequestType, Resized, Service, ServiceError, SessionStatus, SlowRequest, Snapshot,
@@ -92,6 +93,7 @@ impl FakeService {
             }),
             last_error: None,
             trouble: None,
+            mirror: Some(mirror()),
             stats: DiskStats {
                 connections: 1,
                 storage_losses: 2,
@@ -103,6 +105,28 @@ impl FakeService {
                 throttled_ns: 3_000_000,
             },
         }
+    }
+}
+
+/// A mirror with a disk that failed.
+fn mirror() -> MirrorStatus {
+    let disk = |path: &str, state, errno, behind_bytes| MirrorDiskStatus {
+        path: path.to_owned(),
+        state,
+        errno,
+        errors: 3,
+        reads: 1,
+        writes: 2,
+        latency_ns: 1000,
+        behind_bytes,
+    };
+    MirrorStatus {
+        disks: vec![
+            disk("/dev/a", MirrorDiskState::Current, 0, 0),
+            disk("/dev/b", MirrorDiskState::Failed, 5, 1 << 20),
+        ],
+        marked_bytes: 1 << 20,
+        copied_bytes: 0,
     }
 }
 
@@ -162,6 +186,10 @@ impl Service for FakeService {
             bytes: 4 << 30,
             pause_us: 1_500,
         })
+    }
+
+    fn mirror(&self, name: &str, _: &MirrorOrder) -> Result<(), ServiceError> {
+        Err(ServiceError::Refused(format!("disk {name} is no mirror")))
     }
 
     fn groups(&self) -> Vec<GroupStatus> {

@@ -27,6 +27,7 @@ use crate::engine::router::Router;
 use crate::engine::uring::Uring;
 use crate::io::Io;
 use crate::keeper::Keeper;
+use crate::mirror::MirrorOrder;
 use crate::monitor::{self, Seen};
 use crate::plane::{BlkPlane, Change, DiskKey, NewDisk};
 use crate::service::{
@@ -163,6 +164,7 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             d.serial.clone(),
             d.connections,
             d.map,
+            d.bitmap.clone(),
         )
     };
     file(a) == file(b)
@@ -413,6 +415,10 @@ impl Service for Host {
 
     fn snapshot(&self, name: &str, path: &Path) -> Result<Snapshot, ServiceError> {
         self.snapshot_disk(name, path)
+    }
+
+    fn mirror(&self, name: &str, order: &MirrorOrder) -> Result<(), ServiceError> {
+        self.order_mirror(name, order)
     }
 
     fn groups(&self) -> Vec<GroupStatus> {

@@ -17,6 +17,7 @@ pub mod image;
 pub mod io;
 mod keeper;
 pub mod metrics;
+pub mod mirror;
 mod monitor;
 pub mod mortal;
 mod pause;

@@ -6,7 +6,7 @@ mod cli;
 mod client;
 mod report;
 
-use std::io::stdout;
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -17,9 +17,11 @@ use towpath_common::keep::supervise;
 use vblk::config::Sources;
 use vblk::control::Resize;
 use vblk::image::{self, ImageError};
+use vblk::mirror::MirrorOrder;
 use vblk::serve::{self, ServeError};
+use vblk::storage;
 
-use cli::{Cli, Command, DiskCommand, GroupCommand};
+use cli::{Cli, Command, DiskCommand, GroupCommand, MirrorCommand};
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -71,6 +73,7 @@ fn run(command: Command) -> Result<()> {
             settings,
             target,
         }) => client::group_set(&target, &name, &settings, out),
+        Command::Mirror(command) => mirror(command, out),
         Command::Snapshot { name, path, target } => client::snapshot(&target, &name, &path, out),
         Command::Attach {
             name,
@@ -91,6 +94,38 @@ fn run(command: Command) -> Result<()> {
         Command::Stats { watch, target } => client::stats(&target, watch, out),
         Command::Check { sources, json } => client::check(&Sources::from(sources), json, out),
         Command::Reload { dry_run, target } => client::reload(&target, dry_run, out),
+    }
+}
+
+/// `vblk mirror …`.
+fn mirror(command: MirrorCommand, out: &mut impl Write) -> Result<()> {
+    match command {
+        MirrorCommand::Create {
+            source,
+            bitmap,
+            assume_clean,
+        } => {
+            let made = storage::create_mirror(&source, bitmap.as_deref(), assume_clean)?;
+            let (path, size) = (made.path.display(), ByteSize::from_bytes(made.size));
+            Ok(writeln!(out, "a mirror of {size}, recorded in {path}")?)
+        }
+        MirrorCommand::Show { name, target } => client::mirror(&target, &name, None, out),
+        MirrorCommand::Fail { name, disk, target } => {
+            client::mirror(&target, &name, Some(&MirrorOrder::Fail(disk)), out)
+        }
+        MirrorCommand::Add {
+            name,
+            disk,
+            full,
+            target,
+        } => {
+            let order = if full {
+                MirrorOrder::AddFull(disk)
+            } else {
+                MirrorOrder::Add(disk)
+            };
+            client::mirror(&target, &name, Some(&order), out)
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use towpath_common::control::Exposition;
 use towpath_common::control::exposition::approximate;
 use towpath_common::families;
 
+use crate::mirror::MirrorDiskState;
 use crate::service::{DiskStatus, WorkerStatus};
 
 families! {
@@ -23,6 +24,12 @@ families! {
     CONNECTIONS: Counter "towpath_vblk_connections_total" "Front-ends that connected.";
     TROUBLE: Gauge "towpath_vblk_storage_trouble" "1 while something is wrong with the storage.";
     LOSSES: Counter "towpath_vblk_storage_losses_total" "Connections to the storage lost.";
+    MIRROR_UP: Gauge "towpath_vblk_mirror_disk_current"
+        "1 while a disk of a mirror has everything.";
+    MIRROR_BEHIND: Gauge "towpath_vblk_mirror_behind_bytes"
+        "Bytes a disk of a mirror has to catch up with.";
+    MIRROR_ERRORS: Counter "towpath_vblk_mirror_errors_total"
+        "Failed operations of a disk of a mirror.";
     IN_FLIGHT: Gauge "towpath_vblk_in_flight" "Requests taken and not yet completed.";
     THROTTLED: Counter "towpath_vblk_throttled_milliseconds_total"
         "Time in which limits held it back.";
@@ -46,6 +53,7 @@ pub fn render(disks: &[DiskStatus], workers: &[WorkerStatus]) -> String {
     for disk in disks {
         add_disk(&mut scrape, disk);
         add_queues(&scrape, disk);
+        add_mirror(&scrape, disk);
     }
     for worker in workers {
         let index = worker.index.to_string();
@@ -55,6 +63,17 @@ pub fn render(disks: &[DiskStatus], workers: &[WorkerStatus]) -> String {
         scrape.counter(&SLEEPS, &labels, worker.sleeps);
     }
     scrape.render()
+}
+
+/// How the disks of a mirror are.
+fn add_mirror(scrape: &Exposition, disk: &DiskStatus) {
+    for one in disk.mirror.iter().flat_map(|mirror| &mirror.disks) {
+        let labels = [("disk", disk.name.as_str()), ("path", one.path.as_str())];
+        let current = one.state == MirrorDiskState::Current;
+        scrape.gauge(&MIRROR_UP, &labels, if current { 1.0 } else { 0.0 });
+        scrape.gauge(&MIRROR_BEHIND, &labels, approximate(one.behind_bytes));
+        scrape.counter(&MIRROR_ERRORS, &labels, one.errors);
+    }
 }
 
 /// What is counted for the disk as a whole.

@@ -7,6 +7,7 @@ use towpath_common::control::print::{duration, end, per_second, table, yes_no};
 use vblk::config::{Config, Limit, OnError};
 use vblk::control::Stats;
 use vblk::metrics::errno_name;
+use vblk::mirror::{MirrorDiskState, MirrorDiskStatus};
 use vblk::service::{
     Direction, DiskStats, DiskStatus, Failed, GroupStatus, QueueStatus, RequestType, SlowRequest,
 };
@@ -88,8 +89,55 @@ pub(crate) fn disk(disk: &DiskStatus) -> String {
             .iter()
             .map(|why| format!("  last error {why}")),
     );
+    lines.extend(
+        disk.mirror
+            .iter()
+            .flat_map(|mirror| &mirror.disks)
+            .map(member),
+    );
     lines.extend(disk.trouble.iter().map(|why| format!("  trouble    {why}")));
     format!("{}\n{}", lines.join("\n"), counters(&disk.stats))
+}
+
+/// A mirror and its disks.
+pub(crate) fn mirror(disk: &DiskStatus) -> String {
+    let Some(mirror) = &disk.mirror else {
+        return format!("disk {} is no mirror\n", disk.name);
+    };
+    let behind: u64 = mirror.disks.iter().map(|d| d.behind_bytes).sum();
+    let mut lines = vec![format!("mirror {}", disk.name)];
+    lines.extend(
+        (1..)
+            .zip(&mirror.disks)
+            .map(|(i, d)| format!("{i}{}", member(d))),
+    );
+    let size = |bytes| ByteSize::from_bytes(bytes);
+    lines.push(format!(
+        "marked {}, copied {} so far, {} to copy",
+        size(mirror.marked_bytes),
+        size(mirror.copied_bytes),
+        size(behind)
+    ));
+    lines.extend(disk.trouble.iter().map(|why| format!("trouble: {why}")));
+    lines.join("\n") + "\n"
+}
+
+/// One line a disk of a mirror.
+fn member(disk: &MirrorDiskStatus) -> String {
+    let state = match (disk.state, disk.errno) {
+        (MirrorDiskState::Current, _) => "current".to_owned(),
+        (MirrorDiskState::Behind, _) => {
+            let behind = ByteSize::from_bytes(disk.behind_bytes);
+            format!("catches up, {behind} to go")
+        }
+        (MirrorDiskState::Failed, 0) => "taken out".to_owned(),
+        (MirrorDiskState::Failed, errno) => format!("FAILED ({})", errno_name(errno)),
+    };
+    let latency = duration(disk.latency_ns);
+    format!(
+        "  mirrors    {}: {state}; {} reads ({latency}), {} writes, {} errors",
+        disk.path, disk.reads, disk.writes, disk.errors
+    )
 }
 
 /// All totals.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use towpath_common::config::{Cap, CpuId, Name, SocketMode, SocketPath, Weight};
 
 use crate::config::{Config, Limit, OnError};
+use crate::mirror::{MirrorOrder, MirrorStatus};
 use crate::settings::Settings;
 
 /// What the control plane may ask of the data plane. All verbs may be called from any thread.
@@ -32,7 +33,7 @@ pub trait Service: Send + Sync {
     /// Changes the limits or the share of a disk that is served. May block.
     ///
     /// # Errors
-    /// [`ServiceError::Unknown`], [`ServiceError::Setting`]; nothing has changed then.
+    /// [`ServiceError::Unknown`], [`ServiceError::Setting`].
     fn set_disk(&self, name: &str, settings: &Settings) -> Result<(), ServiceError>;
 
     /// Changes the limits that the disks of a group share. May block.
@@ -57,8 +58,13 @@ pub trait Service: Send + Sync {
     /// Copies a disk as it is at one moment to a new file, by cloning. May block.
     ///
     /// # Errors
-    /// [`ServiceError::Unknown`], [`ServiceError::Refused`]; there is no new file then.
+    /// As [`Service::resize`]; there is no new file then.
     fn snapshot(&self, name: &str, path: &Path) -> Result<Snapshot, ServiceError>;
+
+    /// Takes a disk of a mirror out, or brings it back. May block.
+    /// # Errors
+    /// As [`Service::resize`].
+    fn mirror(&self, name: &str, order: &MirrorOrder) -> Result<(), ServiceError>;
 
     /// Every group, in the order of the configuration.
     fn groups(&self) -> Vec<GroupStatus>;
@@ -66,8 +72,7 @@ pub trait Service: Send + Sync {
     /// Every disk, in the order of the configuration. Must not block.
     fn disks(&self) -> Vec<DiskStatus>;
 
-    /// The slowest requests of the last minute or two, of one disk or of all, the slowest first.
-    /// May block.
+    /// The slowest requests of the last minute or two, the slowest first. May block.
     ///
     /// # Errors
     /// [`ServiceError::Unknown`].
@@ -86,7 +91,7 @@ pub trait Service: Send + Sync {
     fn drain(&self);
 }
 
-/// What [`Service::apply`] has to tell although it succeeded.
+/// What [`Service::apply`] has to tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Sentences that deserve attention, such as a fall-back that was taken.
@@ -210,6 +215,8 @@ pub struct DiskStatus {
     /// What is wrong with its storage, if something is.
     #[serde(default)]
     pub trouble: Option<String>,
+    /// How its disks are, if it is a mirror.
+    pub mirror: Option<MirrorStatus>,
     /// What it has done.
     pub stats: DiskStats,
 }

@@ -16,11 +16,62 @@ use std::sync::Arc;
 use rustix::fs::{fdatasync, ioctl_ficlone};
 use rustix::io::Errno;
 
+use crate::config::Source;
+use crate::device::BlkDevice;
 use crate::disk::Disk;
 use crate::host::{Host, lock};
 use crate::pause::pause;
+use crate::plane::DiskKey;
 use crate::service::{ServiceError, Snapshot};
+use crate::storage::Storage;
+use crate::storage::lvm::{self, Volume};
 use crate::tune::find;
+
+/// The logical volume that a disk is.
+fn volume_of(source: &Source) -> Option<Volume> {
+    match source {
+        Source::Lvm(volume) => Some(volume.clone()),
+        _ => None,
+    }
+}
+
+/// A snapshot in the volume's group: LVM's own, thin or classic.
+fn snapshot_volume(
+    device: &Arc<BlkDevice>,
+    key: DiskKey,
+    volume: &Volume,
+    path: &Path,
+) -> Result<Snapshot, ServiceError> {
+    let name = path.to_str().and_then(|p| p.strip_prefix("lvm:"));
+    let name = name.and_then(Volume::parse).ok_or_else(|| {
+        refused(format!(
+            "a snapshot of {volume} is a volume: write lvm:{}/NAME",
+            volume.vg
+        ))
+    })?;
+    let disk = device.disk();
+    if let Storage::Segments(_) = disk.storage() {
+        let why =
+            "the disk is served by its segments, past a snapshot; serve it with map = \"file\"";
+        return Err(refused(why));
+    }
+    let at_rest = pause(device, key)?;
+    if let Some(file) = disk.file()
+        && let Err(error) = fdatasync(file)
+    {
+        disk.fail_sync();
+        return Err(refused(format!(
+            "its device cannot be made durable: {error}"
+        )));
+    }
+    lvm::snapshot(volume, &name).map_err(|e| refused(e.to_string()))?;
+    let pause_us = u64::try_from(at_rest.elapsed().as_micros()).unwrap_or(u64::MAX);
+    tracing::info!(%volume, snapshot = %name, pause_us, "snapshot taken");
+    Ok(Snapshot {
+        bytes: disk.size(),
+        pause_us,
+    })
+}
 
 fn refused(why: impl Into<String>) -> ServiceError {
     ServiceError::Refused(why.into())
@@ -28,16 +79,20 @@ fn refused(why: impl Into<String>) -> ServiceError {
 
 impl Host {
     pub(crate) fn snapshot_disk(&self, name: &str, path: &Path) -> Result<Snapshot, ServiceError> {
-        let (device, key, busy) = {
+        let (device, key, busy, volume) = {
             let mut disks = lock(&self.disks);
             let running = find(&mut disks, name)?;
             (
                 Arc::clone(&running.device),
                 running.key,
                 Arc::clone(&running.busy),
+                volume_of(&running.config.path),
             )
         };
         let _alone = busy.try_lock().map_err(|_| ServiceError::busy(name))?;
+        if let Some(volume) = volume {
+            return snapshot_volume(&device, key, &volume, path);
+        }
         let disk = device.disk();
         if disk.is_device() || disk.file().is_none() {
             let why = "it is not a file; for a logical volume, use `lvcreate --snapshot`";

@@ -129,6 +129,7 @@ pub(crate) fn disk(running: &Running) -> DiskStatus {
         session: status.connected.then(|| session(running, &status)),
         last_error: status.last_error.clone(),
         trouble: disk.storage().health().trouble,
+        mirror: crate::mirror::status(disk),
         stats: stats(running, &status),
     }
 }

@@ -14,6 +14,7 @@ use crate::qos::Throttle;
 use crate::service::{GroupStatus, ServiceError, SlowRequest};
 use crate::settings::{Settings, Unset};
 use crate::status;
+use crate::storage::{Storage, mirror_options};
 
 /// A group as it is now.
 #[derive(Debug, Clone)]
@@ -112,6 +113,9 @@ impl Host {
         self.limit(disk, limit);
         let policy = disk.device.disk().policy();
         policy.set_mode(kept(&old.on_error, &policy.mode(), &wanted.on_error));
+        if let Storage::Mirror(mirror) = disk.device.disk().storage() {
+            mirror.shared().set_options(&mirror_options(wanted));
+        }
         if let Some(resident) = disk.device.disk().resident() {
             resident.set_limit(wanted.resident.bytes());
         }

@@ -64,7 +64,7 @@ fn the_example_shows_every_key_and_its_default() {
     let example = fs::read_to_string(root().join("systemd/examples/vblk.toml")).unwrap();
     let config = load(&example);
     let names: Vec<&str> = config.disks.iter().map(|disk| disk.name.as_str()).collect();
-    assert_eq!(names, ["web", "archive", "install"]);
+    assert_eq!(names, ["web", "archive", "vault", "install"]);
     for key in keys(&config.daemon)
         .keys()
         .chain(keys(&config.disks[0]).keys())

@@ -242,14 +242,39 @@ fn nothing_is_lost_or_doubled_wherever_vblk_is_killed() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let image = dir.path().join("image");
     create_image(&image, IMAGE_BYTES)?;
-    let image = File::open(&image)?;
-    let mut vblk = Vblk::serve(dir, &["{dir}/image,socket={dir}/disk,queues=1"], &[])?;
+    let images = [File::open(&image)?];
+    let vblk = Vblk::serve(dir, &["{dir}/image,socket={dir}/disk,queues=1"], &[])?;
+    kill_over_and_over(vblk, &images, kills())
+}
+
+/// The same with a mirror: after each life both disks have all that was acknowledged, and in the
+/// end, once the second has caught up, they are equal.
+#[test]
+fn a_mirrors_disks_both_have_everything_wherever_vblk_is_killed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let paths = ["image", "other"].map(|name| dir.path().join(name));
+    for path in &paths {
+        create_image(path, IMAGE_BYTES)?;
+    }
+    let images = [File::open(&paths[0])?, File::open(&paths[1])?];
+    let mirror = format!("mirror:{}|{}", paths[0].display(), paths[1].display());
+    let made = std::process::Command::new(towpath_tests::cargo::program("vblk", "vblk")?)
+        .args(["mirror", "create", &mirror, "--assume-clean"])
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    let disk = format!("{mirror},socket={{dir}}/disk,queues=1");
+    let vblk = Vblk::serve(dir, &[&disk], &[])?;
+    kill_over_and_over(vblk, &images, kills() / 5)
+}
+
+/// Kill it, start it again, reconnect, and look; `images` are what it serves, each all of it.
+fn kill_over_and_over(mut vblk: Vblk, images: &[File], kills: u64) -> Result<()> {
     let seed = u64::from(std::process::id());
-    println!("seed {seed}, {} kills", kills());
+    println!("seed {seed}, {kills} kills");
     let mut random = Random(seed);
     let mut guest = Guest::connect(&vblk)?;
     let mut resubmitted = 0_u64;
-    for kill in 0..kills() {
+    for kill in 0..kills {
         // The first life was begun without a death in its environment.
         let way = if kill == 0 { 4 } else { kill % 5 };
         let alive = (way == 4).then(|| Duration::from_micros(random.below(5_000)));
@@ -268,9 +293,10 @@ fn nothing_is_lost_or_doubled_wherever_vblk_is_killed() -> Result<()> {
             guest
                 .settle()
                 .with_context(|| format!("after kill {kill}"))?;
-            guest
-                .check(&image)
-                .with_context(|| format!("after kill {kill}"))?;
+            for image in images {
+                let checked = guest.check(image);
+                checked.with_context(|| format!("after kill {kill}"))?;
+            }
             vblk.daemon().kill()?;
         }
         let mortal = death.is_some();
@@ -289,9 +315,29 @@ fn nothing_is_lost_or_doubled_wherever_vblk_is_killed() -> Result<()> {
     vblk.start_again()?;
     guest.reconnect(&vblk)?;
     guest.settle()?;
-    guest.check(&image)?;
+    for image in images {
+        guest.check(image)?;
+    }
+    equal_in_time(images)?;
     let written: u64 = guest.lanes.iter().map(|lane| lane.written).sum();
     println!("{written} records acknowledged, {resubmitted} requests outlived their daemon");
     ensure!(resubmitted > 0, "no request was in flight at any kill");
     vblk.daemon().stop()
+}
+
+/// What a mirror's disks do after a crash: one catches up with the other.
+fn equal_in_time(images: &[File]) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    let read = |file: &File| -> Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(IMAGE_BYTES)?];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    };
+    for pair in images.windows(2) {
+        while read(&pair[0])? != read(&pair[1])? {
+            ensure!(Instant::now() < until, "the disks do not become equal");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(())
 }

@@ -20,6 +20,8 @@ const DISK: Syntax = Syntax {
         "resident",
         "guest-memory",
         "map",
+        "bitmap",
+        "resync-rate",
         "bandwidth",
         "bandwidth-burst",
         "group",
@@ -34,6 +36,8 @@ const DISK: Syntax = Syntax {
         "cap",
         "iops",
         "iops-burst",
+        "prefer",
+        "mirror-timeout",
     ],
     switches: &[],
     flags: &[

@@ -158,8 +158,10 @@ impl Source {
     fn files_mut(&mut self) -> Vec<&mut PathBuf> {
         match self {
             Source::File(path) => vec![path],
-            Source::Stripe { of, .. } => of.iter_mut().flat_map(Source::files_mut).collect(),
-            Source::Null { .. } | Source::Nbd(_) => Vec::new(),
+            Source::Stripe { of, .. } | Source::Mirror(of) => {
+                of.iter_mut().flat_map(Source::files_mut).collect()
+            }
+            Source::Null { .. } | Source::Nbd(_) | Source::Lvm(_) => Vec::new(),
         }
     }
 }

@@ -8,6 +8,7 @@ use towpath_common::ranged;
 use super::catalogue::Uuid;
 use super::qos::{Bandwidth, Iops, Limit};
 use super::source::Source;
+use std::path::PathBuf;
 
 /// A disk to serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -53,6 +54,14 @@ pub struct Disk {
     pub connections: Connections,
     /// How a file's blocks are reached.
     pub map: FileMap,
+    /// The record of a mirror; `None`: beside its first disk, which must be a file then.
+    pub bitmap: Option<PathBuf>,
+    /// The disk of a mirror that is read while it is current, counted from 1; `None`: the fastest.
+    pub prefer: Option<MirrorDisk>,
+    /// Most bytes a second that are copied to a disk of a mirror that catches up.
+    pub resync_rate: Bandwidth,
+    /// How long a disk of a mirror has to answer.
+    pub mirror_timeout: MirrorTimeout,
 }
 
 /// The table `[[disk]]`, and what `--disk` becomes.
@@ -93,6 +102,12 @@ pub(super) struct DiskTable {
     pub(super) connections: Connections,
     #[serde(default)]
     pub(super) map: FileMap,
+    pub(super) bitmap: Option<PathBuf>,
+    pub(super) prefer: Option<MirrorDisk>,
+    #[serde(default = "resync_rate")]
+    resync_rate: Bandwidth,
+    #[serde(default)]
+    mirror_timeout: MirrorTimeout,
 }
 
 impl DiskTable {
@@ -127,6 +142,10 @@ impl DiskTable {
             shrink: self.shrink,
             connections: self.connections,
             map: self.map,
+            bitmap: self.bitmap,
+            prefer: self.prefer,
+            resync_rate: self.resync_rate,
+            mirror_timeout: self.mirror_timeout,
             name,
         }
     }
@@ -135,6 +154,28 @@ impl DiskTable {
 /// None: whoever opens a file under lease waits a moment, which an operator should have asked for.
 const fn resident() -> ByteSize {
     ByteSize::from_bytes(0)
+}
+
+/// As much as a disk that spins reads, and less than hurts a fast one.
+const fn resync_rate() -> Bandwidth {
+    Bandwidth::of(ByteSize::from_bytes(100 << 20))
+}
+
+ranged! {
+    /// A disk of a mirror, counted from 1.
+    MirrorDisk(u8), "prefer", 1..=8
+}
+
+ranged! {
+    /// Seconds in which a disk of a mirror has to answer.
+    MirrorTimeout(u16), "mirror_timeout", 1..=3600
+}
+
+impl Default for MirrorTimeout {
+    /// As long as the kernel lets a disk try, by default.
+    fn default() -> Self {
+        Self(30)
+    }
 }
 
 ranged! {
@@ -284,4 +325,6 @@ pub enum FileMap {
     /// Past its file system, by extents fetched once and pinned; ext4 only, and only as safe as the
     /// immutable flag.
     Extents,
+    /// Past device-mapper, by the segments of a linear or striped logical volume.
+    Segments,
 }

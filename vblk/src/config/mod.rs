@@ -27,7 +27,8 @@ pub use catalogue::{Content, Storage, Uuid};
 pub use diff::Diff;
 use disk::DiskTable;
 pub use disk::{
-    BlockSize, Cache, Connections, Disk, FileMap, GuestMemory, OnError, QueueCount, Serial,
+    BlockSize, Cache, Connections, Disk, FileMap, GuestMemory, MirrorDisk, MirrorTimeout, OnError,
+    QueueCount, Serial,
 };
 use qos::GroupTable;
 pub use qos::{Bandwidth, Group, Iops, Limit};
@@ -214,6 +215,13 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
             let message = "map = \"extents\" is for a file, with cache = \"direct\"".to_owned();
             return Err(invalid(place, message));
         }
+        if table.map == FileMap::Segments && !matches!(table.path, Source::Lvm(_)) {
+            let message = "map = \"segments\" is for a logical volume (lvm:GROUP/VOLUME)";
+            return Err(invalid(place, message.to_owned()));
+        }
+        if let Some(message) = mirror_mistake(table) {
+            return Err(invalid(place, message.to_owned()));
+        }
         let identities = identify(&table.path).map_err(|message| invalid(place, message))?;
         for ((first, other), taken) in &seen {
             let same_storage = identities.iter().any(|id| taken.contains(id));
@@ -230,6 +238,22 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
         seen.push((disk, identities));
     }
     Ok(())
+}
+
+/// What is wrong with what is said about a mirror, if anything.
+fn mirror_mistake(table: &DiskTable) -> Option<&'static str> {
+    let Source::Mirror(of) = &table.path else {
+        let said = table.bitmap.is_some() || table.prefer.is_some();
+        return said.then_some("bitmap and prefer are for a mirror (path = \"mirror:…\")");
+    };
+    let beyond = |n: MirrorDisk| usize::from(n.get()) > of.len();
+    if table.prefer.is_some_and(beyond) {
+        Some("prefer names a disk that the mirror does not have")
+    } else if table.read_only {
+        Some("a mirror cannot be read-only; serve one of its disks")
+    } else {
+        None
+    }
 }
 
 /// What two disks contend for, if anything, and how to resolve it.
@@ -266,10 +290,21 @@ fn identify(source: &Source) -> Result<Vec<Identity>, String> {
     let mut all = Vec::new();
     for leaf in source.leaves() {
         let identity = match leaf {
+            // A mirror does without disks that are gone.
+            Source::File(path)
+                if matches!(source, Source::Mirror(_)) && !path.try_exists().unwrap_or(true) =>
+            {
+                continue;
+            }
             Source::File(path) => identify_file(path)?,
+            Source::Lvm(volume) => {
+                let path = PathBuf::from(format!("/dev/{volume}"));
+                // Where it is active, it is also a device.
+                identify_file(&path).unwrap_or_else(|_| Identity::Export(leaf.to_string()))
+            }
             // Spelled otherwise, the same export is not noticed.
             Source::Nbd(address) => Identity::Export(address.to_string()),
-            Source::Null { .. } | Source::Stripe { .. } => continue,
+            Source::Null { .. } | Source::Stripe { .. } | Source::Mirror(_) => continue,
         };
         if all.contains(&identity) {
             return Err(format!("path \"{source}\" names one storage twice"));

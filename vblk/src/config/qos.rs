@@ -22,6 +22,11 @@ impl Bandwidth {
     /// The least: one page.
     pub const MIN: u64 = 4096;
 
+    /// Of a size that is large enough.
+    pub(super) const fn of(size: ByteSize) -> Self {
+        Self(size)
+    }
+
     /// In bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {

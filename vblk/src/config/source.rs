@@ -1,4 +1,5 @@
-//! Where a disk's bytes are, as one string: `/path`, `null:4G`, `stripe:64K:/dev/a|/dev/b`.
+//! Where a disk's bytes are, as one string: `/path`, `null:4G`, `stripe:64K:/dev/a|/dev/b`,
+//! `mirror:/dev/a|/dev/b`.
 //!
 //! What is before the first colon says which kind it is; nothing else does, least of all content.
 //! A file whose name begins like that is written `./null:…`.
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ByteSize, Name, ValueError};
 
+use crate::storage::lvm::Volume;
 use crate::storage::nbd::address::{Address, Endpoint};
 
 /// Where a disk's bytes are.
@@ -24,6 +26,8 @@ pub enum Source {
     },
     /// An export of an NBD server: `nbd:unix:/path[:export]` or `nbd://host[:port][/export]`.
     Nbd(Address),
+    /// A logical volume: `lvm:vg/lv`.
+    Lvm(Volume),
     /// Chunks in turn on several disks.
     Stripe {
         /// Bytes on one disk before the next one's turn.
@@ -31,6 +35,8 @@ pub enum Source {
         /// The disks.
         of: Vec<Source>,
     },
+    /// The same on several disks.
+    Mirror(Vec<Source>),
 }
 
 /// Announces the null back-end.
@@ -39,8 +45,12 @@ const NULL: &str = "null:";
 const NULL_ALIGN_BYTES: u64 = 4096;
 /// Announces an NBD server.
 const NBD: &str = "nbd:";
+/// Announces a logical volume.
+const LVM: &str = "lvm:";
 /// Announces a stripe.
 const STRIPE: &str = "stripe:";
+/// Announces a mirror.
+const MIRROR: &str = "mirror:";
 /// Between the disks of a composed one.
 const BETWEEN: char = '|';
 
@@ -63,14 +73,18 @@ impl Source {
                 Endpoint::Tcp { host, .. } => Name::sanitized(host),
             },
             Self::Nbd(address) => Name::sanitized(&address.export),
+            Self::Lvm(volume) => Name::sanitized(&volume.lv),
             Self::Stripe { .. } => Name::sanitized("stripe"),
+            Self::Mirror(_) => Name::sanitized("mirror"),
         }
     }
 
     /// The storages it stands on that are not composed of others.
     pub(super) fn leaves(&self) -> Vec<&Source> {
         match self {
-            Self::Stripe { of, .. } => of.iter().flat_map(Source::leaves).collect(),
+            Self::Stripe { of, .. } | Self::Mirror(of) => {
+                of.iter().flat_map(Source::leaves).collect()
+            }
             leaf => vec![leaf],
         }
     }
@@ -110,12 +124,20 @@ fn children(of: &str, text: &str) -> Result<Vec<Source>, ValueError> {
     }
     if !all
         .iter()
-        .all(|s| matches!(s, Source::File(_) | Source::Nbd(_)))
+        .all(|s| matches!(s, Source::File(_) | Source::Nbd(_) | Source::Lvm(_)))
     {
-        let rule = "a part of a disk is a file, a block device or an NBD export";
+        let rule = "a part of a disk is a file, a block device, a logical volume or an NBD export";
         return Err(invalid(text, rule));
     }
     Ok(all)
+}
+
+impl std::str::FromStr for Source {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        Source::try_from(text.to_owned())
+    }
 }
 
 impl TryFrom<String> for Source {
@@ -126,6 +148,12 @@ impl TryFrom<String> for Source {
             Self::null(size, &text)
         } else if let Some(rest) = text.strip_prefix(STRIPE) {
             Self::stripe(rest, &text)
+        } else if let Some(name) = text.strip_prefix(LVM) {
+            let rule = "write lvm:GROUP/VOLUME";
+            let volume = Volume::parse(name).ok_or_else(|| invalid(&text, rule))?;
+            Ok(Self::Lvm(volume))
+        } else if let Some(of) = text.strip_prefix(MIRROR) {
+            Ok(Self::Mirror(children(of, &text)?))
         } else if text.starts_with(NBD) {
             let address = text.parse::<Address>();
             address.map(Self::Nbd).map_err(|rule| invalid(&text, rule))
@@ -150,8 +178,13 @@ impl fmt::Display for Source {
             Self::File(path) => path.display().fmt(f),
             Self::Null { size } => write!(f, "{NULL}{size}"),
             Self::Nbd(address) => address.fmt(f),
+            Self::Lvm(volume) => write!(f, "{LVM}{volume}"),
             Self::Stripe { chunk, of } => {
                 write!(f, "{STRIPE}{chunk}:")?;
+                list(f, of)
+            }
+            Self::Mirror(of) => {
+                f.write_str(MIRROR)?;
                 list(f, of)
             }
         }
@@ -184,6 +217,9 @@ mod tests {
             "./null:x",
             "stripe:64K:/dev/a|b.img",
             "nbd:unix:/a:e",
+            "mirror:/dev/a|nbd://h:10809/e",
+            "lvm:vg-0/a.b_c+1",
+            "mirror:lvm:vg/a|lvm:vg/b",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
@@ -198,9 +234,16 @@ mod tests {
             ("null:5", "multiple of 4096"),
             ("stripe:/a|/b", "stripe:CHUNK:DISK"),
             ("stripe:64K:/a", "two disks"),
+            ("mirror:/a", "two disks"),
+            ("mirror:/a|null:4K", "a part of a disk"),
             ("stripe:64K:/a|", "name a file"),
             ("stripe:64K:/a|null:4K", "an NBD export"),
             ("nbd:/x", "nbd:unix:/path"),
+            ("lvm:vg", "lvm:GROUP/VOLUME"),
+            ("lvm:vg/-x", "lvm:GROUP/VOLUME"),
+            ("lvm:vg/..", "lvm:GROUP/VOLUME"),
+            ("lvm:v g/a", "lvm:GROUP/VOLUME"),
+            ("lvm:a/b/c", "lvm:GROUP/VOLUME"),
             ("stripe:x:/a|/b", "x"),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -130,6 +130,10 @@ fn a_file_with_everything() {
         shrink: true,
         connections: Connections::default(),
         map: FileMap::File,
+        bitmap: None,
+        prefer: None,
+        resync_rate: "100M".parse().unwrap(),
+        mirror_timeout: MirrorTimeout::default(),
     };
     assert_eq!(config.disks, [expected]);
     let gold = Limit {
@@ -241,7 +245,8 @@ fn values_are_refused_with_their_place() {
             "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `uuid`, `path`, \
              `socket`, `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, \
              `weight`, `cap`, `guest_memory`, `iops`, `iops_burst`, `bandwidth`, \
-             `bandwidth_burst`, `group`, `on_error`, `shrink`, `connections`, `map`",
+             `bandwidth_burst`, `group`, `on_error`, `shrink`, `connections`, `map`, `bitmap`, \
+             `prefer`, `resync_rate`, `mirror_timeout`",
         ),
     ] {
         let text = format!("[[disk]]\npath = \"@/a.img\"\nsocket = \"s\"\n{line}\n");
@@ -269,9 +274,9 @@ fn arguments_are_refused_with_the_keys_that_exist() {
         (
             "@/a.img,socket=s,que=1",
             "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, uuid=, \
-             serial=, cache=, resident=, guest-memory=, map=, bandwidth=, bandwidth-burst=, \
-             group=, on-error=, queues=, connections=, block-size=, weight=, cap=, iops=, \
-             iops-burst=, client, ro, shrink \
+             serial=, cache=, resident=, guest-memory=, map=, bitmap=, resync-rate=, bandwidth=, \
+             bandwidth-burst=, group=, on-error=, queues=, connections=, block-size=, weight=, \
+             cap=, iops=, iops-burst=, prefer=, mirror-timeout=, client, ro, shrink \
              (a comma in a value is written ,,)",
         ),
         (

@@ -211,6 +211,10 @@ fn metrics_follow_from_the_status() {
         "towpath_vblk_held{disk=\"a\"} 2",
         "towpath_vblk_holds_total{disk=\"a\"} 5",
         "towpath_vblk_failed{disk=\"a\"} 1",
+        "towpath_vblk_mirror_disk_current{disk=\"a\",path=\"/dev/a\"} 1",
+        "towpath_vblk_mirror_disk_current{disk=\"a\",path=\"/dev/b\"} 0",
+        "towpath_vblk_mirror_behind_bytes{disk=\"a\",path=\"/dev/b\"} 1048576",
+        "towpath_vblk_mirror_errors_total{disk=\"a\",path=\"/dev/b\"} 3",
         "towpath_worker_busy_ratio{worker=\"1\"} 0.25",
     ] {
         assert!(text.contains(&format!("{line}\n")), "{line} not in\n{text}");

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
@@ -20,6 +21,8 @@ pub enum Fault {
     Fail(Errno),
     /// It is not taken: `push` says EAGAIN.
     Refuse,
+    /// It is not done, and does not end before [`Faulty::let_go`].
+    Hang,
 }
 
 /// How often things go wrong, in 256ths.
@@ -60,6 +63,7 @@ pub struct Faulty<E> {
     state: u64,
     /// Completions not told of yet, and for how many calls.
     held: Vec<(u64, Completion)>,
+    hung: Vec<Completion>,
     /// All that was pushed and taken.
     pub seen: Vec<Seen>,
 }
@@ -73,6 +77,7 @@ impl<E: Engine> Faulty<E> {
             chances: Chances::default(),
             state: 0,
             held: Vec::new(),
+            hung: Vec::new(),
             seen: Vec::new(),
         }
     }
@@ -88,6 +93,16 @@ impl<E: Engine> Faulty<E> {
         self.chances = chances;
         self.state = seed;
         self
+    }
+
+    /// Add to the script of an engine in use.
+    pub fn expect(&mut self, verb: Verb, fault: Fault) {
+        self.script.push_back((verb, fault));
+    }
+
+    /// Let what hangs end, with EIO.
+    pub fn let_go(&mut self) {
+        self.held.extend(self.hung.drain(..).map(|one| (0, one)));
     }
 
     /// The engine inside.
@@ -148,6 +163,11 @@ impl<E: Engine> Engine for Faulty<E> {
             len: op.len,
             durable: op.durable,
         });
+        if fault == Fault::Hang {
+            let result = -Errno::IO.raw_os_error();
+            self.hung.push(Completion { token, result });
+            return Ok(());
+        }
         let result = match fault {
             Fault::Short(0) => 0,
             Fault::Fail(errno) => -errno.raw_os_error(),
@@ -155,7 +175,7 @@ impl<E: Engine> Engine for Faulty<E> {
                 op.len = op.len.min(n);
                 return self.inner.push(token, &op);
             }
-            Fault::None | Fault::Refuse => return self.inner.push(token, &op),
+            Fault::None | Fault::Refuse | Fault::Hang => return self.inner.push(token, &op),
         };
         self.held.push((0, Completion { token, result }));
         Ok(())
@@ -198,6 +218,10 @@ impl<E: Engine> Engine for Faulty<E> {
 
     fn set_disk(&mut self, id: DiskId, disk: Option<&Disk>) -> io::Result<()> {
         self.inner.set_disk(id, disk)
+    }
+
+    fn set_file(&mut self, id: DiskId, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.inner.set_file(id, file)
     }
 
     fn set_memory(&mut self, id: MemId, guest: Option<&Guest>) -> io::Result<()> {

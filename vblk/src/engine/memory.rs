@@ -3,8 +3,10 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use towpath_common::mem::{Mem, Segment};
 
@@ -27,6 +29,9 @@ struct Queued {
 #[derive(Debug, Default)]
 pub struct Memory {
     disks: Vec<Option<Vec<u8>>>,
+    /// Eventfds, of which eight bytes are read at a time, and what waits for them.
+    files: Vec<Option<OwnedFd>>,
+    waiting: Vec<Queued>,
     mems: Vec<Option<Arc<Mem>>>,
     queued: Vec<Queued>,
     done: VecDeque<Completion>,
@@ -43,6 +48,38 @@ impl Memory {
     #[must_use]
     pub fn bytes(&mut self, id: DiskId) -> Option<&mut Vec<u8>> {
         self.disks.get_mut(usize::from(id.0))?.as_mut()
+    }
+
+    fn file(&self, index: usize) -> Option<&OwnedFd> {
+        self.files.get(index)?.as_ref()
+    }
+
+    /// End reads of eventfds that are readable.
+    fn look(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|op| {
+            let Some(file) = self.file(op.disk) else {
+                return false;
+            };
+            let mut ready = [PollFd::new(file, PollFlags::IN)];
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            if poll(&mut ready, Some(&now)) != Ok(1) {
+                return true;
+            }
+            let mut bytes = [0; 8];
+            let read = rustix::io::read(file, &mut bytes);
+            let result = read.map_or_else(|e| -e.raw_os_error(), |_| 8);
+            if let (Some(mem), Some(piece)) = (&op.mem, op.pieces.first()) {
+                let _ = mem.write(*piece, &bytes);
+            }
+            let token = op.token;
+            self.done.push_back(Completion { token, result });
+            false
+        });
+        self.waiting = waiting;
     }
 
     fn run(&mut self, op: &Queued) -> Result<u64, Errno> {
@@ -103,7 +140,12 @@ impl Engine for Memory {
 
     fn submit(&mut self) -> usize {
         let queued = std::mem::take(&mut self.queued);
-        for op in &queued {
+        for op in queued {
+            if self.file(op.disk).is_some() {
+                self.waiting.push(op);
+                continue;
+            }
+            let op = &op;
             let result = match self.run(op) {
                 Ok(n) => i32::try_from(n).unwrap_or(i32::MAX),
                 Err(e) => -e.raw_os_error(),
@@ -115,6 +157,9 @@ impl Engine for Memory {
     }
 
     fn reap(&mut self, done: &mut Completions) {
+        if !self.waiting.is_empty() {
+            self.look();
+        }
         while !done.is_full() {
             let Some(one) = self.done.pop_front() else {
                 return;
@@ -139,6 +184,13 @@ impl Engine for Memory {
             }
         };
         place(&mut self.disks, id.0, bytes);
+        place(&mut self.files, id.0, None);
+        Ok(())
+    }
+
+    fn set_file(&mut self, id: DiskId, file: BorrowedFd<'_>) -> io::Result<()> {
+        let file = file.try_clone_to_owned()?;
+        place(&mut self.files, id.0, Some(file));
         Ok(())
     }
 

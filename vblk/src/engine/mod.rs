@@ -12,6 +12,7 @@ pub mod faulty;
 mod guest;
 mod join;
 pub mod memory;
+mod mirror;
 mod nbd;
 #[cfg(test)]
 pub mod recording;

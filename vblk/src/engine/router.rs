@@ -12,7 +12,9 @@
 //!
 //! A worker that serves plain disks only pays one comparison a batch of completions.
 
+mod clients;
 mod mapped;
+mod mirrors;
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,6 +28,7 @@ pub(super) use mapped::Child;
 use mapped::Mapped;
 
 use super::join::{Joins, Next};
+use super::mirror::Mirror;
 use super::nbd::{Client, What, Wire};
 use super::{
     Completion, Completions, DiskId, Engine, Guest, MAX_DISKS, MAX_MEM_PLACES, MAX_MEMS,
@@ -34,13 +37,15 @@ use super::{
 use crate::disk::Disk;
 use crate::storage::Storage;
 use crate::storage::map::{Map, Run};
-use crate::storage::nbd::Export;
 
 /// Set in the tokens of the router's own operations.
 const OWN: u32 = 1 << 31;
 
 /// Set in own tokens that are a client's.
 const CLIENT: u32 = 1 << 30;
+
+/// Set in own tokens that are a mirror's.
+const MIRROR: u32 = 1 << 29;
 
 /// Bits of a client's token that say which of its operations it is.
 const WHAT_BITS: u32 = 8;
@@ -58,6 +63,8 @@ enum Place {
     Mapped(Box<Mapped>),
     /// A server has it; the number of the client.
     Client(usize),
+    /// Several disks have it, each all of it; the number of the mirror.
+    Mirror(usize),
 }
 
 /// The router over an engine `E`.
@@ -67,6 +74,8 @@ pub struct Router<E: Engine> {
     places: Vec<Place>,
     /// Clients, those included that hung up and have operations in flight.
     clients: Vec<Option<Client>>,
+    /// Mirrors, likewise.
+    mirrors: Vec<Option<Box<Mirror>>>,
     /// All memory that operations may name.
     mems: Vec<Option<Arc<Mem>>>,
     /// Numbers for own memory that are free.
@@ -97,6 +106,7 @@ impl<E: Engine> Router<E> {
             inner,
             places: Vec::new(),
             clients: Vec::new(),
+            mirrors: Vec::new(),
             mems: Vec::new(),
             vacant_mems: numbers(MAX_MEMS..MAX_MEM_PLACES),
             vacant: numbers(MAX_DISKS..MAX_PLACES),
@@ -185,78 +195,16 @@ impl<E: Engine> Router<E> {
                 }
                 Ok(())
             }
-        }
-    }
-
-    /// A client for `export`.
-    fn set_client(&mut self, export: &Export) -> io::Result<Place> {
-        let number = self.clients.iter().position(Option::is_none);
-        let number = number.unwrap_or(self.clients.len());
-        let many = || io::Error::other("too many NBD connections on one worker");
-        let count = Client::places(export);
-        let first = self.vacant.len().checked_sub(count).ok_or_else(many)?;
-        let mem = self.vacant_mems.last().copied().ok_or_else(many)?;
-        let places: Vec<_> = self.vacant.iter().skip(first).map(|n| DiskId(*n)).collect();
-        let base = u32::try_from(number << WHAT_BITS).map_err(|_| many())?;
-        let inner = &mut self.inner;
-        let client = Client::new(inner, export, &places, MemId(mem), OWN | CLIENT | base)?;
-        self.vacant.truncate(first);
-        self.vacant_mems.pop();
-        if number == self.clients.len() {
-            self.clients.push(None);
-        }
-        if let Some(place) = self.clients.get_mut(number) {
-            *place = Some(client);
-        }
-        self.composed += 1;
-        Ok(Place::Client(number))
-    }
-
-    /// A client has a completion, or is to push what it can.
-    fn client(&mut self, number: usize, ended: Option<(What, i32)>) {
-        let Some(Some(client)) = self.clients.get_mut(number) else {
-            return;
-        };
-        let mut wire = Wire {
-            inner: &mut self.inner,
-            mems: &self.mems,
-            ready: &mut self.ready,
-        };
-        match ended {
-            Some((what, result)) => client.ended(&mut wire, what, result),
-            None => client.pump(&mut wire),
-        }
-        if client.is_gone() {
-            self.forget_client(number);
-        }
-    }
-
-    /// Give back what a client that is gone had.
-    fn forget_client(&mut self, number: usize) {
-        let Some(client) = self.clients.get_mut(number).and_then(Option::take) else {
-            return;
-        };
-        self.composed -= 1;
-        let _ = self.inner.set_memory(client.memory(), None);
-        self.vacant_mems.push(client.memory().0);
-        for place in client.all_places() {
-            let _ = self.inner.set_disk(place, None);
-            self.vacant.push(place.0);
-        }
-    }
-
-    /// Let every client push what it can.
-    fn pump(&mut self) {
-        for number in 0..self.clients.len() {
-            let unsettled = |c: &Option<Client>| c.as_ref().is_some_and(Client::is_unsettled);
-            if self.clients.get(number).is_some_and(unsettled) {
-                self.client(number, None);
+            Place::Mirror(number) => {
+                self.with_mirror(number, |m, _| m.hang_up());
+                Ok(())
             }
         }
     }
 
     fn is_unsettled(&self) -> bool {
         self.clients.iter().flatten().any(Client::is_unsettled)
+            || self.mirrors.iter().flatten().any(|m| m.is_unsettled())
     }
 
     /// An operation on a disk that is not plain.
@@ -267,6 +215,11 @@ impl<E: Engine> Router<E> {
             Some(Place::Client(number)) => {
                 let client = self.clients.get_mut(*number).and_then(Option::as_mut);
                 return client.ok_or(Errno::NODEV)?.push(token, op);
+            }
+            Some(Place::Mirror(number)) => {
+                let number = *number;
+                let pushed = self.with_mirror(number, |m, r| m.push(r, token, op));
+                return pushed.unwrap_or(Err(Errno::NODEV));
             }
             Some(Place::Plain) => return self.inner.push(token, op),
             Some(Place::Empty) | None => return Err(Errno::NODEV),
@@ -323,6 +276,10 @@ impl<E: Engine> Router<E> {
             let number = one.token.0 & !(OWN | CLIENT);
             let what = What::of(number & ((1 << WHAT_BITS) - 1));
             self.client((number >> WHAT_BITS) as usize, Some((what, one.result)));
+            return;
+        }
+        if one.token.0 & MIRROR != 0 {
+            self.mirror_ended(one.token, one.result);
             return;
         }
         let (join, part) = split(one.token);
@@ -436,6 +393,18 @@ impl<E: Engine> Engine for Router<E> {
                 self.composed += 1;
                 Place::Mapped(Box::new(mapped))
             }
+            Storage::Segments(segments) => {
+                let disks = segments.disks().iter().map(|d| &**d);
+                let fallback = segments.fallback(disk.size());
+                let mapped = Mapped {
+                    map: segments.map().clone(),
+                    children: self.set_children(disks)?,
+                    synced: segments.physical(),
+                    pinned: Some((Arc::clone(segments.watch()), fallback)),
+                };
+                self.composed += 1;
+                Place::Mapped(Box::new(mapped))
+            }
             Storage::Pinned(pinned) => {
                 let whole = Run {
                     child: 1,
@@ -451,6 +420,11 @@ impl<E: Engine> Engine for Router<E> {
                 };
                 self.composed += 1;
                 Place::Mapped(Box::new(mapped))
+            }
+            Storage::Mirror(mirror) => {
+                self.composed += 1;
+                self.set_mirror(mirror)
+                    .inspect_err(|_| self.composed -= 1)?
             }
             Storage::Nbd(export) => {
                 self.composed += 1;
@@ -483,6 +457,7 @@ impl<E: Engine> Drop for Router<E> {
     fn drop(&mut self) {
         // The engine inside waits for what is in flight: let that end.
         self.clients.iter_mut().flatten().for_each(Client::hang_up);
+        self.mirrors.iter_mut().flatten().for_each(|m| m.hang_up());
     }
 }
 

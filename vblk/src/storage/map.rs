@@ -23,6 +23,28 @@ pub struct Extent {
     pub run: Run,
 }
 
+/// A part of a volume, in chunks in turn on its legs; one leg and one chunk if it is linear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it begins on the disk, in bytes.
+    pub start: u64,
+    /// Bytes: whole chunks on every leg.
+    pub len: u64,
+    /// Bytes on one leg before the next one's turn.
+    pub chunk: u64,
+    /// Where it is; one at least.
+    pub legs: Box<[Leg]>,
+}
+
+/// Where a part of a volume begins on a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leg {
+    /// Which child.
+    pub child: usize,
+    /// Bytes from its beginning.
+    pub offset: u64,
+}
+
 /// Where a disk's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Map {
@@ -35,6 +57,8 @@ pub enum Map {
     },
     /// Extents in ascending order, without gaps from offset 0.
     Table(Box<[Extent]>),
+    /// Pieces in ascending order, without gaps from offset 0.
+    Volume(Box<[Piece]>),
 }
 
 impl Map {
@@ -70,6 +94,22 @@ impl Map {
                     child: usize::try_from(chunk % count).ok()?,
                     offset: ((chunk / count) << shift) + within,
                     len: (1 << shift) - within,
+                })
+            }
+            Map::Volume(pieces) => {
+                let after = pieces.partition_point(|p| p.start <= offset);
+                let piece = pieces.get(after.checked_sub(1)?)?;
+                let rest = offset - piece.start;
+                if rest >= piece.len {
+                    return None;
+                }
+                let count = piece.legs.len() as u64;
+                let (chunk, within) = (rest / piece.chunk, rest % piece.chunk);
+                let leg = piece.legs.get(usize::try_from(chunk % count).ok()?)?;
+                Some(Run {
+                    child: leg.child,
+                    offset: leg.offset + chunk / count * piece.chunk + within,
+                    len: piece.chunk - within,
                 })
             }
             Map::Table(table) => {
@@ -110,6 +150,32 @@ mod tests {
             let run = map.run(at).unwrap();
             assert!(seen.insert((run.child, run.offset)));
         }
+    }
+
+    #[test]
+    fn a_volume_is_linear_here_and_striped_there() {
+        let leg = |child, offset| Leg { child, offset };
+        let map = Map::Volume(Box::new([
+            Piece {
+                start: 0,
+                len: 100,
+                chunk: 100,
+                legs: Box::new([leg(1, 1000)]),
+            },
+            Piece {
+                start: 100,
+                len: 80,
+                chunk: 20,
+                legs: Box::new([leg(0, 500), leg(1, 2000)]),
+            },
+        ]));
+        assert_eq!(map.run(0), Some(run(1, 1000, 100)));
+        assert_eq!(map.run(99), Some(run(1, 1099, 1)));
+        assert_eq!(map.run(100), Some(run(0, 500, 20)));
+        assert_eq!(map.run(125), Some(run(1, 2005, 15)));
+        assert_eq!(map.run(140), Some(run(0, 520, 20)));
+        assert_eq!(map.run(179), Some(run(1, 2039, 1)));
+        assert_eq!(map.run(180), None);
     }
 
     #[test]

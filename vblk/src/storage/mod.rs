@@ -9,6 +9,7 @@
 //!  Source ──────────────────────────▶ Disk ──────────────────────────────────▶ Place
 //!  path, nbd:…, stripe:…              Storage + Shape    Plain    file, device: the engine inside
 //!                                                        Mapped   stripe: operations on children
+//!                                                        Mirror   the same on every child
 //!                                                        …
 //! ```
 //!
@@ -50,7 +51,9 @@
 //! [`Verb::Discard`]: crate::engine::Verb::Discard
 
 mod fiemap;
+pub mod lvm;
 pub mod map;
+pub mod mirror;
 pub mod nbd;
 mod open;
 pub mod pinned;
@@ -59,7 +62,9 @@ pub mod stripe;
 use std::os::fd::OwnedFd;
 
 use crate::disk::BlockSize;
-pub use open::{OpenError, open};
+use mirror::Mirror;
+pub(crate) use open::mirror_options;
+pub use open::{Created, OpenError, create_mirror, open};
 use stripe::Stripe;
 
 /// What holds a disk's bytes.
@@ -75,8 +80,12 @@ pub enum Storage {
     Device(OwnedFd),
     /// Chunks in turn on several disks.
     Stripe(Stripe),
+    /// The same on several disks.
+    Mirror(Mirror),
     /// An export of an NBD server.
     Nbd(nbd::Export),
+    /// A logical volume's segments, used past device-mapper.
+    Segments(lvm::Segments),
     /// A file's extents, used past its file system.
     Pinned(pinned::Pinned),
 }
@@ -99,6 +108,11 @@ impl Storage {
                 Health::default()
             }
             Storage::Nbd(export) => export.shared().health(),
+            Storage::Mirror(mirror) => mirror.health(),
+            Storage::Segments(segments) => Health {
+                trouble: segments.trouble(),
+                losses: 0,
+            },
             Storage::Pinned(pinned) => Health {
                 trouble: pinned.watch().is_broken().then(|| {
                     "its extents did not stay; it is served through its file system".to_owned()
@@ -122,6 +136,7 @@ impl Storage {
     pub fn hurry(&self) -> Vec<nbd::Hurry> {
         match self {
             Storage::Nbd(export) => vec![export.shared().hurry()],
+            Storage::Mirror(mirror) => mirror.hurry(),
             Storage::Stripe(stripe) => {
                 let children = stripe.children().iter();
                 children.flat_map(|d| d.storage().hurry()).collect()
@@ -138,6 +153,10 @@ impl Storage {
             Storage::Null | Storage::Ram | Storage::File(_) => false,
             Storage::Stripe(stripe) => stripe.children().iter().all(|d| d.trims()),
             Storage::Nbd(export) => export.trims(),
+            // What a device leaves undefined would differ.
+            Storage::Mirror(_) => false,
+            // What it falls back to may be thin, or have snapshots.
+            Storage::Segments(_) => false,
             // Its file punches holes, which is what it falls back to.
             Storage::Pinned(_) => false,
         }

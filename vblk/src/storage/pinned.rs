@@ -76,6 +76,11 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// The map does not hold any more.
+    pub(crate) fn break_off(&self) {
+        self.broken.store(true, Ordering::Release);
+    }
+
     /// True once the map does not hold any more.
     #[inline]
     #[must_use]
@@ -193,7 +198,7 @@ impl Pinned {
                 };
                 let whole = look % LOOKS == 0;
                 if let Err(why) = still_holds(&file, &pieces, whole) {
-                    watch.broken.store(true, Ordering::Release);
+                    watch.break_off();
                     unpin(&file);
                     tracing::error!(path = %path.display(), why, "the map of the file's extents \
                         does not hold any more; it is served through its file system from now on");

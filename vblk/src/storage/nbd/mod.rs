@@ -287,6 +287,14 @@ impl Export {
         Ok(Disk::of(Storage::Nbd(export), shape, serial))
     }
 
+    /// Bytes of the export at `address`.
+    ///
+    /// # Errors
+    /// [`NbdError`].
+    pub fn size(address: &Address) -> Result<u64, NbdError> {
+        Ok(keeper::connect(address)?.1.size)
+    }
+
     /// What all its clients share.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {

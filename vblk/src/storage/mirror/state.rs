@@ -1,0 +1,261 @@
+//! What a mirror knows of its disks: which may be read where. It belongs to the worker that serves
+//! the mirror, and goes from one to the next whole.
+
+use super::bits::Bits;
+use super::record::{Head, Known, Record};
+
+/// How a disk stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Standing {
+    /// It is not used.
+    Failed = 0,
+    /// It gets all that is written, and is not read until it has what it missed.
+    Behind = 1,
+    /// It has all that was acknowledged.
+    Current = 2,
+}
+
+impl Standing {
+    pub(super) fn of(number: u8) -> Standing {
+        match number {
+            2 => Standing::Current,
+            1 => Standing::Behind,
+            _ => Standing::Failed,
+        }
+    }
+}
+
+/// The state of a mirror.
+#[derive(Debug)]
+pub struct State {
+    /// The head as it is to be; what is written down may be older.
+    pub(crate) head: Head,
+    /// The head must be written.
+    pub(crate) head_due: bool,
+    standings: Vec<Standing>,
+    /// Regions that a disk must not be read in.
+    pub(crate) behind: Vec<Bits>,
+    /// Regions that are marked, or are to be.
+    pub(crate) dirty: Bits,
+    /// Of these, those that are known to be marked durably.
+    pub(crate) marked: Bits,
+    /// Regions written since somebody looked.
+    pub(crate) recent: Bits,
+    /// Pages of bits that must be written.
+    pub(crate) due: Vec<bool>,
+}
+
+impl State {
+    /// The state after `found` was read, of disks with these hashes, of which some are `here`.
+    pub(super) fn new(found: &Record, hashes: &[u64], here: &[bool]) -> State {
+        let regions = found.head.regions();
+        let known = |hash: &u64| found.head.known.iter().find(|k| k.hash == *hash).copied();
+        let mut all: Vec<Known> = hashes
+            .iter()
+            .map(|hash| {
+                known(hash).unwrap_or(Known {
+                    hash: *hash,
+                    current: false,
+                    stranger: true,
+                })
+            })
+            .collect();
+        let mut dirty = found.dirty.clone();
+        let mut leads = true;
+        let mut standings = Vec::new();
+        let mut behind = Vec::new();
+        for (known, here) in all.iter_mut().zip(here) {
+            let standing = match (*here, known.current) {
+                (false, _) => Standing::Failed,
+                (true, true) => Standing::Current,
+                (true, false) => Standing::Behind,
+            };
+            known.current = standing == Standing::Current;
+            behind.push(if known.stranger {
+                dirty = Bits::all(regions);
+                Bits::all(regions)
+            } else if known.current && std::mem::take(&mut leads) {
+                Bits::new(regions)
+            } else {
+                found.dirty.clone()
+            });
+            standings.push(standing);
+        }
+        let pages = regions.div_ceil(super::record::PAGE_REGIONS);
+        State {
+            head: Head {
+                number: found.head.number + 1,
+                known: all,
+                ..found.head.clone()
+            },
+            head_due: false,
+            standings,
+            behind,
+            marked: dirty.clone(),
+            dirty,
+            recent: Bits::new(regions),
+            due: vec![false; pages],
+        }
+    }
+
+    /// What is to be written down.
+    pub(super) fn record(&self) -> Record {
+        Record {
+            head: self.head.clone(),
+            dirty: self.dirty.clone(),
+        }
+    }
+
+    /// How all disks stand.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        self.standings.clone()
+    }
+
+    /// How disk `index` stands.
+    #[inline]
+    pub(crate) fn standing(&self, index: usize) -> Standing {
+        let standing = self.standings.get(index).copied();
+        standing.unwrap_or(Standing::Failed)
+    }
+
+    /// Disks that get what is written, one bit each.
+    #[inline]
+    pub(crate) fn used(&self) -> u8 {
+        self.mask(|s| s != Standing::Failed)
+    }
+
+    /// Current disks, one bit each.
+    #[inline]
+    pub(crate) fn current(&self) -> u8 {
+        self.mask(|s| s == Standing::Current)
+    }
+
+    #[inline]
+    fn mask(&self, is: impl Fn(Standing) -> bool) -> u8 {
+        let bits = self.standings.iter().enumerate();
+        bits.fold(0, |mask, (i, s)| mask | u8::from(is(*s)) << i)
+    }
+
+    /// Disk `index` stands like this from now on, which is to be written down.
+    pub(crate) fn set(&mut self, index: usize, standing: Standing) {
+        if let Some(place) = self.standings.get_mut(index) {
+            *place = standing;
+        }
+        if let Some(known) = self.head.known.get_mut(index) {
+            known.current = standing == Standing::Current;
+            known.stranger &= standing != Standing::Current;
+        }
+        self.head_due = true;
+    }
+
+    /// Disk `index` is used again, and has to catch up with what it missed, or all.
+    pub(crate) fn readmit(&mut self, index: usize, full: bool) {
+        let (Some(behind), Some(known)) =
+            (self.behind.get_mut(index), self.head.known.get_mut(index))
+        else {
+            return;
+        };
+        known.stranger |= full;
+        if known.stranger {
+            // Marked before anything is acknowledged: the head waits for the bits.
+            let all = Bits::all(self.dirty.len());
+            for (page, due) in self.due.iter_mut().enumerate() {
+                let from = page * super::record::PAGE_REGIONS / 64;
+                let count = super::record::PAGE_REGIONS / 64;
+                *due |= self.dirty.words(from, count) != all.words(from, count);
+            }
+            self.dirty = all.clone();
+            *behind = all;
+        } else {
+            behind.clone_from(&self.dirty);
+        }
+        self.set(index, Standing::Behind);
+    }
+
+    /// Regions from, to (exclusive) of a range.
+    #[inline]
+    pub(crate) fn regions(&self, offset: u64, len: u64) -> (usize, usize) {
+        let shift = self.head.shift;
+        let end = offset.saturating_add(len.max(1)) - 1;
+        let number = |at: u64| usize::try_from(at >> shift).unwrap_or(usize::MAX);
+        (number(offset), number(end).saturating_add(1))
+    }
+
+    /// True if disk `index` may be read there.
+    #[inline]
+    pub(crate) fn readable(&self, index: usize, offset: u64, len: u64) -> bool {
+        let (from, to) = self.regions(offset, len);
+        let behind = self.behind.get(index);
+        self.standing(index) == Standing::Current
+            && behind.is_some_and(|b| b.is_empty() || b.next(from).is_none_or(|r| r >= to))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Standing::{Behind, Current, Failed};
+
+    fn record(currents: [bool; 2]) -> Record {
+        let names = ["a".to_owned(), "b".to_owned()];
+        let mut record = Record::first(8 << 20, &names, true);
+        record.dirty.set(3);
+        for (known, current) in record.head.known.iter_mut().zip(currents) {
+            known.current = current;
+        }
+        record
+    }
+
+    fn hashes(names: &[&str]) -> Vec<u64> {
+        names
+            .iter()
+            .map(|n| super::super::record::hash(n.as_bytes()))
+            .collect()
+    }
+
+    #[test]
+    fn after_a_crash_the_first_current_disk_is_believed_where_they_may_differ() {
+        let state = State::new(&record([true, true]), &hashes(&["a", "b"]), &[true, true]);
+        assert_eq!(state.standings(), [Current, Current]);
+        let readable = |i, mib: u64| state.readable(i, mib << 20, 4096);
+        assert!(readable(0, 3) && readable(1, 2) && !readable(1, 3));
+        assert!(!state.readable(1, (3 << 20) - 512, 1024));
+        let lost = State::new(&record([true, true]), &hashes(&["a", "b"]), &[false, true]);
+        assert_eq!(lost.standings(), [Failed, Current]);
+        assert!(lost.readable(1, 3 << 20, 512) && !lost.head.known[0].current);
+    }
+
+    #[test]
+    fn a_stale_disk_is_never_read_and_a_stranger_is_copied_whole() {
+        let stale = State::new(&record([false, true]), &hashes(&["a", "b"]), &[true, true]);
+        assert_eq!(stale.standings(), [Behind, Current]);
+        assert!(!stale.readable(0, 0, 512) && stale.readable(1, 3 << 20, 512));
+        assert_eq!(
+            (stale.behind[0].count(), stale.used(), stale.current()),
+            (1, 3, 2)
+        );
+        let alone = State::new(&record([false, true]), &hashes(&["a", "b"]), &[true, false]);
+        assert_eq!(alone.standings(), [Behind, Failed]);
+        let new = State::new(&record([true, true]), &hashes(&["a", "c"]), &[true, true]);
+        assert_eq!(new.standings(), [Current, Behind]);
+        assert_eq!((new.behind[1].count(), new.dirty.count()), (8, 8));
+    }
+
+    #[test]
+    fn a_disk_that_comes_back_has_to_catch_up_with_what_is_marked() {
+        let mut state = State::new(&record([true, true]), &hashes(&["a", "b"]), &[true, true]);
+        state.behind[1].clear_all();
+        state.set(1, Failed);
+        assert!(state.head_due && !state.head.known[1].current);
+        state.dirty.set(5);
+        state.readmit(1, false);
+        assert_eq!((state.standing(1), state.behind[1].count()), (Behind, 2));
+        assert_eq!(state.due, [false]);
+        state.readmit(1, true);
+        assert_eq!((state.behind[1].count(), state.due[0]), (8, true));
+        assert!(state.head.known[1].stranger);
+        state.set(1, Current);
+        assert!(!state.head.known[1].stranger);
+    }
+}
