@@ -19,8 +19,11 @@ is $(code timeout 30 sriov-manager scan) 0
 said "leased to vm42, .*the kernel is removing it"
 grep -q "open in vfio-user, process $vmm" /tmp/out && echo "holder named"
 never wedged /tmp/out
+is $(code timeout 30 sriov-manager plan) 0
+sed -i 's/vfs = 3/vfs = 2/' /etc/towpath/sriov-manager.toml
 is $(code timeout 30 sriov-manager plan) 4
 said "in use are VF 0"
+sed -i 's/vfs = 2/vfs = 3/' /etc/towpath/sriov-manager.toml
 is $(code timeout 30 sriov-manager status) 0
 kill -0 $vmm
 kill -0 $daemon
