@@ -29,6 +29,8 @@ pub enum Kit {
     Sriov,
     /// The same on a [newer kernel](modern), with iommufd and netdevsim, and `eswitch`.
     Iommufd,
+    /// A Debian on its first disk, which takes over: no programs.
+    Debian,
 }
 
 impl Kit {
@@ -36,7 +38,7 @@ impl Kit {
     /// (ext4 asks the crypto layer for crc32c by name, so that table does not list it.)
     fn modules(self) -> &'static [&'static str] {
         match self {
-            Self::Disk => &["crc32c_generic", "virtio_blk", "ext4"],
+            Self::Disk | Self::Debian => &["crc32c_generic", "virtio_blk", "ext4"],
             Self::Net => &["virtio_net", "8021q"],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
             Self::Iommufd => &["igb", "igbvf", "nvme", "iommufd", "vfio-pci", "netdevsim"],
@@ -44,8 +46,9 @@ impl Kit {
     }
 
     /// A program of the host, and those of this workspace with their packages.
-    fn programs(self) -> (&'static str, &'static [(&'static str, &'static str)]) {
-        match self {
+    fn programs(self) -> Option<(&'static str, &'static [(&'static str, &'static str)])> {
+        Some(match self {
+            Self::Debian => return None,
             Self::Disk => ("mkfs.ext4", &[("towpath-tests", "records")]),
             Self::Net => ("ethtool", &[("towpath-tests", "talk")]),
             Self::Sriov => ("ip", &[("sriov-manager", "sriov-manager")]),
@@ -56,7 +59,7 @@ impl Kit {
                     ("towpath-tests", "eswitch"),
                 ],
             ),
-        }
+        })
     }
 
     /// Whether it is about cards with VFs.
@@ -92,6 +95,21 @@ exec 3>&-
 poweroff -f
 "#;
 
+/// The same for a Debian: its systemd becomes process 1.
+const SWITCH: &str = r#"#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs none /dev
+/bin/busybox mount -t proc none /proc
+/bin/busybox mount -t sysfs none /sys
+/bin/busybox --install -s /bin
+export PATH=/bin:/sbin:/usr/sbin
+while read -r module; do
+    insmod "/modules/$module"
+done </modules/order
+mount -t ext4 /dev/vda /mnt
+for at in dev proc sys; do mount --move /$at /mnt/$at; done
+exec switch_root /mnt /sbin/init
+"#;
+
 /// Where the kernel with iommufd and netdevsim is, which Debian's lacks, once it was fetched.
 pub fn modern() -> PathBuf {
     paths::cache().join("kernel-iommufd")
@@ -117,7 +135,7 @@ pub fn kernel(kit: Kit) -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 4] = [const { OnceLock::new() }; 4];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 5] = [const { OnceLock::new() }; 5];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();
@@ -131,10 +149,13 @@ fn base(kit: Kit) -> Result<Vec<u8>> {
     for directory in DIRECTORIES {
         cpio.directory(directory);
     }
-    cpio.program("init", INIT.as_bytes());
+    let init = if kit == Kit::Debian { SWITCH } else { INIT };
+    cpio.program("init", init.as_bytes());
     cpio.program("bin/busybox", &busybox()?);
     add_modules(&mut cpio, kit)?;
-    let (theirs, own) = kit.programs();
+    let Some((theirs, own)) = kit.programs() else {
+        return Ok(cpio.finish());
+    };
     let mut programs = vec![(paths::program(theirs)?, format!("bin/{theirs}"))];
     let mut copies = Vec::new();
     for (package, ours) in own {

@@ -72,6 +72,14 @@ fn run(command: Command) -> Result<()> {
             target,
         }) => client::group_set(&target, &name, &settings, out),
         Command::Snapshot { name, path, target } => client::snapshot(&target, &name, &path, out),
+        Command::Attach {
+            name,
+            place,
+            queues,
+            bus,
+            target,
+        } => client::attach(&target, &name, &place, (queues, bus.as_deref()), out),
+        Command::Extra(extra) => Ok(extra.run::<Cli>(out)?),
         Command::Slow {
             name,
             count,
