@@ -11,7 +11,7 @@ serve
 vmm vm42
 echo "plugged"
 
-# The kernel takes the VF from its PF and waits for whoever has it, igb before it does anything else.
+# The kernel takes the VF from its PF and waits for whoever has it, igb before anything else.
 # Nobody else waits: not the daemon, not a look at the host.
 until sriov-manager lease list | grep -q "vm42 .*lost"; do sleep 0.2; done
 [ -e /sys/bus/pci/devices/$PF ]
