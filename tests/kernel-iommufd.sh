@@ -22,7 +22,8 @@ if [ -s "$CACHE/kernel-iommufd/vmlinuz" ] && [ -d "$CACHE/kernel-iommufd/lib/mod
     say "present"
     exit 0
 fi
-command -v zstd >/dev/null || die "zstd is missing, which modules are packed with: apt-get install zstd"
+command -v zstd >/dev/null ||
+    die "zstd is missing, which modules are packed with: apt-get install zstd"
 mkdir -p "$CACHE"
 work=$(mktemp -d "$(realpath "$CACHE")/kernel-iommufd.XXXXXX")
 trap 'rm -rf "$work"' EXIT

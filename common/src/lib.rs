@@ -1,8 +1,8 @@
 //! What towpath's daemons share, from the bottom up: guest memory ([`mem`]), descriptor chains
 //! ([`chain`]), virtqueues ([`ring`]), vhost-user connections ([`session`]), polling threads
 //! ([`worker`], [`sched`], [`mailbox`]), state that outlives the process ([`keep`]), and the
-//! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`], [`cli`], [`attach`]),
-//! and what frames and cards name stations by ([`mac`]), and controllers are told ([`nvme`]).
+//! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`], [`cli`],
+//! [`attach`]), what stations are called ([`mac`]), and what controllers are told ([`nvme`]).
 
 pub mod attach;
 pub mod bell;

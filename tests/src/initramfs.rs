@@ -27,10 +27,10 @@ pub enum Kit {
     Net,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
     Sriov,
-    /// A Debian on its first disk, which takes over: no programs.
-    Debian,
     /// The same on a [newer kernel](modern), with iommufd and netdevsim, and `eswitch`.
     Iommufd,
+    /// A Debian on its first disk, which takes over: no programs.
+    Debian,
 }
 
 impl Kit {

@@ -1,5 +1,5 @@
-//! Which modules of the running kernel would drive a device: `modules.alias` against its `modalias`,
-//! as `modprobe` does it. Asked only about PFs that no driver has.
+//! Which modules of the running kernel would drive a device: `modules.alias` against its
+//! `modalias`, as `modprobe` does it. Asked only about PFs that no driver has.
 
 use std::collections::BTreeSet;
 use std::path::Path;

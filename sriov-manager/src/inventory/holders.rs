@@ -61,8 +61,10 @@ fn look_at(kernel: &dyn Kernel, pid: u32, holders: &mut Holders) {
             continue;
         };
         let name = target.to_string_lossy();
-        if target.starts_with("/dev/vfio") {
-            holders.nodes.entry(target).or_default().push(holder());
+        let node = name.strip_suffix(" (deleted)").unwrap_or(&name);
+        let node = PathBuf::from(node);
+        if node.starts_with("/dev/vfio") {
+            holders.nodes.entry(node).or_default().push(holder());
         } else if name.contains("vfio-device") {
             let info = text(kernel, &process.join("fdinfo").join(&fd)).unwrap_or_default();
             if let Some(address) = device_in(&info) {

@@ -206,7 +206,9 @@ impl Scan<'_> {
             let owner = owner.clone();
             uses.push(Use::Leased { owner });
         }
-        if driver.is_some_and(crate::values::is_vfio) {
+        let vfio = driver.is_some_and(crate::values::is_vfio);
+        // One that the kernel is removing has lost its driver, and not those who have it open.
+        if vfio || driver.is_none() {
             let devices = kernel.list(&address.file("vfio-dev")).unwrap_or_default();
             let devices = devices
                 .iter()
@@ -214,12 +216,12 @@ impl Scan<'_> {
             let node = group.map(|number| format!("/dev/vfio/{number}"));
             let nodes: Vec<PathBuf> = devices.chain(node).map(PathBuf::from).collect();
             let holders = self.holders.of(&nodes, address);
-            let hidden = holders.is_empty() && uses.is_empty();
+            let hidden = vfio && holders.is_empty() && uses.is_empty();
             if hidden && group.is_some_and(|number| group_is_held(kernel, number)) {
                 uses.push(Use::Held);
             }
             uses.extend(holders);
-        } else if driver.is_some() {
+        } else {
             // A driver that made an interface leaves the directory behind when it is moved away.
             let interfaces = kernel.list(&address.file("net"));
             if link.is_none() && interfaces.is_ok() {

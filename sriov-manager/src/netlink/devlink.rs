@@ -142,7 +142,7 @@ fn is(error: &WriteError, codes: &[Errno]) -> bool {
     codes.iter().any(|code| code.raw_os_error() == *errno)
 }
 
-/// How the switch of `device` is run; `None` if its driver does not speak devlink, or has no switch.
+/// How the switch of `device` is run; `None` if its driver does not speak devlink, or has none.
 ///
 /// # Errors
 /// What the kernel says.

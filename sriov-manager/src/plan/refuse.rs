@@ -281,7 +281,8 @@ fn resources(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals
             refusals.push(
                 Why::NoResources,
                 format!(
-                    "{label}: {} {name} are wanted for VF {vf}; it can have up to {}, in steps of {}",
+                    "{label}: {} {name} are wanted for VF {vf}; it can have up to {}, in steps of \
+                     {}",
                     of(has),
                     flexible.most,
                     flexible.step.max(1)

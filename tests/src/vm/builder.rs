@@ -101,6 +101,14 @@ impl Builder {
         self
     }
 
+    /// The same, on the kernel of [`initramfs::modern`].
+    #[must_use]
+    pub fn iommufd(mut self, devices: &[&str]) -> Self {
+        self = self.sriov(devices);
+        self.kit = Kit::Iommufd;
+        self
+    }
+
     /// The guest is a Debian: `image` is its disk, which it does not change, and `files` the archive
     /// on its second one, as [`crate::debian`] makes them.
     #[must_use]
@@ -110,14 +118,6 @@ impl Builder {
             format!("-drive file={},format=raw,if=virtio,{more}", path.display())
         };
         self.devices = vec![disk(image, "snapshot=on"), disk(files, "readonly=on")];
-        self
-    }
-
-    /// The same, on the kernel of [`initramfs::modern`].
-    #[must_use]
-    pub fn iommufd(mut self, devices: &[&str]) -> Self {
-        self = self.sriov(devices);
-        self.kit = Kit::Iommufd;
         self
     }
 

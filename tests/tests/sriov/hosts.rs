@@ -149,7 +149,8 @@ fn what_the_hardware_cannot_is_said_before_it_is_tried() -> Result<()> {
     let card = "-device pcie-root-port,id=plain,chassis=7,disable-acs=on \
          -netdev hubport,id=h1,hubid=0 -device igb,bus=plain,netdev=h1,mac=52:54:00:00:01:00 \
          -device nvme-subsys,id=ss0 -device nvme,bus=slot0,serial=a,subsys=ss0,sriov_max_vfs=4,\
-         sriov_vq_flexible=16,sriov_vi_flexible=8,sriov_max_vq_per_vf=6,sriov_max_vi_per_vf=4 -device nvme-subsys,id=ss1 \
+         sriov_vq_flexible=16,sriov_vi_flexible=8,sriov_max_vq_per_vf=6,sriov_max_vi_per_vf=4 \
+         -device nvme-subsys,id=ss1 \
          -device pcie-root-port,id=small,chassis=8,mem-reserve=1M,pref64-reserve=1M";
     let devices = [IOMMU, "-machine kernel-irqchip=split", card];
     let story = format!("{CONFIGURE}{ODD}");

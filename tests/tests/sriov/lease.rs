@@ -61,7 +61,7 @@ echo "exec"
 kill -9 $vm43
 until [ "$(sriov-manager lease list | grep -c vm43)" = 0 ]; do sleep 0.2; done
 ip link show eth0 >/tmp/out
-! grep -E "vlan 200|max_tx_rate 300" /tmp/out
+never "vlan 200|max_tx_rate 300" /tmp/out
 is $(grep -c "vlan 100" /tmp/out) 2
 echo "released"
 

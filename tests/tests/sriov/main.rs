@@ -29,6 +29,8 @@ conf() { mkdir -p /etc/towpath; cat >/etc/towpath/sriov-manager.toml; }
 code() { set +e; "$@" >/tmp/out 2>&1; status=$?; set -e; cat /tmp/out >&2; echo $status; }
 is() { [ "$1" = "$2" ] || { echo "is $1, not $2"; cat /tmp/out; exit 9; }; }
 said() { grep -q -- "$1" /tmp/out || { echo "did not say: $1"; cat /tmp/out; exit 9; }; }
+# `! grep` would not end a scenario.
+never() { if grep -E -q -- "$1" $2; then echo "said: $1"; cat $2; exit 9; fi; }
 driver() { basename $(readlink -f /sys/bus/pci/devices/$1/driver); }
 vf() { basename $(readlink -f /sys/bus/pci/devices/$PF/virtfn$1); }
 group() { basename $(readlink -f /sys/bus/pci/devices/$1/iommu_group); }

@@ -1,5 +1,5 @@
-//! What Debian's kernel lacks: iommufd with a node for each device, and netdevsim, whose eswitch can
-//! be switched. `make iommufd` fetches a kernel that has them and runs this; without that kernel,
+//! What Debian's kernel lacks: iommufd with a node for each device, and netdevsim, whose eswitch
+//! can be switched. `make iommufd` fetches a kernel that has them and runs this; without that kernel,
 //! what is here is skipped, and says so.
 
 use anyhow::{Result, ensure};
