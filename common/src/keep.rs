@@ -21,6 +21,7 @@ mod crash;
 mod journal;
 mod keeper;
 mod ledger;
+mod muster;
 pub mod parcel;
 mod pass;
 pub mod supervise;
@@ -39,6 +40,7 @@ use crate::session::Addresses;
 pub use journal::{Cell, Journal};
 pub use keeper::{Keeper, Place};
 pub use ledger::Ledger;
+pub use muster::{Muster, Ticket};
 
 /// Version of the document this build writes, and the newest it reads.
 ///

@@ -6,7 +6,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use std::sync::atomic::compiler_fence;
 
 use super::KeepError;
 use crate::mem::{Mapping, View};
@@ -141,6 +142,9 @@ impl Cell {
     pub fn begin(&self, next_avail: u16) {
         self.view
             .store_u64(self.at, SET | u64::from(next_avail), Release);
+        // A kill stops the processor between two instructions: that the compiler keeps their order
+        // is enough.
+        compiler_fence(SeqCst);
     }
 
     /// What was written last, by whoever.

@@ -11,11 +11,11 @@ use tracing::{error, info, warn};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::adopt::adopt;
-use super::kept::{Kept, STRIKES};
+use super::kept::{Kept, Left, STRIKES};
 use super::serve::{Shared, locked};
 use super::state::{Session, lock};
 use super::{Alarm, Device};
-use crate::keep::{Journal, KeepError, Kept as Document, Place};
+use crate::keep::{Journal, KeepError, Kept as Document, Ticket};
 
 /// A predecessor's session, and the handler for its connection.
 type Restored<D> = (BackendReqHandler<Mutex<Session<D>>>, Arc<Mutex<Session<D>>>);
@@ -24,10 +24,15 @@ impl Shared {
     /// Go on with the session that a predecessor left.
     pub(super) fn resume<D: Device + std::fmt::Debug>(
         &self,
-        mut place: Place,
-        mut kept: Document,
+        left: Left,
         device: &Arc<D>,
     ) {
+        let Left {
+            mut place,
+            mut kept,
+            ticket,
+        } = left;
+        let mut ticket = Some(ticket);
         let name = device.name().to_owned();
         let parts = kept.need("connection").and_then(|connection| {
             let journal = Journal::adopt(kept.need("journal")?, device.max_queues())?;
@@ -44,7 +49,7 @@ impl Shared {
         let Some((alarm, peek)) = self.begin(&stream, device) else {
             return;
         };
-        match self.quarantine(&name, &stream, &journal) {
+        match self.quarantine(&name, &stream, &journal, &mut ticket) {
             ControlFlow::Continue(()) => {}
             ControlFlow::Break(Verdict::Leave) => return,
             ControlFlow::Break(Verdict::Over) => {
@@ -58,7 +63,14 @@ impl Shared {
             let why = "the process ended while it handled a message".to_owned();
             Err(KeepError::Unfit(why))
         } else {
-            self.restore(place, kept, device, &stream, (alarm, journal))
+            let keeping = Kept::new(place, &stream, Some(journal), device.max_queues());
+            keeping.and_then(|keeping| {
+                let keeping = match ticket {
+                    Some(ticket) => keeping.awaited(ticket),
+                    None => keeping,
+                };
+                self.restore(keeping, kept, device, &stream, alarm)
+            })
         };
         match restored {
             Ok((handler, session)) => {
@@ -77,13 +89,12 @@ impl Shared {
 
     fn restore<D: Device + std::fmt::Debug>(
         &self,
-        place: Place,
+        keeping: Kept,
         kept: Document,
         device: &Arc<D>,
         stream: &UnixStream,
-        (alarm, journal): (Arc<Alarm>, Journal),
+        alarm: Arc<Alarm>,
     ) -> Result<Restored<D>, KeepError> {
-        let keeping = Kept::new(place, stream, Some(journal), device.max_queues())?;
         let status = Arc::clone(&self.status);
         let session = Session::restore(Arc::clone(device), alarm, status, kept, Some(keeping))?;
         let session = Arc::new(Mutex::new(session));
@@ -109,12 +120,15 @@ impl Shared {
         name: &str,
         stream: &UnixStream,
         journal: &Journal,
+        ticket: &mut Option<Ticket>,
     ) -> ControlFlow<Verdict> {
         let times = journal.begin(self.keeper.crashed());
         if times < STRIKES {
             return ControlFlow::Continue(());
         }
         journal.settle();
+        // Nobody waits for it.
+        *ticket = None;
         let why = format!(
             "the daemon crashed {times} times over this session, which is quarantined: its \
              requests wait until it is released, or until the front-end goes"
