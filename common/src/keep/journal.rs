@@ -96,8 +96,13 @@ impl Journal {
             let at = LINE * (usize::from(vring) + 1) + BUSY;
             self.view.store_u64(at, 0, Release);
         }
-        self.view.store_u64(RESTORING, 1, Release);
+        self.view.store_u64(RESTORING, 0, Release);
         strikes
+    }
+
+    /// It is being restored: a crash now may be its doing.
+    pub fn restore(&self) {
+        self.view.store_u64(RESTORING, 1, Release);
     }
 
     /// It is restored, or held.
@@ -188,7 +193,10 @@ mod tests {
         let journal = Journal::create(2).unwrap();
         let cell = journal.cell(1).unwrap();
         assert_eq!(journal.begin(true), 0, "nothing was done for it");
+        assert_eq!(journal.begin(true), 0, "nor when it waited for its turn");
+        journal.restore();
         assert_eq!(journal.begin(false), 0, "killed while it was restored");
+        journal.restore();
         assert_eq!(journal.begin(true), 1, "crashed while it was restored");
         journal.settle();
         cell.set_busy(true);

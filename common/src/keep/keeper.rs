@@ -49,6 +49,8 @@ struct Inner {
     left: Mutex<BTreeMap<(String, String), (Place, Kept)>>,
     /// Sessions that were claimed and are not back yet.
     muster: Muster,
+    /// Held while one of them is restored that is under suspicion.
+    turn: Mutex<()>,
     /// The control socket that the manager listens on for us.
     control: Mutex<Option<OwnedFd>>,
     /// Times the manager could not be told.
@@ -140,6 +142,7 @@ impl Keeper {
             serial: AtomicU64::new(1),
             left: Mutex::default(),
             muster: Muster::default(),
+            turn: Mutex::default(),
             control: Mutex::default(),
             failures: AtomicU64::new(0),
             crashed: AtomicBool::new(false),
@@ -221,6 +224,12 @@ impl Keeper {
     #[must_use]
     pub fn muster(&self) -> &Muster {
         &self.0.muster
+    }
+
+    /// Held while a session is restored that a process crashed over: were they restored at the same
+    /// time, all would be blamed for what one does.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.0.turn)
     }
 
     /// Whether a predecessor left sessions that nobody has claimed yet.

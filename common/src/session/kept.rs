@@ -105,6 +105,11 @@ impl Kept {
         })
     }
 
+    /// It is being restored, until it settles.
+    pub(super) fn restores(&self) {
+        self.journal.restore();
+    }
+
     /// It is coming back; others wait until it is.
     pub(super) fn awaited(mut self, ticket: Ticket) -> Kept {
         self.ticket = Some(ticket);

@@ -49,15 +49,19 @@ impl Shared {
         let Some((alarm, peek)) = self.begin(&stream, device) else {
             return;
         };
-        match self.quarantine(&name, &stream, &journal, &mut ticket) {
-            ControlFlow::Continue(()) => {}
+        let suspect = match self.quarantine(&name, &stream, &journal, &mut ticket) {
+            ControlFlow::Continue(suspect) => suspect,
             ControlFlow::Break(Verdict::Leave) => return,
             ControlFlow::Break(Verdict::Over) => {
                 place.clear();
                 self.end(None);
                 return;
             }
+        };
+        if suspect {
+            ticket = None;
         }
+        let turn = suspect.then(|| self.keeper.turn());
         let restored = if journal.was_handling() {
             place.clear();
             let why = "the process ended while it handled a message".to_owned();
@@ -72,6 +76,7 @@ impl Shared {
                 self.restore(keeping, kept, device, &stream, alarm)
             })
         };
+        drop(turn);
         match restored {
             Ok((handler, session)) => {
                 info!(device = name, "the session of a predecessor goes on");
@@ -96,6 +101,7 @@ impl Shared {
         alarm: Arc<Alarm>,
     ) -> Result<Restored<D>, KeepError> {
         let status = Arc::clone(&self.status);
+        keeping.restores();
         let session = Session::restore(Arc::clone(device), alarm, status, kept, Some(keeping))?;
         let session = Arc::new(Mutex::new(session));
         let adopted = adopt(stream, &session);
@@ -114,17 +120,18 @@ impl Shared {
         }
     }
 
-    /// Hold a session that ended too many processes, until it is released, or over.
+    /// Hold a session that ended too many processes, until it is released, or over. One that may
+    /// have ended any is a suspect: others do not wait for it, and it is restored alone.
     fn quarantine(
         &self,
         name: &str,
         stream: &UnixStream,
         journal: &Journal,
         ticket: &mut Option<Ticket>,
-    ) -> ControlFlow<Verdict> {
+    ) -> ControlFlow<Verdict, bool> {
         let times = journal.begin(self.keeper.crashed());
         if times < STRIKES {
-            return ControlFlow::Continue(());
+            return ControlFlow::Continue(times > 0);
         }
         journal.settle();
         // Nobody waits for it.
@@ -151,7 +158,7 @@ impl Shared {
                 let _ = rustix::io::read(&self.bell, &mut [0; 8]);
                 lock(&self.status).quarantined = false;
                 journal.forgive();
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(true);
             }
             if self.leave.load(Ordering::SeqCst) {
                 return ControlFlow::Break(Verdict::Leave);

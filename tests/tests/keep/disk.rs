@@ -168,11 +168,11 @@ fn a_disk_that_crashes_its_daemon_is_quarantined_and_the_others_live() -> Result
     other.write(0, &[7; 512])?;
     let (mut done, mut last) = (Vec::new(), None);
     let deadline = Instant::now() + PATIENCE;
-    let mut looked = Instant::now();
+    let (mut looked, mut served) = (Instant::now(), 0);
     loop {
         ensure!(Instant::now() < deadline, "never quarantined");
         load.turn(&mut done)?;
-        if looked.elapsed() < Duration::from_millis(40) {
+        if looked.elapsed() < Duration::from_millis(20) {
             continue;
         }
         looked = Instant::now();
@@ -182,9 +182,11 @@ fn a_disk_that_crashes_its_daemon_is_quarantined_and_the_others_live() -> Result
         if shown["session"]["quarantined"] == true {
             break;
         }
-        if let Some(pid) = child(keeper).filter(|pid| Some(*pid) != last) {
+        // Once it is being served again.
+        let pid = child(keeper).filter(|pid| Some(*pid) != last);
+        if let Some(pid) = pid.filter(|_| load.finished > served + 200) {
             kill_process(pid, Signal::ABORT)?;
-            last = Some(pid);
+            (last, served) = (Some(pid), load.finished);
         }
     }
     let mut bytes = [0; 512];

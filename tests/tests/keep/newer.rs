@@ -7,7 +7,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -29,6 +32,25 @@ struct Manager {
     held: Vec<(String, OwnedFd)>,
 }
 
+/// A daemon, and the thread that hears what it says meanwhile: it would wait for us.
+struct Started {
+    process: Process,
+    stop: Arc<AtomicBool>,
+    ear: JoinHandle<Result<Manager>>,
+}
+
+impl Started {
+    /// Ends it, and hears it out.
+    fn end(mut self, signal: Signal) -> Result<(Manager, ExitStatus)> {
+        self.process.signal(signal)?;
+        let status = self.process.wait(PATIENCE)?;
+        self.stop.store(true, SeqCst);
+        let heard = self.ear.join();
+        let manager = heard.map_err(|_| anyhow::anyhow!("the manager panicked"))??;
+        Ok((manager, status))
+    }
+}
+
 impl Manager {
     fn new() -> Result<Manager> {
         let dir = tempfile::tempdir()?;
@@ -43,9 +65,7 @@ impl Manager {
     }
 
     /// Start vblk with what is held, and hear it until it is ready.
-    fn start(&mut self) -> Result<Process> {
-        // What the one before said counts.
-        while self.hear()?.is_some() {}
+    fn start(mut self) -> Result<Started> {
         // Descriptors get their numbers by way of the standard streams, of which there are three.
         ensure!(self.held.len() <= 3, "{} are held", self.held.len());
         let log = self.path("log");
@@ -81,7 +101,14 @@ impl Manager {
             let said = || std::fs::read_to_string(self.path("log")).unwrap_or_default();
             ensure!(Instant::now() < deadline, "never ready: {}", said());
         }
-        Ok(process)
+        let stop = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&stop);
+        let ear = std::thread::spawn(move || {
+            // What it said before its end counts.
+            while self.hear()?.is_some() || !over.load(SeqCst) {}
+            Ok(self)
+        });
+        Ok(Started { process, stop, ear })
     }
 
     /// One message, if there is one, and whether it says that the daemon is ready.
@@ -143,41 +170,39 @@ impl Manager {
 
 #[test]
 fn an_older_build_refuses_a_newer_record_and_front_ends_connect_anew() -> Result<()> {
-    let mut manager = Manager::new()?;
+    let manager = Manager::new()?;
+    let (path, log) = (manager.path("disk"), manager.path("log"));
     File::create(manager.path("image"))?.set_len(1 << 20)?;
     let mut vblk = manager.start()?;
-    let path = manager.path("disk");
     let mut client = BlkClient::connect(&path, ClientOptions::default())?;
     client.write(8, &[0x5a; 4096])?;
     client.flush()?;
+    let mut bytes = [0; 4096];
     // The same build goes on: what is held is right.
-    for _ in 0..2 {
-        vblk.signal(Signal::KILL)?;
-        vblk.wait(PATIENCE)?;
-        vblk = manager.start()?;
-        let mut bytes = [0; 4096];
+    for signal in [Signal::KILL, Signal::TERM] {
+        vblk = vblk.end(signal)?.0.start()?;
         client.read(8, &mut bytes)?;
-        ensure!(bytes == [0x5a; 4096], "other contents after a restart");
+        ensure!(bytes == [0x5a; 4096], "other contents after {signal:?}");
     }
-    vblk.signal(Signal::KILL)?;
-    vblk.wait(PATIENCE)?;
-    while manager.hear()?.is_some() {}
+    let (mut manager, _) = vblk.end(Signal::KILL)?;
     let version = manager.age()?;
-    let mut vblk = manager.start()?;
+    let vblk = manager.start()?;
     ensure!(
         client.frontend().raw().closes_within(PATIENCE)?,
         "the front-end is not told"
     );
-    let log = std::fs::read_to_string(manager.path("log"))?;
-    let why = format!("has version {}, this build reads up to {version}", version + 1);
+    let log = std::fs::read_to_string(log)?;
+    let why = format!(
+        "has version {}, this build reads up to {version}",
+        version + 1
+    );
     ensure!(log.contains(&why), "{log}");
     // It comes again, and nothing is lost.
     let mut client = BlkClient::connect(&path, ClientOptions::default())?;
-    let mut bytes = [0; 4096];
     client.read(8, &mut bytes)?;
     ensure!(bytes == [0x5a; 4096], "what was acknowledged is lost");
     client.write(8, &[0xa5; 4096])?;
-    vblk.signal(Signal::TERM)?;
-    ensure!(vblk.wait(PATIENCE)?.success(), "it ends badly");
+    let (_manager, status) = vblk.end(Signal::TERM)?;
+    ensure!(status.success(), "it ends with {status}");
     Ok(())
 }

@@ -43,6 +43,8 @@ struct Stream {
     next: u64,
     last: u64,
     received: u64,
+    /// Nothing new is sent.
+    ending: bool,
     /// All before this one is received or lost.
     settled: u64,
     heard: Instant,
@@ -52,7 +54,7 @@ impl Stream {
     /// Send what may be sent, receive what is there; how many came.
     fn turn(&mut self) -> Result<u64> {
         let mut queued = false;
-        while self.next - self.settled < WINDOW {
+        while !self.ending && self.next - self.settled < WINDOW {
             if !self
                 .sender
                 .queue(Header::default(), &frame(1, 2, self.next))?
@@ -130,6 +132,7 @@ fn survives(signal: Signal, count: usize, lost: u64) -> Result<()> {
         next: 1,
         last: 0,
         received: 0,
+        ending: false,
         settled: 0,
         heard: Instant::now(),
     };
@@ -154,6 +157,7 @@ fn survives(signal: Signal, count: usize, lost: u64) -> Result<()> {
         })?;
     }
     // The last ones arrive.
+    stream.ending = true;
     let (until, end) = (Instant::now() + PATIENCE, stream.next);
     while stream.last + 1 < end && Instant::now() < until && stream.heard.elapsed() < SILENCE / 2 {
         stream.turn()?;
