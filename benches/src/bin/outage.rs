@@ -27,7 +27,12 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|");
     for (end, how) in [(End::Planned, "planned restart"), (End::Killed, "kill -9")] {
         print("vblk", how, count, &disk(&dir.join("vblk"), end, count)?);
-        print("vswitch", how, count, &port(&dir.join("vswitch"), end, count)?);
+        print(
+            "vswitch",
+            how,
+            count,
+            &port(&dir.join("vswitch"), end, count)?,
+        );
     }
     Ok(())
 }

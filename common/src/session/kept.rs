@@ -223,7 +223,10 @@ impl<D: Device> Session<D> {
         let ticket = self.keeping.as_mut().and_then(|k| k.ticket.take());
         if !last.is_empty() && ticket.is_some_and(|ticket| !ticket.meet()) {
             let device = self.device.name();
-            warn!(device, "other sessions are not back yet: what is sent to them is lost");
+            warn!(
+                device,
+                "other sessions are not back yet: what is sent to them is lost"
+            );
         }
         let rest = last.into_iter().map(|queue| self.resume_one(queue));
         begun.and(rest.fold(Ok(()), Result::and))

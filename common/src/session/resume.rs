@@ -22,11 +22,7 @@ type Restored<D> = (BackendReqHandler<Mutex<Session<D>>>, Arc<Mutex<Session<D>>>
 
 impl Shared {
     /// Go on with the session that a predecessor left.
-    pub(super) fn resume<D: Device + std::fmt::Debug>(
-        &self,
-        left: Left,
-        device: &Arc<D>,
-    ) {
+    pub(super) fn resume<D: Device + std::fmt::Debug>(&self, left: Left, device: &Arc<D>) {
         let Left {
             mut place,
             mut kept,

@@ -115,7 +115,7 @@ fn guests_talk_on_while_their_vswitch_is_killed() -> Result<()> {
     let changes = |guest: &mut Guest| guest.number("cat /sys/class/net/eth0/carrier_changes");
     let before = [changes(&mut one)?, changes(&mut two)?];
     for kill in 0..kills(8).min(50) {
-        let from = packets(&vswitch, "p1", "rx")?;
+        let from = until("the API", || Ok(packets(&vswitch, "p1", "rx").ok()))?;
         let call = one.start("talk tcp 10.0.0.2 7 3000000 3000000")?;
         until("the stream to run", || {
             // The API is away while the daemon is.

@@ -88,15 +88,3 @@ fn the_directory_is_ours_alone_and_goes_with_us() {
         assert!(!directory.exists());
     });
 }
-
-#[test]
-fn pauses_double_up_to_a_limit() {
-    let mut pause = Duration::ZERO;
-    let mut all = Vec::new();
-    for _ in 0..12 {
-        pause = longer(pause);
-        all.push(pause.as_millis());
-    }
-    assert_eq!(all[..4], [10, 20, 40, 80]);
-    assert_eq!(all[11], 5000);
-}
