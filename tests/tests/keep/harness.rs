@@ -167,8 +167,8 @@ impl Killer {
                 .get((self.outages.len() * part / 100).max(1) - 1)
         };
         println!(
-            "{what}: {} kills before anybody was served; {} outages, median {:?}, p99 {:?}, longest \
-             {:?}",
+            "{what}: {} kills before anybody was served; {} outages, median {:?}, p99 {:?}, \
+             longest {:?}",
             self.early,
             self.outages.len(),
             at(50).copied().unwrap_or_default(),
