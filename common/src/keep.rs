@@ -12,11 +12,12 @@
 //!        ─▶ the descriptors, in the order of "fds"
 //! ```
 //!
-//! What a session's descriptors are called: `connection`, `journal`, `mem.N` (memory region N), `log`
-//! (dirty log), `inflight` (the front-end's table), `backend_req` (channel for our requests), and for
-//! each vring `vring.N.kick`, `vring.N.call`, `vring.N.err`, `vring.N.inflight` (a table of our own).
-//! What its body says is [`Record`]. A field that is new has a default, so that older documents read;
-//! one that changes its meaning, or without which a session must not go on, makes a new [`VERSION`].
+//! What a session's descriptors are called: `connection`, `journal`, `mem.N` (memory region N),
+//! `log` (dirty log), `inflight` (the front-end's table), `backend_req` (channel for our requests),
+//! and for each vring `vring.N.kick`, `vring.N.call`, `vring.N.err`, `vring.N.inflight` (a table of
+//! our own). What its body says is [`Record`]. A field that is new has a default, so that older
+//! documents read; one that changes its meaning, or without which a session must not go on, makes a
+//! new [`VERSION`].
 //!
 //! Kinds: `session` ([`Record`]), `listener` (a socket front-ends connect to), `ledger`
 //! ([`Ledger`]) and what a daemon keeps for itself (`tap`: an interface's queues). A document
