@@ -12,6 +12,13 @@
 //!        ─▶ the descriptors, in the order of "fds"
 //! ```
 //!
+//! What a session's descriptors are called: `connection`, `journal`, `mem.N` (memory region N),
+//! `log` (dirty log), `inflight` (the front-end's table), `backend_req` (channel for our requests),
+//! and for each vring `vring.N.kick`, `vring.N.call`, `vring.N.err`, `vring.N.inflight` (a table of
+//! our own). What its body says is [`Record`]. A field that is new has a default, so that older
+//! documents read; one that changes its meaning, or without which a session must not go on, makes a
+//! new [`VERSION`].
+//!
 //! Kinds: `session` ([`Record`]), `listener` (a socket front-ends connect to), `ledger`
 //! ([`Ledger`]) and what a daemon keeps for itself (`tap`: an interface's queues). A document
 //! carries a version. A successor reads its own and older versions, and refuses newer ones, after
@@ -21,6 +28,7 @@ mod crash;
 mod journal;
 mod keeper;
 mod ledger;
+mod muster;
 pub mod parcel;
 mod pass;
 pub mod supervise;
@@ -39,6 +47,7 @@ use crate::session::Addresses;
 pub use journal::{Cell, Journal};
 pub use keeper::{Keeper, Place};
 pub use ledger::Ledger;
+pub use muster::{Muster, Ticket};
 
 /// Version of the document this build writes, and the newest it reads.
 ///

@@ -205,6 +205,15 @@ pub struct Service {
 pub struct Vblk(Service);
 
 impl Vblk {
+    /// [`Vblk::serve`] of another program with the same command line.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn serve_as(program: &Path, dir: TempDir, disks: &[&str], more: &[&str]) -> Result<Self> {
+        let program = program.to_owned();
+        Service::serve_as(program, "vblk", dir, ("--disk", disks), more, None).map(Self)
+    }
+
     /// Starts `vblk serve` with one `--disk` for each of `disks`, in which `{dir}` stands for the
     /// daemon's directory, and `more` arguments.
     ///
@@ -278,6 +287,17 @@ impl Drop for Service {
     }
 }
 
+/// The daemon `name` that is tested: ours, built if need be, or what the environment names.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    match std::env::var_os(format!("TOWPATH_{}", name.to_uppercase())) {
+        Some(named) => Ok(named.into()),
+        None => cargo::program(name, name),
+    }
+}
+
 impl Service {
     fn serve(
         name: &'static str,
@@ -286,10 +306,17 @@ impl Service {
         more: &[&str],
         namespace: Option<&str>,
     ) -> Result<Self> {
-        let program = match std::env::var_os(format!("TOWPATH_{}", name.to_uppercase())) {
-            Some(named) => named.into(),
-            None => cargo::program(name, name)?,
-        };
+        Self::serve_as(program(name)?, name, dir, (option, items), more, namespace)
+    }
+
+    fn serve_as(
+        program: PathBuf,
+        name: &'static str,
+        dir: TempDir,
+        (option, items): (&str, &[&str]),
+        more: &[&str],
+        namespace: Option<&str>,
+    ) -> Result<Self> {
         let here = dir.path().display().to_string();
         let mut arguments = vec![
             "serve".into(),

@@ -131,6 +131,10 @@ impl Device for NetDevice {
         false
     }
 
+    fn sends_to_others(&self, queue: u16) -> bool {
+        !self.is_receive(queue) && !self.is_control(queue)
+    }
+
     fn max_queues(&self) -> u16 {
         self.card.pairs * 2 + 1
     }

@@ -101,13 +101,14 @@ impl Host {
         };
         let cpus = settings.cpus.as_slice();
         let count = cpus.len().max(1);
+        let holds = keeper.has_sessions();
         warn_if_crowded(count);
         let mut workers = Vec::new();
         for index in 0..count {
             let cpu = cpus.get(index).map(|c| usize::from(c.get()));
             let (events, fdb) = (events.clone(), Arc::clone(&fdb));
             let worker = Worker::spawn(index, cpu, idle, move |context| {
-                Ok(NetPlane::new(context, fdb, events))
+                Ok(NetPlane::new(context, fdb, events).holding_uplinks(holds))
             });
             workers.push(worker.map_err(failed(index))?);
         }
@@ -312,10 +313,21 @@ impl Service for Host {
 impl Host {
     /// Leave everything to a successor of this process.
     fn leave(&self) {
+        // First nobody sends, then nobody receives: no frame is lost.
+        for worker in &self.workers {
+            // A dead worker forwards nothing.
+            let _ = worker.handle().call(Change::Pause);
+        }
         let mut servers = Vec::new();
         for port in lock(&self.ports).iter_mut() {
             match &mut port.kind {
-                Kind::Guest(_, server) => servers.extend(server.take()),
+                Kind::Guest(_, server) => {
+                    let server = server.take();
+                    // Counted before it is gone: a counter does not go back.
+                    let sessions = server.as_ref().map_or(0, |s| s.status().sessions);
+                    port.connections += sessions;
+                    servers.extend(server);
+                }
                 // What is kept at the old place stays there.
                 Kind::Uplink(_, _, place) => *place = self.keeper.place(),
             }

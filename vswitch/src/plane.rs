@@ -50,6 +50,10 @@ pub enum Change {
     SetShare(PortNo, Share),
     /// Poll a queue of an uplink, by its number.
     AddUplink(PortNo, u16, Box<dyn Uplink>, ReplyTo<bool>),
+    /// Forward nothing any more: a successor will.
+    Pause(ReplyTo<()>),
+    /// Poll the uplinks that were held.
+    ReleaseUplinks,
     /// Give a queue of an uplink back.
     RemoveUplink(PortNo, ReplyTo<Option<Box<dyn Uplink>>>),
     /// Poll a transmit queue, of a driver that negotiated these features.
@@ -112,7 +116,7 @@ struct UplinkHere {
     queue: u16,
     /// What came from it.
     rx: QueueCounters,
-    /// When it is looked at next, in ns.
+    /// When it is looked at next, in ns; not at all while it is held.
     next: u64,
     told: bool,
 }
@@ -131,6 +135,10 @@ pub struct NetPlane {
     /// Bells of queues that are gone: a front-end that comes and goes makes no new ones.
     bells: Vec<Bell>,
     events: Events,
+    /// Uplinks wait for the sessions that a predecessor left: what comes in would find nobody.
+    holds_uplinks: bool,
+    /// Nothing is forwarded any more: a port that sends would find others gone.
+    paused: bool,
 }
 
 impl NetPlane {
@@ -152,7 +160,23 @@ impl NetPlane {
             burst: Burst::new(),
             bells: Vec::new(),
             events,
+            holds_uplinks: false,
+            paused: false,
         }
+    }
+
+    /// Whether it looks at no uplink before [`Change::ReleaseUplinks`].
+    #[must_use]
+    pub fn holding_uplinks(self, holds_uplinks: bool) -> NetPlane {
+        NetPlane {
+            holds_uplinks,
+            ..self
+        }
+    }
+
+    /// When an uplink that had nothing is looked at next, at the soonest.
+    fn soon(&self) -> u64 {
+        if self.holds_uplinks { u64::MAX } else { 0 }
     }
 
     #[inline]
@@ -274,6 +298,9 @@ impl Plane for NetPlane {
     }
 
     fn step(&mut self, now: Cycles) -> bool {
+        if self.paused {
+            return false;
+        }
         let moment = self.moment(now);
         let NetPlane {
             switch,
@@ -312,6 +339,9 @@ impl Plane for NetPlane {
     }
 
     fn arm(&mut self) -> bool {
+        if self.paused {
+            return false;
+        }
         let mut work = false;
         for port in self.ports.iter_mut().flatten() {
             // A parked port's work waits for its cap, which the deadline is about.
@@ -328,11 +358,12 @@ impl Plane for NetPlane {
     }
 
     fn disarm(&mut self) {
+        let soon = self.soon();
         for port in self.ports.iter_mut().flatten() {
             port.queues.iter_mut().for_each(GuestTx::disarm);
             port.control.iter_mut().for_each(GuestCtrl::disarm);
             for uplink in &mut port.uplinks {
-                uplink.next = 0;
+                uplink.next = soon;
             }
         }
     }

@@ -6,7 +6,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use std::sync::atomic::compiler_fence;
 
 use super::KeepError;
 use crate::mem::{Mapping, View};
@@ -95,8 +96,13 @@ impl Journal {
             let at = LINE * (usize::from(vring) + 1) + BUSY;
             self.view.store_u64(at, 0, Release);
         }
-        self.view.store_u64(RESTORING, 1, Release);
+        self.view.store_u64(RESTORING, 0, Release);
         strikes
+    }
+
+    /// It is being restored: a crash now may be its doing.
+    pub fn restore(&self) {
+        self.view.store_u64(RESTORING, 1, Release);
     }
 
     /// It is restored, or held.
@@ -141,6 +147,9 @@ impl Cell {
     pub fn begin(&self, next_avail: u16) {
         self.view
             .store_u64(self.at, SET | u64::from(next_avail), Release);
+        // A kill stops the processor between two instructions: that the compiler keeps their order
+        // is enough.
+        compiler_fence(SeqCst);
     }
 
     /// What was written last, by whoever.
@@ -184,7 +193,10 @@ mod tests {
         let journal = Journal::create(2).unwrap();
         let cell = journal.cell(1).unwrap();
         assert_eq!(journal.begin(true), 0, "nothing was done for it");
+        assert_eq!(journal.begin(true), 0, "nor when it waited for its turn");
+        journal.restore();
         assert_eq!(journal.begin(false), 0, "killed while it was restored");
+        journal.restore();
         assert_eq!(journal.begin(true), 1, "crashed while it was restored");
         journal.settle();
         cell.set_busy(true);

@@ -25,7 +25,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use tracing::warn;
 
 use super::crash::Crash;
-use super::{KeepError, Kept, pass};
+use super::{KeepError, Kept, Muster, SESSION, pass};
 
 /// Longest wait for a manager that does not read.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +47,10 @@ struct Inner {
     serial: AtomicU64,
     /// What came back and was not claimed yet, by kind and name.
     left: Mutex<BTreeMap<(String, String), (Place, Kept)>>,
+    /// Sessions that were claimed and are not back yet.
+    muster: Muster,
+    /// Held while one of them is restored that is under suspicion.
+    turn: Mutex<()>,
     /// The control socket that the manager listens on for us.
     control: Mutex<Option<OwnedFd>>,
     /// Times the manager could not be told.
@@ -137,6 +141,8 @@ impl Keeper {
             shelf,
             serial: AtomicU64::new(1),
             left: Mutex::default(),
+            muster: Muster::default(),
+            turn: Mutex::default(),
             control: Mutex::default(),
             failures: AtomicU64::new(0),
             crashed: AtomicBool::new(false),
@@ -212,6 +218,24 @@ impl Keeper {
     #[must_use]
     pub fn control(&self) -> Option<OwnedFd> {
         lock(&self.0.control).take()
+    }
+
+    /// Sessions of a predecessor that are claimed and not back yet.
+    #[must_use]
+    pub fn muster(&self) -> &Muster {
+        &self.0.muster
+    }
+
+    /// Held while a session is restored that a process crashed over: were they restored at the same
+    /// time, all would be blamed for what one does.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.0.turn)
+    }
+
+    /// Whether a predecessor left sessions that nobody has claimed yet.
+    #[must_use]
+    pub fn has_sessions(&self) -> bool {
+        lock(&self.0.left).keys().any(|(kind, _)| kind == SESSION)
     }
 
     /// A place for something new.

@@ -10,9 +10,10 @@
 //! SIGHUP            passed on: read the configuration again
 //! ```
 //!
-//! A daemon that ends is started again at once, unless it ended before it was ready or lived for
-//! moments only: then after a pause that doubles each time. One that ends by itself before it was
-//! ever ready has something to say about its configuration; its exit code is passed on.
+//! A daemon that ends is started again at once, unless that happened again and again before it was
+//! ready or within moments: from the third time on after a pause that doubles each time. One that
+//! ends by itself before it was ever ready has something to say about its configuration; its exit
+//! code is passed on.
 
 use std::ffi::OsString;
 use std::io::{Error, ErrorKind, IoSliceMut};
@@ -37,8 +38,11 @@ use super::pass;
 const MOST: usize = 1024;
 /// A daemon that lived shorter than this is not started again at once.
 const MOMENT: Duration = Duration::from_millis(50);
-/// First and longest pause before a daemon that fails is started again.
-const PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(5)];
+/// First and longest pause before a daemon that fails is started again. Guests wait meanwhile, so
+/// that the longest is what it costs them once the reason is gone.
+const PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
+/// So often in a row it may end early and is started again at once.
+const FREE: u32 = 2;
 /// Longest without a sign of progress, once it is ready.
 const WATCHDOG: Duration = Duration::from_secs(30);
 /// A timer that is so late says that this process did not run, nor perhaps the daemon.
@@ -172,7 +176,7 @@ impl Manager {
 
     async fn run(mut self) -> Result<ExitCode, Error> {
         let mut ever_ready = false;
-        let mut pause = Duration::ZERO;
+        let mut early = 0;
         loop {
             let began = Instant::now();
             let mut running = match self.start() {
@@ -180,8 +184,8 @@ impl Manager {
                 Err(error) if !ever_ready => return Err(error),
                 Err(error) => {
                     error!(%error, "the daemon cannot be started");
-                    pause = longer(pause);
-                    if self.rest(pause).await == Some(Order::Stop) {
+                    early = FREE.max(early) + 1;
+                    if self.rest(pause(early)).await == Some(Order::Stop) {
                         return Ok(ExitCode::FAILURE);
                     }
                     continue;
@@ -199,12 +203,12 @@ impl Manager {
             }
             let lived = began.elapsed();
             let well = self.ready && lived >= MOMENT;
-            pause = if well || order == Some(Order::Again) {
-                Duration::ZERO
+            early = if well || order == Some(Order::Again) {
+                0
             } else {
-                longer(pause)
+                early.saturating_add(1)
             };
-            let held = self.held.len();
+            let (held, pause) = (self.held.len(), pause(early));
             warn!(%status, ?lived, held, ?pause, "the daemon ended and is started again");
             if self.rest(pause).await == Some(Order::Stop) {
                 return Ok(code(status));
@@ -233,8 +237,13 @@ impl Manager {
 
     /// Until the daemon ends; what was ordered meanwhile.
     async fn watch(&mut self, running: &mut Running) -> Result<(ExitStatus, Option<Order>), Error> {
-        let mut order = None;
+        let (mut order, mut told) = (None, false);
         loop {
+            // One that is to be replaced ends well once it has taken up what it was given.
+            if order == Some(Order::Again) && self.ready && !told {
+                running.signal(Number::TERM);
+                told = true;
+            }
             let deadline = self.fed + WATCHDOG;
             let late = tokio::time::sleep_until(deadline.into());
             let Signals {
@@ -244,40 +253,47 @@ impl Manager {
                 again,
                 child,
             } = &mut self.signals;
-            let mut message = false;
             tokio::select! {
                 biased;
                 readable = self.inbox.socket.readable() => {
                     readable?;
-                    message = true;
+                    self.read_all(running.pid);
                 }
                 _ = child.recv() => {
                     if let Some(status) = running.child.try_wait()? {
                         return Ok((status, order));
                     }
-                    continue;
                 }
-                _ = terminate.recv() => { order = Some(Order::Stop); }
-                _ = interrupt.recv() => { order = Some(Order::Stop); }
+                _ = terminate.recv() => order = Self::stop(running),
+                _ = interrupt.recv() => order = Self::stop(running),
                 _ = again.recv() => { order = order.or(Some(Order::Again)); }
-                _ = hangup.recv() => { running.signal(Number::HUP); continue; }
+                _ = hangup.recv() => running.signal(Number::HUP),
                 () = late => {
                     // After a stall of our own, the daemon gets another period.
                     let stalled = deadline.elapsed() > STALL;
                     self.fed = Instant::now();
-                    if self.ready && order.is_none() && !stalled {
-                        error!("the daemon makes no progress and is aborted");
-                        running.signal(Number::ABORT);
+                    match order {
+                        _ if !self.ready || stalled => {}
+                        None => {
+                            error!("the daemon makes no progress and is aborted");
+                            running.signal(Number::ABORT);
+                        }
+                        // Its sessions are held, and nobody is to blame.
+                        Some(Order::Again) => {
+                            error!("the daemon does not end and is killed");
+                            running.signal(Number::KILL);
+                        }
+                        Some(Order::Stop) => {}
                     }
-                    continue;
                 }
             }
-            if message {
-                self.read_all(running.pid);
-            } else {
-                running.signal(Number::TERM);
-            }
         }
+    }
+
+    /// It is to end for good, whatever it does now.
+    fn stop(running: &Running) -> Option<Order> {
+        running.signal(Number::TERM);
+        Some(Order::Stop)
     }
 
     /// A pause, in which orders are heard.
@@ -371,8 +387,13 @@ fn pass_on(text: &str) {
     }
 }
 
-fn longer(pause: Duration) -> Duration {
-    (pause * 2).clamp(PAUSE[0], PAUSE[1])
+/// Before a daemon is started again that ended early so often in a row.
+fn pause(early: u32) -> Duration {
+    let Some(times) = early.checked_sub(FREE + 1) else {
+        return Duration::ZERO;
+    };
+    let [first, longest] = PAUSE;
+    first.saturating_mul(1 << times.min(16)).min(longest)
 }
 
 /// The daemon's exit code; as shells have it, 128 and the signal that ended it.

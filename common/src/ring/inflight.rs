@@ -11,7 +11,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use std::sync::atomic::compiler_fence;
 
 use super::{MAX_SIZE, RingError};
 use crate::mem::{Mapping, MemError, View};
@@ -230,6 +231,10 @@ impl InflightQueue {
     /// The staged heads are visible to the driver: the used index is `used_idx` now.
     #[inline]
     pub(super) fn published(&mut self, used_idx: u16) {
+        // A process killed in between has published what the table still has, never the other way
+        // round: a request that is in neither would be lost. A kill stops the processor between two
+        // instructions, so it is enough that the compiler keeps their order.
+        compiler_fence(SeqCst);
         for head in self.staged.drain(..) {
             self.view.store_u8(Self::entry(head) + INFLIGHT, 0, Relaxed);
         }

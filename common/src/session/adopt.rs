@@ -160,7 +160,7 @@ impl<D: Device> Session<D> {
         self.device.restore(&record.settings);
         self.device.memory(&self.mem);
         self.restoring = true;
-        let resumed = self.resume();
+        let resumed = self.resume_in_order();
         self.restoring = false;
         if let Err(e) = resumed {
             self.end();

@@ -15,7 +15,7 @@ use super::Device;
 use super::error::SessionError;
 use super::state::Session;
 use crate::chain::{BURST, Burst};
-use crate::keep::{Cell, Journal, KeepError, Keeper, Kept as Document, Place, Settings};
+use crate::keep::{Cell, Journal, KeepError, Keeper, Kept as Document, Place, Settings, Ticket};
 use crate::ring::Ring;
 
 /// Crashes of a process over a session after which it is quarantined.
@@ -27,7 +27,16 @@ const FORGIVEN: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct Keeping {
     pub(super) keeper: Keeper,
-    pub(super) left: Option<(Place, Document)>,
+    pub(super) left: Option<Left>,
+}
+
+/// What a predecessor left of a session.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) place: Place,
+    pub(super) kept: Document,
+    /// Others wait for it before they send.
+    pub(super) ticket: Ticket,
 }
 
 impl Keeping {
@@ -41,8 +50,14 @@ impl Keeping {
     /// `keeper`, with what a predecessor left with it of the session of device `name`.
     #[must_use]
     pub fn with(keeper: &Keeper, name: &str) -> Keeping {
+        let left = keeper.claim(crate::keep::SESSION, name);
+        let left = left.map(|(place, kept)| Left {
+            place,
+            kept,
+            ticket: keeper.muster().ticket(),
+        });
         Keeping {
-            left: keeper.claim(crate::keep::SESSION, name),
+            left,
             keeper: keeper.clone(),
         }
     }
@@ -60,6 +75,8 @@ pub struct Kept {
     since: Instant,
     /// The last attempt to keep it failed.
     failing: bool,
+    /// It is not back yet, and others wait for it.
+    ticket: Option<Ticket>,
 }
 
 impl Kept {
@@ -84,7 +101,19 @@ impl Kept {
             settings: Settings::default(),
             since: Instant::now(),
             failing: false,
+            ticket: None,
         })
+    }
+
+    /// It is being restored, until it settles.
+    pub(super) fn restores(&self) {
+        self.journal.restore();
+    }
+
+    /// It is coming back; others wait until it is.
+    pub(super) fn awaited(mut self, ticket: Ticket) -> Kept {
+        self.ticket = Some(ticket);
+        self
     }
 }
 
@@ -180,6 +209,27 @@ impl<D: Device> Session<D> {
             keeping.journal.settle();
         }
         self.commit();
+    }
+
+    /// Rings are given to the device after a predecessor had them: first those that others send to,
+    /// then, once all sessions of this process have got so far, those that send.
+    pub(super) fn resume_in_order(&mut self) -> Result<(), SessionError> {
+        let queues = 0..self.device.max_queues();
+        let (last, first): (Vec<u16>, Vec<u16>) =
+            queues.partition(|queue| self.device.sends_to_others(*queue));
+        // One that cannot run does not keep the others from running.
+        let begun = first.into_iter().map(|queue| self.resume_one(queue));
+        let begun = begun.fold(Ok(()), Result::and);
+        let ticket = self.keeping.as_mut().and_then(|k| k.ticket.take());
+        if !last.is_empty() && ticket.is_some_and(|ticket| !ticket.meet()) {
+            let device = self.device.name();
+            warn!(
+                device,
+                "other sessions are not back yet: what is sent to them is lost"
+            );
+        }
+        let rest = last.into_iter().map(|queue| self.resume_one(queue));
+        begun.and(rest.fold(Ok(()), Result::and))
     }
 
     pub(super) fn cell(&self, vring: u16) -> Option<Cell> {

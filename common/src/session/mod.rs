@@ -113,6 +113,13 @@ pub trait Device: Send + Sync + 'static {
         true
     }
 
+    /// Whether what is popped from this queue goes to queues of other devices of the process (a
+    /// switch's frames). After a restart it is attached when those are.
+    fn sends_to_others(&self, queue: u16) -> bool {
+        let _ = queue;
+        false
+    }
+
     /// What it is to its driver, beside its name: a session of a predecessor goes on only if that
     /// is the same. Contents for a disk, for example.
     fn identity(&self) -> String {

@@ -11,23 +11,24 @@ use tracing::{error, info, warn};
 use vhost::vhost_user::BackendReqHandler;
 
 use super::adopt::adopt;
-use super::kept::{Kept, STRIKES};
+use super::kept::{Kept, Left, STRIKES};
 use super::serve::{Shared, locked};
 use super::state::{Session, lock};
 use super::{Alarm, Device};
-use crate::keep::{Journal, KeepError, Kept as Document, Place};
+use crate::keep::{Journal, KeepError, Kept as Document, Ticket};
 
 /// A predecessor's session, and the handler for its connection.
 type Restored<D> = (BackendReqHandler<Mutex<Session<D>>>, Arc<Mutex<Session<D>>>);
 
 impl Shared {
     /// Go on with the session that a predecessor left.
-    pub(super) fn resume<D: Device + std::fmt::Debug>(
-        &self,
-        mut place: Place,
-        mut kept: Document,
-        device: &Arc<D>,
-    ) {
+    pub(super) fn resume<D: Device + std::fmt::Debug>(&self, left: Left, device: &Arc<D>) {
+        let Left {
+            mut place,
+            mut kept,
+            ticket,
+        } = left;
+        let mut ticket = Some(ticket);
         let name = device.name().to_owned();
         let parts = kept.need("connection").and_then(|connection| {
             let journal = Journal::adopt(kept.need("journal")?, device.max_queues())?;
@@ -44,22 +45,34 @@ impl Shared {
         let Some((alarm, peek)) = self.begin(&stream, device) else {
             return;
         };
-        match self.quarantine(&name, &stream, &journal) {
-            ControlFlow::Continue(()) => {}
+        let suspect = match self.quarantine(&name, &stream, &journal, &mut ticket) {
+            ControlFlow::Continue(suspect) => suspect,
             ControlFlow::Break(Verdict::Leave) => return,
             ControlFlow::Break(Verdict::Over) => {
                 place.clear();
                 self.end(None);
                 return;
             }
+        };
+        if suspect {
+            ticket = None;
         }
+        let turn = suspect.then(|| self.keeper.turn());
         let restored = if journal.was_handling() {
             place.clear();
             let why = "the process ended while it handled a message".to_owned();
             Err(KeepError::Unfit(why))
         } else {
-            self.restore(place, kept, device, &stream, (alarm, journal))
+            let keeping = Kept::new(place, &stream, Some(journal), device.max_queues());
+            keeping.and_then(|keeping| {
+                let keeping = match ticket {
+                    Some(ticket) => keeping.awaited(ticket),
+                    None => keeping,
+                };
+                self.restore(keeping, kept, device, &stream, alarm)
+            })
         };
+        drop(turn);
         match restored {
             Ok((handler, session)) => {
                 info!(device = name, "the session of a predecessor goes on");
@@ -77,14 +90,14 @@ impl Shared {
 
     fn restore<D: Device + std::fmt::Debug>(
         &self,
-        place: Place,
+        keeping: Kept,
         kept: Document,
         device: &Arc<D>,
         stream: &UnixStream,
-        (alarm, journal): (Arc<Alarm>, Journal),
+        alarm: Arc<Alarm>,
     ) -> Result<Restored<D>, KeepError> {
-        let keeping = Kept::new(place, stream, Some(journal), device.max_queues())?;
         let status = Arc::clone(&self.status);
+        keeping.restores();
         let session = Session::restore(Arc::clone(device), alarm, status, kept, Some(keeping))?;
         let session = Arc::new(Mutex::new(session));
         let adopted = adopt(stream, &session);
@@ -103,18 +116,22 @@ impl Shared {
         }
     }
 
-    /// Hold a session that ended too many processes, until it is released, or over.
+    /// Hold a session that ended too many processes, until it is released, or over. One that may
+    /// have ended any is a suspect: others do not wait for it, and it is restored alone.
     fn quarantine(
         &self,
         name: &str,
         stream: &UnixStream,
         journal: &Journal,
-    ) -> ControlFlow<Verdict> {
+        ticket: &mut Option<Ticket>,
+    ) -> ControlFlow<Verdict, bool> {
         let times = journal.begin(self.keeper.crashed());
         if times < STRIKES {
-            return ControlFlow::Continue(());
+            return ControlFlow::Continue(times > 0);
         }
         journal.settle();
+        // Nobody waits for it.
+        *ticket = None;
         let why = format!(
             "the daemon crashed {times} times over this session, which is quarantined: its \
              requests wait until it is released, or until the front-end goes"
@@ -137,7 +154,7 @@ impl Shared {
                 let _ = rustix::io::read(&self.bell, &mut [0; 8]);
                 lock(&self.status).quarantined = false;
                 journal.forgive();
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(true);
             }
             if self.leave.load(Ordering::SeqCst) {
                 return ControlFlow::Break(Verdict::Leave);

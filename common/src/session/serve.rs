@@ -146,10 +146,10 @@ impl Server {
             .name(thread_name(device.name()))
             .stack_size(STACK)
             .spawn(move || {
-                if let Some((place, kept)) = left
+                if let Some(left) = left
                     && mine.gate()
                 {
-                    mine.resume(place, kept, &device);
+                    mine.resume(left, &device);
                 }
                 match listener {
                     Some(listener) => mine.accept_loop(&listener, &device),

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
@@ -24,7 +25,7 @@ use crate::config;
 use crate::discard::Discard;
 use crate::fdb::{Counters, Fdb, PortNo};
 use crate::mac::Mac;
-use crate::plane::moment;
+use crate::plane::{Change, moment};
 use crate::port::tap::Tap;
 use crate::service::ServiceError;
 use crate::stats::{Carried, PortShared, QueueCounters};
@@ -75,6 +76,8 @@ pub(super) struct Carry {
     ports: Arc<Mutex<Vec<Running>>>,
     counters: Mutex<Option<Ledger>>,
     addresses: Mutex<Option<Ledger>>,
+    /// All that a predecessor wrote is taken up: before that, to write would lose it.
+    open: AtomicBool,
     /// Of ports that are not served yet.
     pages: Mutex<BTreeMap<String, Page>>,
     known: Mutex<Option<Addresses>>,
@@ -122,6 +125,7 @@ impl Carry {
             ports,
             counters: Mutex::new(counters),
             addresses: Mutex::new(addresses),
+            open: AtomicBool::new(false),
             pages: Mutex::new(book.ports),
             known: Mutex::new(Some(known)),
             taps: Mutex::default(),
@@ -150,7 +154,7 @@ impl Carry {
     /// Write the counters down as they are.
     pub(super) fn write(&self) {
         let mut ledger = lock(&self.counters);
-        let Some(open) = ledger.as_mut() else {
+        let Some(open) = ledger.as_mut().filter(|_| self.open.load(Relaxed)) else {
             return;
         };
         let ports = {
@@ -166,7 +170,7 @@ impl Carry {
 
     fn write_addresses(&self) {
         let mut ledger = lock(&self.addresses);
-        if let Some(open) = ledger.as_mut() {
+        if let Some(open) = ledger.as_mut().filter(|_| self.open.load(Relaxed)) {
             put(open, &self.addresses());
         }
     }
@@ -371,12 +375,21 @@ impl Host {
         place
     }
 
-    /// All ports are known to all workers: sessions of a predecessor go on.
+    /// All ports are known to all workers: sessions of a predecessor go on, and once they are back,
+    /// the host's network.
     pub(super) fn go_on(&self) {
+        self.carry.open.store(true, Relaxed);
         for port in lock(&self.ports).iter() {
             if let Kind::Guest(_, Some(server)) = &port.kind {
                 server.go();
             }
+        }
+        if !self.keeper.muster().wait() {
+            warn!("sessions are not back yet: what comes for them is lost");
+        }
+        for worker in &self.workers {
+            // A dead worker has no uplinks.
+            let _ = worker.handle().post(Change::ReleaseUplinks);
         }
         for (mut place, kept) in self.keeper.claim_rest() {
             warn!(

@@ -40,6 +40,17 @@ impl NetPlane {
             Change::AddUplink(no, queue, uplink, reply) => {
                 reply.send(self.add_uplink(no, queue, uplink));
             }
+            Change::Pause(reply) => {
+                self.paused = true;
+                reply.send(());
+            }
+            Change::ReleaseUplinks => {
+                self.holds_uplinks = false;
+                let ports = self.ports.iter_mut().flatten();
+                ports
+                    .flat_map(|port| &mut port.uplinks)
+                    .for_each(|uplink| uplink.next = 0);
+            }
             Change::RemoveUplink(no, reply) => reply.send(self.remove_uplink(no)),
             Change::Attach(no, queue, attach, features, reply) => {
                 reply.send(self.attach(no, queue, *attach, features));
@@ -146,6 +157,7 @@ impl NetPlane {
     }
 
     fn add_uplink(&mut self, no: PortNo, queue: u16, uplink: Box<dyn Uplink>) -> bool {
+        let next = self.soon();
         let Some(port) = self.ports.iter_mut().flatten().find(|p| p.no == no) else {
             return false;
         };
@@ -158,7 +170,7 @@ impl NetPlane {
             uplink,
             queue,
             rx,
-            next: 0,
+            next,
             told: false,
         });
         true

@@ -1,0 +1,11 @@
+//! A daemon's death is invisible: killed under full load, again and again, on the same connections.
+//!
+//! `make test` kills some forty times a test; `TOWPATH_KILLS=1000` in the environment is the long
+//! run.
+
+mod disk;
+mod harness;
+mod newer;
+mod ports;
+mod switch;
+mod vm;
