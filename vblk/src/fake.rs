@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use towpath_common::config::Name;
 
+use crate::backup::{Backed, Backups};
 use crate::config::{Config, Disk};
 use crate::service::{
     Direction, DiskStats, DiskStatus, Failed, GroupStatus, Latency, QueueStats, QueueStatus,
@@ -92,6 +93,10 @@ impl FakeService {
             }),
             last_error: None,
             trouble: None,
+            backup: Backed {
+                changed_bytes: Some(1 << 20),
+                ..Backed::default()
+            },
             stats: DiskStats {
                 connections: 1,
                 storage_losses: 2,
@@ -105,6 +110,8 @@ impl FakeService {
         }
     }
 }
+
+impl Backups for FakeService {}
 
 impl Service for FakeService {
     fn apply(&self, config: &Config) -> Result<Report, ServiceError> {
@@ -159,6 +166,7 @@ impl Service for FakeService {
 
     fn snapshot(&self, _: &str, _: &Path) -> Result<Snapshot, ServiceError> {
         Ok(Snapshot {
+            copying: false,
             bytes: 4 << 30,
             pause_us: 1_500,
         })

@@ -20,6 +20,7 @@ use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
 use tracing::warn;
 
+use crate::backup;
 use crate::config::{self, Config, Daemon};
 use crate::device::BlkDevice;
 use crate::disk::Disk;
@@ -58,6 +59,8 @@ pub(crate) struct Running {
     pub(crate) connections: u64,
     /// Held by what wants the disk for itself: a resize, a snapshot, a backup.
     pub(crate) busy: Arc<Mutex<()>>,
+    /// The last backup or copy of it.
+    pub(crate) latest: backup::Latest,
     /// Limits as they are now.
     pub(crate) limited: Limited,
     /// Weight and cap as they are now.
@@ -163,6 +166,7 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             d.serial.clone(),
             d.connections,
             d.map,
+            d.bitmap.clone(),
         )
     };
     file(a) == file(b)
@@ -176,10 +180,13 @@ fn same_session(a: &config::Disk, b: &config::Disk) -> bool {
 }
 
 fn open(config: &config::Disk) -> Result<Disk, ServiceError> {
-    storage::open(config).map_err(|e| ServiceError::Disk {
+    let failed = |source| ServiceError::Disk {
         name: config.name.clone(),
-        source: e.into(),
-    })
+        source,
+    };
+    let disk = storage::open(config).map_err(|e| failed(e.into()))?;
+    backup::attach(config, &disk).map_err(|e| failed(e.into()))?;
+    Ok(disk)
 }
 
 /// Which workers serve a disk: the first, and how many in all. Disks that one worker must serve
@@ -248,6 +255,7 @@ impl Host {
     }
 
     fn stop_disk(&self, running: &mut Running) {
+        backup::end(running);
         let _until_stopped = running.device.disk().storage().hurry();
         if let Some(server) = running.server.take() {
             running.connections += server.status().sessions;
@@ -323,6 +331,7 @@ impl Host {
         let server = Some(server.map_err(|e| failed(e.into()))?);
         Ok(Running {
             busy: Arc::default(),
+            latest: Arc::default(),
             limited,
             weight: config.weight,
             cap: config.cap,

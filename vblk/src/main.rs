@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 success; 1 failure at run time; 2 wrong usage or configuration.
 
+mod backups;
 mod cli;
 mod client;
 mod report;
@@ -72,6 +73,17 @@ fn run(command: Command) -> Result<()> {
             target,
         }) => client::group_set(&target, &name, &settings, out),
         Command::Snapshot { name, path, target } => client::snapshot(&target, &name, &path, out),
+        Command::Backup {
+            name,
+            backup,
+            target,
+        } => backups::backup(&target, &name, backup, out),
+        Command::Restore {
+            backup,
+            to,
+            overwrite,
+        } => backups::restore(&backup, &to, overwrite, out),
+        Command::Verify { backup } => backups::verify(&backup, out),
         Command::Slow {
             name,
             count,

@@ -12,11 +12,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{Cap, CpuId, Name, SocketMode, SocketPath, Weight};
 
+use crate::backup::{Backed, Backups};
 use crate::config::{Config, Limit, OnError};
 use crate::settings::Settings;
 
 /// What the control plane may ask of the data plane. All verbs may be called from any thread.
-pub trait Service: Send + Sync {
+pub trait Service: Backups + Send + Sync {
     /// Makes the running disks equal to `config.disks`, as a whole or not at all.
     ///
     /// The caller has validated `config` (unique names, sockets and writable paths) and does not
@@ -54,7 +55,8 @@ pub trait Service: Send + Sync {
     /// cutting the file was refused after all else was done.
     fn resize(&self, name: &str, size: Option<u64>, shrink: bool) -> Result<Resized, ServiceError>;
 
-    /// Copies a disk as it is at one moment to a new file, by cloning. May block.
+    /// Copies a disk as it is at one moment to a new file, by cloning, or else block by block, which
+    /// then goes on ([`Backups::backup_status`]). May block.
     ///
     /// # Errors
     /// [`ServiceError::Unknown`], [`ServiceError::Refused`]; there is no new file then.
@@ -210,6 +212,9 @@ pub struct DiskStatus {
     /// What is wrong with its storage, if something is.
     #[serde(default)]
     pub trouble: Option<String>,
+    /// Backups of it, and copies.
+    #[serde(default)]
+    pub backup: Backed,
     /// What it has done.
     pub stats: DiskStats,
 }
@@ -441,6 +446,9 @@ pub struct Snapshot {
     pub bytes: u64,
     /// How long the disk was at rest, in microseconds: from asking it to until it went on.
     pub pause_us: u64,
+    /// It is being copied, and is not complete yet.
+    #[serde(default)]
+    pub copying: bool,
 }
 
 /// A request that took long, and where its time went.

@@ -20,6 +20,7 @@ const DISK: Syntax = Syntax {
         "resident",
         "guest-memory",
         "map",
+        "bitmap",
         "bandwidth",
         "bandwidth-burst",
         "group",

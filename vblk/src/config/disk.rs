@@ -1,6 +1,8 @@
 //! One disk: as written ([`DiskTable`], what is optional may be absent) and as it will be served
 //! ([`Disk`], complete), with the types of its values.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ByteSize, Cap, Name, SocketMode, SocketPath, ValueError, Weight};
 use towpath_common::ranged;
@@ -53,6 +55,8 @@ pub struct Disk {
     pub connections: Connections,
     /// How a file's blocks are reached.
     pub map: FileMap,
+    /// Where is kept what changed since the last backup.
+    pub bitmap: Option<PathBuf>,
 }
 
 /// The table `[[disk]]`, and what `--disk` becomes.
@@ -93,6 +97,7 @@ pub(super) struct DiskTable {
     pub(super) connections: Connections,
     #[serde(default)]
     pub(super) map: FileMap,
+    pub(super) bitmap: Option<PathBuf>,
 }
 
 impl DiskTable {
@@ -103,6 +108,18 @@ impl DiskTable {
             bandwidth: self.bandwidth,
             bandwidth_burst: self.bandwidth_burst,
         }
+    }
+
+    /// What is wrong with its bitmap, if something is.
+    pub(super) fn bitmap_mistake(&self) -> Option<String> {
+        let bitmap = self.bitmap.as_ref()?;
+        if self.read_only {
+            return Some("a read-only disk never changes: leave bitmap out".to_owned());
+        }
+        if !bitmap.is_absolute() {
+            return Some(format!("bitmap {bitmap:?}: write an absolute path"));
+        }
+        None
     }
 
     /// The disk under its final name; the serial defaults to as much of the name as fits.
@@ -127,6 +144,7 @@ impl DiskTable {
             shrink: self.shrink,
             connections: self.connections,
             map: self.map,
+            bitmap: self.bitmap,
             name,
         }
     }

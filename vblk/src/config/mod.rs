@@ -214,6 +214,9 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
             let message = "map = \"extents\" is for a file, with cache = \"direct\"".to_owned();
             return Err(invalid(place, message));
         }
+        if let Some(message) = table.bitmap_mistake() {
+            return Err(invalid(place, message));
+        }
         let identities = identify(&table.path).map_err(|message| invalid(place, message))?;
         for ((first, other), taken) in &seen {
             let same_storage = identities.iter().any(|id| taken.contains(id));
@@ -243,6 +246,9 @@ fn clash(a: &DiskTable, b: &DiskTable, same_storage: bool) -> Option<(String, &'
         Some((format!("name \"{name}\""), "give each disk its own name"))
     } else if let Some(uuid) = a.uuid.as_ref().filter(|uuid| b.uuid.as_ref() == Some(uuid)) {
         Some((format!("uuid {uuid}"), "give each disk its own uuid"))
+    } else if let Some(bitmap) = a.bitmap.as_ref().filter(|_| a.bitmap == b.bitmap) {
+        let what = format!("bitmap {bitmap:?}");
+        Some((what, "give each disk its own bitmap"))
     } else if same_storage && !(a.read_only && b.read_only) {
         Some((
             format!("path \"{}\"", a.path),

@@ -130,6 +130,7 @@ fn a_file_with_everything() {
         shrink: true,
         connections: Connections::default(),
         map: FileMap::File,
+        bitmap: None,
     };
     assert_eq!(config.disks, [expected]);
     let gold = Limit {

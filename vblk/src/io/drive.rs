@@ -221,6 +221,10 @@ impl<E: Engine> Io<E> {
     /// Push what the slot has to do next, or let it wait; an outcome if that can never be done.
     #[inline]
     pub(super) fn drive(&mut self, token: Token) -> Option<Outcome> {
+        if self.slab.get(token).verb.changes() && !self.may_change(token) {
+            self.waiting.push_back(token);
+            return None;
+        }
         let slot = self.slab.get_mut(token);
         if slot.bounced && slot.buffer.is_none() {
             slot.buffer = self.bounce.take();
@@ -282,6 +286,16 @@ impl<E: Engine> Io<E> {
             }
             Err(errno) => Some(Outcome::failed(errno)),
         }
+    }
+
+    /// Tell the disk's tracker, if it has one, what the slot is going to change; false if that must
+    /// not change yet.
+    #[inline]
+    fn may_change(&self, token: Token) -> bool {
+        let slot = self.slab.get(token);
+        let tracker = self.disks.get(slot.disk.0).tracker();
+        let (at, len) = (slot.offset + slot.done, slot.len - slot.done);
+        tracker.is_none_or(|tracker| tracker.admit(at, len))
     }
 
     /// Keep readers of resident pages away from what the slot is going to take out of the file;
