@@ -23,6 +23,9 @@ use crate::paths;
 pub enum Kit {
     /// Disks: `mkfs.ext4` and `records`.
     Disk,
+    /// File systems of several kinds under stress: `mkfs.ext4`, `mkfs.xfs`, `dmsetup`, `records`
+    /// and `exercise`.
+    Proof,
     /// Networks: `ethtool` and `talk`.
     Net,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
@@ -35,20 +38,36 @@ impl Kit {
     fn modules(self) -> &'static [&'static str] {
         match self {
             Self::Disk => &["crc32c_generic", "virtio_blk", "ext4"],
+            Self::Proof => &[
+                "crc32c_generic",
+                "virtio_blk",
+                "ext4",
+                "xfs",
+                "dm-log-writes",
+            ],
             Self::Net => &["virtio_net", "8021q"],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
         }
     }
 
-    /// A program of the host, and one of this workspace with its package.
-    fn programs(self) -> (&'static str, (&'static str, &'static str)) {
+    /// Programs of the host, and of this workspace with their packages.
+    fn programs(self) -> Programs {
         match self {
-            Self::Disk => ("mkfs.ext4", ("towpath-tests", "records")),
-            Self::Net => ("ethtool", ("towpath-tests", "talk")),
-            Self::Sriov => ("ip", ("sriov-manager", "sriov-manager")),
+            Self::Disk => (&["mkfs.ext4"], &[("towpath-tests", "records")]),
+            Self::Proof => (
+                &["mkfs.ext4", "mkfs.xfs", "dmsetup"],
+                &[("towpath-tests", "records"), ("towpath-tests", "exercise")],
+            ),
+            Self::Net => (&["ethtool"], &[("towpath-tests", "talk")]),
+            Self::Sriov => (&["ip"], &[("sriov-manager", "sriov-manager")]),
         }
     }
 }
+
+type Programs = (
+    &'static [&'static str],
+    &'static [(&'static str, &'static str)],
+);
 
 const DIRECTORIES: [&str; 8] = ["bin", "dev", "proc", "sys", "mnt", "tmp", "run", "modules"];
 
@@ -61,7 +80,9 @@ export PATH=/bin:/sbin:/usr/sbin
 exec 3<>/dev/ttyS1
 stty -F /dev/ttyS1 raw -echo
 while read -r module; do
-    insmod "/modules/$module" || echo "insmod $module failed" >&3
+    # Parameters of modules are on the kernel's command line, as they would be for modprobe.
+    set -- $(tr ' ' '\n' </proc/cmdline | sed -n "s/^$module\.//p")
+    insmod "/modules/$module" "$@" || echo "insmod $module failed" >&3
 done </modules/order
 sh -eux /scenario <&3 >&3 2>/dev/ttyS0
 echo "exit: $?" >&3
@@ -88,7 +109,7 @@ pub fn kernel() -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 3] = [const { OnceLock::new() }; 3];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 4] = [const { OnceLock::new() }; 4];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();
@@ -105,12 +126,17 @@ fn base(kit: Kit) -> Result<Vec<u8>> {
     cpio.program("init", INIT.as_bytes());
     cpio.program("bin/busybox", &busybox()?);
     add_modules(&mut cpio, kit.modules())?;
-    let (theirs, (package, ours)) = kit.programs();
-    let built = stripped(&cargo::program(package, ours)?)?;
-    let mut programs = vec![
-        (paths::program(theirs)?, format!("bin/{theirs}")),
-        (built.path().into(), format!("bin/{ours}")),
-    ];
+    let (theirs, ours) = kit.programs();
+    let mut programs = Vec::new();
+    for name in theirs {
+        programs.push((paths::program(name)?, format!("bin/{name}")));
+    }
+    let mut built = Vec::new();
+    for (package, name) in ours {
+        let program = stripped(&cargo::program(package, name)?)?;
+        programs.push((program.path().into(), format!("bin/{name}")));
+        built.push(program);
+    }
     let compiled = tempfile::tempdir()?;
     if kit == Kit::Sriov {
         let helper = compiled.path().join("vfio-user");

@@ -10,6 +10,7 @@ use towpath_common::config::Name;
 use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
 use vblk::backup::{BackupOrder, BackupStatus, State, offline};
+use vblk::storage::nbd::address::is_address;
 
 use crate::cli::{BackupArgs, Target};
 
@@ -110,7 +111,7 @@ pub(crate) fn backup(
         };
         return Ok(print(&answer, target.json, out, report)?);
     };
-    let to = if to.starts_with("nbd:") {
+    let to = if is_address(&to) {
         to
     } else {
         std::path::absolute(&to)?.display().to_string()

@@ -80,10 +80,10 @@ Examples:
   vblk backup web --cancel
 
 A backup is the disk at one moment: that at which it begins, or at which it is resumed. Beside its
-file is a manifest, FILE.manifest, with the hash of each block. An incremental one holds what changed
-since the last backup that succeeded, and needs that one; where what changed is not known for sure, it
-is a full one, and says so. `bitmap` in the disk's configuration makes that knowledge outlive the
-daemon. The backup goes on if this command is interrupted.";
+file is a manifest, FILE.manifest, with the hash of each block. An incremental one holds what
+changed since the last backup that succeeded, and needs that one; where what changed is not known
+for sure, it is a full one, and says so. `bitmap` in the disk's configuration makes that knowledge
+outlive the daemon. The backup goes on if this command is interrupted.";
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:

@@ -210,7 +210,7 @@ impl<E: Engine> Io<E> {
         self.engine.disarm();
     }
 
-    /// True if all that is in flight is in the hands of other threads (the kernel's, or a backup's),
+    /// True if all that is in flight is in the hands of other threads, the kernel's or a backup's,
     /// which need a processor to get on: a worker that only spins would take that away from them.
     #[inline]
     #[must_use]

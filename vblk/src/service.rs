@@ -55,8 +55,8 @@ pub trait Service: Backups + Send + Sync {
     /// cutting the file was refused after all else was done.
     fn resize(&self, name: &str, size: Option<u64>, shrink: bool) -> Result<Resized, ServiceError>;
 
-    /// Copies a disk as it is at one moment to a new file, by cloning, or else block by block, which
-    /// then goes on ([`Backups::backup_status`]). May block.
+    /// Copies a disk as it is now to a new file, by cloning or else block by block, which then goes
+    /// on by itself ([`Backups`]). May block.
     ///
     /// # Errors
     /// [`ServiceError::Unknown`], [`ServiceError::Refused`]; there is no new file then.
@@ -204,7 +204,7 @@ pub struct DiskStatus {
     pub held: u32,
     /// Whether a front-end is connected.
     pub connected: bool,
-    /// The connection, if there is one.
+    /// The connection.
     pub session: Option<SessionStatus>,
     /// Why a message was refused, or why the last connection was ended by vblk.
     #[serde(default)]
@@ -444,10 +444,9 @@ pub struct Resized {
 pub struct Snapshot {
     /// Size of the disk.
     pub bytes: u64,
-    /// How long the disk was at rest, in microseconds: from asking it to until it went on.
+    /// How long the disk was at rest, in microseconds.
     pub pause_us: u64,
-    /// It is being copied, and is not complete yet.
-    #[serde(default)]
+    /// It is not complete yet.
     pub copying: bool,
 }
 

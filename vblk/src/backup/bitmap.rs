@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Incremental backups copy the union of both. When a backup begins, at rest, `recent` moves into
-//! `older`; when it has succeeded, `older` is emptied. A backup that fails or is cut off leaves both
+//! `older`; when it has succeeded, `older` is emptied. One that fails or is cut off leaves both
 //! as they are, so nothing is forgotten, and what `recent` says tells its resumption which of the
 //! blocks that it has copied are still right.
 //!
@@ -267,7 +267,7 @@ impl Bitmap {
         self.place(block).is_some_and(set)
     }
 
-    /// 64 blocks from `64 * index` on that changed since the last backup that succeeded, a bit each.
+    /// Which of 64 blocks from `64 * index` on changed since the last backup, a bit each.
     #[must_use]
     pub fn changed(&self, index: usize) -> u64 {
         let word = |view: &View| view.load_u64(index * 8, Relaxed);

@@ -1,7 +1,7 @@
 //! The copying itself: one thread reads the disk, another one hashes and writes.
 //!
-//! Between them are [`AHEAD`] blocks of memory. The reader takes blocks in order, slowed down to the
-//! rate that was asked for, but those that a guest waits for come first, at any rate.
+//! Between them are [`AHEAD`] blocks of memory. The reader takes blocks in order, slowed down to
+//! the rate that was asked for, but those that a guest waits for come first, at any rate.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

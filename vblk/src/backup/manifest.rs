@@ -9,8 +9,9 @@
 //! ```
 //!
 //! A block's line says that its bytes stand in the data at their own place, and what they hash to
-//! (BLAKE3, the first 128 bits), or that they are all zero. `-` takes a line back: the block changed
-//! before an interrupted backup was resumed. `end` counts the blocks and hashes all lines before it.
+//! (BLAKE3, the first 128 bits), or that they are all zero. `-` takes a line back: the block
+//! changed before an interrupted backup was resumed. `end` counts the blocks and hashes all lines
+//! before it.
 //!
 //! The same file is the journal of a backup that is being made, under another name
 //! (`….manifest.part`) and without its end; a torn last line is ignored.
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BackupError;
 use super::bitmap::{BLOCK, Made};
+use crate::storage::nbd::address::is_address;
 
 /// The first line names it.
 const FORMAT: &str = "towpath-backup-1";
@@ -247,7 +249,7 @@ impl Manifest {
     #[must_use]
     pub fn data(&self) -> String {
         let data = &self.header.data;
-        if data.starts_with("nbd:") {
+        if is_address(data) {
             return data.clone();
         }
         let beside = self.path.parent().map(|dir| dir.join(data));

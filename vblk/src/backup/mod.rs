@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!  worker ── may this change? ──▶ Tracker ◀── which block next? ── reader ──▶ writer ──▶ target
-//!    ▲            marks Bitmap       │ pending blocks                 │ disk     │ hash    manifest
-//!    └── the request waits while ────┘                                └ bounded ─┘
+//!    ▲            marks Bitmap       │ pending blocks                 │ bounded  │ hash  manifest
+//!    └── the request waits while ────┘                                └──────────┘
 //! ```
 //!
 //! A backup is one moment of the disk. The disk is brought to rest for that moment, which takes as
 //! long as what is in flight; then it goes on, and blocks are copied behind its back. A request
-//! that would change a block before it was copied waits for that one block, which is read next, into
-//! memory, whatever the target does. If the target is so slow that memory is full and a guest has
+//! that would change a block before it was copied waits for that one block, which is read next,
+//! into memory, whatever the target does. If the target is so slow that memory is full and a guest has
 //! waited for [`GRACE`], the backup is given up, not the guest.
 //!
 //! What changed since the last backup is in a [`Bitmap`], which survives restarts, and crashes of
@@ -105,7 +105,7 @@ pub enum BackupError {
     #[error("there is no memory for it: {0}")]
     NoMemory(String),
     /// Another process has the bitmap.
-    #[error("the bitmap {} is another daemon's, or another disk's: give each its own", .0.display())]
+    #[error("the bitmap {} is in use: give each disk of each daemon its own", .0.display())]
     BitmapInUse(PathBuf),
     /// The file is something else.
     #[error("{} is no bitmap of vblk: name another file, or remove it", .0.display())]

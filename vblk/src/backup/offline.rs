@@ -12,6 +12,7 @@ use super::bitmap::BLOCK;
 use super::manifest::{Manifest, Sum, beside};
 use super::plan::{create, open_data};
 use super::volume::Volume;
+use crate::storage::nbd::address::is_address;
 
 /// Most corrupt blocks that are named.
 pub const MAX_NAMED: usize = 100;
@@ -89,7 +90,7 @@ pub fn restore(
         return Ok(Summary::default());
     };
     let path = Path::new(to);
-    let fresh = !to.starts_with("nbd:") && !path.exists();
+    let fresh = !is_address(to) && !path.exists();
     if fresh {
         create(path, size)?;
     } else if !overwrite {

@@ -18,7 +18,7 @@ use crate::config::Cache;
 use crate::disk::{self, Disk, Serial};
 use crate::storage::OpenError;
 use crate::storage::nbd::Export;
-use crate::storage::nbd::address::Address;
+use crate::storage::nbd::address::{Address, is_address};
 
 /// What is beside the data, if anything is.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ fn absolute(path: &Path) -> Result<(), BackupError> {
 /// The disk that a backup's data is on: a file or an NBD export.
 pub(super) fn open_data(data: &str, read_only: bool) -> Result<Disk, BackupError> {
     let serial = Serial::of_path(Path::new("backup"));
-    if data.starts_with("nbd:") {
+    if is_address(data) {
         let address: Address = data
             .parse()
             .map_err(|e| BackupError::Target(format!("{data}: {e}")))?;
@@ -91,7 +91,7 @@ fn places(order: &BackupOrder) -> Result<(PathBuf, String), BackupError> {
     if let Some(manifest) = &order.manifest {
         absolute(manifest)?;
     }
-    if order.to.starts_with("nbd:") {
+    if is_address(&order.to) {
         let Some(manifest) = order.manifest.clone() else {
             let why = "the manifest of a backup to NBD is a file here: name it with --manifest";
             return Err(BackupError::Target(why.to_owned()));
@@ -103,7 +103,7 @@ fn places(order: &BackupOrder) -> Result<(PathBuf, String), BackupError> {
     let manifest = order.manifest.clone().unwrap_or_else(|| beside(path));
     let together = manifest.parent() == path.parent();
     let name = path.file_name().and_then(|n| n.to_str());
-    let Some(name) = name.filter(|n| together && !n.starts_with("nbd:")) else {
+    let Some(name) = name.filter(|n| together && !is_address(n)) else {
         let why = "a backup's file and its manifest are in one directory, and the file has a name \
                    in UTF-8 that does not begin with nbd:";
         return Err(BackupError::Target(why.to_owned()));
@@ -116,7 +116,6 @@ fn resumable(
     tracker: &Tracker,
     manifest: &Path,
     disk: &Disk,
-    parent: Option<&Made>,
 ) -> Result<Manifest, String> {
     let cut_off = tracker.bitmap().cut_off();
     let cut_off = cut_off.ok_or("the bitmap knows of no backup that was cut off")?;
@@ -127,7 +126,8 @@ fn resumable(
     if journal.header.size != disk.size() {
         return Err("the disk has another size now".to_owned());
     }
-    if journal.header.parent.as_ref() != parent {
+    let parent = journal.header.parent.as_ref();
+    if parent.is_some() && parent != tracker.bitmap().last().ok().as_ref() {
         return Err("it is built upon another backup than an increment would be now".to_owned());
     }
     Ok(journal)
@@ -173,8 +173,12 @@ impl Plan {
         }
         let mut resumed = None;
         if order.resume {
-            match resumable(tracker, &manifest, disk, parent.as_ref()) {
-                Ok(journal) => resumed = Some(journal),
+            match resumable(tracker, &manifest, disk) {
+                Ok(journal) => {
+                    // What it was begun as, whatever is asked for now.
+                    (parent, note) = (journal.header.parent.clone(), None);
+                    resumed = Some(journal);
+                }
                 Err(why) => {
                     note = Some(format!("it begins anew: {why}"));
                     // Of no use to anybody.
@@ -317,7 +321,7 @@ impl Plan {
 /// The target's disk, and the file if it was made.
 fn target(order: &BackupOrder, size: u64) -> Result<(Arc<Disk>, Option<PathBuf>), BackupError> {
     let path = Path::new(&order.to);
-    let is_file = !order.to.starts_with("nbd:");
+    let is_file = !is_address(&order.to);
     let there = order.resume && path.exists();
     let made = (is_file && !there).then(|| path.to_owned());
     if let Some(path) = &made {

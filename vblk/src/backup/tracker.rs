@@ -1,7 +1,7 @@
 //! What workers ask before a disk changes: marks the change, and says whether it may happen yet.
 //!
-//! While a copy is being made, a block that belongs to it and has not been read yet must not change:
-//! the worker lets the request wait and asks for that block, which is read next (copy before
+//! While a copy is being made, a block that belongs to it and has not been read yet must not
+//! change: the worker lets the request wait and asks for that block, which is read next (copy before
 //! write). Without a copy under way the question costs a look at a bit that is mostly set, and at a
 //! flag.
 //!
@@ -65,8 +65,8 @@ impl Tracker {
         &self.bitmap
     }
 
-    /// `len` bytes from `offset` are about to change: marks them. False if they must not change yet;
-    /// the caller asks again.
+    /// `len` bytes from `offset` are about to change: marks them. False if they must not change
+    /// yet; the caller asks again.
     #[inline]
     #[must_use]
     pub fn admit(&self, offset: u64, len: u64) -> bool {
@@ -122,7 +122,16 @@ impl Tracker {
     /// Somebody waits for a block.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
-        !self.urgent.is_empty()
+        let Some(block) = self.next_urgent() else {
+            return false;
+        };
+        if self.urgent.push(block).is_err()
+            && let Some((word, bit)) = place(&self.asked, block)
+        {
+            // Workers filled the room meanwhile: it is asked for again.
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+        true
     }
 
     /// The first block from `from` on that has not been read.
@@ -198,11 +207,15 @@ mod tests {
         let tracker = tracker(100 * BLOCK);
         assert_eq!(tracker.begin(70 * BLOCK - 5, |_| u64::MAX), 70);
         assert!(!tracker.admit(65 * BLOCK, 1) && !tracker.admit(65 * BLOCK, 1));
+        assert!(tracker.is_wanted());
         assert_eq!(tracker.next_urgent(), Some(65));
         assert_eq!(tracker.next_urgent(), None);
+        assert!(!tracker.admit(66 * BLOCK, 1));
+        tracker.read(66);
+        assert!(!tracker.is_wanted(), "nobody waits for what was read");
         tracker.read(65);
         assert!(tracker.admit(65 * BLOCK, BLOCK));
-        assert!(!tracker.admit(65 * BLOCK, BLOCK + 1));
+        assert!(!tracker.admit(66 * BLOCK, BLOCK + 1));
         tracker.end();
         assert!(tracker.admit(0, 70 * BLOCK));
     }

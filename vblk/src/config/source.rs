@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ByteSize, Name, ValueError};
 
-use crate::storage::nbd::address::{Address, Endpoint};
+use crate::storage::nbd::address::{Address, Endpoint, is_address};
 
 /// Where a disk's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,8 +37,6 @@ pub enum Source {
 const NULL: &str = "null:";
 /// The null back-end's capacity is a multiple of this, the largest block size.
 const NULL_ALIGN_BYTES: u64 = 4096;
-/// Announces an NBD server.
-const NBD: &str = "nbd:";
 /// Announces a stripe.
 const STRIPE: &str = "stripe:";
 /// Between the disks of a composed one.
@@ -126,7 +124,7 @@ impl TryFrom<String> for Source {
             Self::null(size, &text)
         } else if let Some(rest) = text.strip_prefix(STRIPE) {
             Self::stripe(rest, &text)
-        } else if text.starts_with(NBD) {
+        } else if is_address(&text) {
             let address = text.parse::<Address>();
             address.map(Self::Nbd).map_err(|rule| invalid(&text, rule))
         } else if text.is_empty() || text.contains('\0') {
