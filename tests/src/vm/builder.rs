@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -34,6 +34,7 @@ pub struct Builder {
     script: String,
     accelerator: Option<Accel>,
     echo: Option<fn(&str)>,
+    incoming: Option<PathBuf>,
 }
 
 impl Builder {
@@ -51,6 +52,7 @@ impl Builder {
             script: String::new(),
             accelerator: None,
             echo: None,
+            incoming: None,
         }
     }
 
@@ -138,6 +140,13 @@ impl Builder {
     #[must_use]
     pub fn echo(mut self, echo: fn(&str)) -> Self {
         self.echo = Some(echo);
+        self
+    }
+
+    /// The guest does not boot but arrives, from a QEMU that is told to migrate to this socket.
+    #[must_use]
+    pub fn incoming(mut self, socket: &Path) -> Self {
+        self.incoming = Some(socket.into());
         self
     }
 
@@ -255,6 +264,9 @@ impl Builder {
             add(&format!("-qmp unix:{monitor},server=on,wait=off"));
         }
         devices.into_iter().for_each(&mut add);
+        if let Some(socket) = &self.incoming {
+            add(&format!("-incoming unix:{}", socket.display()));
+        }
         add(&format!("-serial file:{}", console(dir).display()));
         add("-chardev stdio,id=scenario,signal=off -serial chardev:scenario");
         add(&format!(

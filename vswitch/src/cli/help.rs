@@ -33,6 +33,7 @@ value):
   trunk=VLANS       many VLANs, tagged, such as 10:20:30-40
   native=VLAN       the VLAN of a trunk's untagged frames [none: they are dropped]
   mac=ADDRESS       drop frames from other addresses [learn them]
+  macs=A+B+…        further addresses that it may send from
   isolated          reaches uplinks only, and no other guest
   queues=N          most pairs of queues a guest may use, 1 to 64 [16]
   mtu=N             largest payload of a frame, 68 to 9216 [1500]
@@ -47,7 +48,7 @@ value):
 pub(super) const UPLINK_SYNTAX: &str = "\
 A TAP interface to the host's network, created if it does not exist; repeat for more. OPTIONS, \
 separated by commas: name= [the interface's], and of --port access=, trunk=, native=, queues=, \
-mtu=, no-offloads, weight= and cap=. Without access and trunk, an uplink carries all VLANs, \
+mtu=, no-offloads, weight=, cap= and guards.GUARD= (off unless given). Without access and trunk, an uplink carries all VLANs, \
 tagged, and VLAN 1 untagged.";
 
 pub(super) const PORT: &str = "\
