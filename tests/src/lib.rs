@@ -13,6 +13,7 @@ pub mod api;
 pub mod cargo;
 pub mod cpio;
 pub mod daemon;
+pub mod fuse;
 pub mod guest;
 pub mod initramfs;
 pub mod lines;

@@ -84,6 +84,8 @@ pub struct Host {
     stop: Arc<AtomicBool>,
     monitor: Option<JoinHandle<()>>,
     keeper: Keeper,
+    /// Disks were left with requests in flight that their storage does not end.
+    left: AtomicBool,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -152,6 +154,7 @@ pub fn start(settings: &Daemon, manager: keep::Keeper) -> Result<Arc<dyn Service
         stop,
         monitor: Some(monitor),
         keeper: Keeper::default(),
+        left: AtomicBool::new(false),
     }))
 }
 
@@ -255,17 +258,7 @@ impl Host {
     }
 
     fn stop_disk(&self, running: &mut Running) {
-        backup::end(running);
-        let _until_stopped = running.device.disk().storage().hurry();
-        if let Some(server) = running.server.take() {
-            running.connections += server.status().sessions;
-            server.stop();
-        }
-        for worker in &self.workers {
-            let _ = worker
-                .handle()
-                .call(|reply| Change::RemoveDisk(running.key, reply));
-        }
+        together::stop(running, &self.handles());
     }
 
     /// Start serving what was prepared; `old` is what the disk did before.
@@ -465,13 +458,7 @@ impl Service for Host {
     }
 
     fn drain(&self) {
-        let all: Vec<Running> = lock(&self.disks).drain(..).collect();
-        for mut disk in all {
-            if let Some(server) = disk.server.take_if(|_| self.manager.keeps()) {
-                server.leave();
-            }
-            self.stop_disk(&mut disk);
-        }
+        self.end_all(self.manager.keeps());
     }
 }
 
@@ -479,6 +466,10 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.drain();
         self.stop.store(true, Relaxed);
+        if self.left.load(Relaxed) {
+            // They would wait for what does not come; the end of the process does not.
+            std::mem::forget(std::mem::take(&mut self.workers));
+        }
         if let Some(monitor) = self.monitor.take() {
             monitor.thread().unpark();
             let _ = monitor.join();

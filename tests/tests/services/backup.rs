@@ -107,6 +107,27 @@ impl Scene {
         Ok([before, self.guest.written()])
     }
 
+    /// Begin a backup to the file `name`; what the command says.
+    fn ask(&self, name: &str, more: &[&str]) -> Result<String> {
+        let to = self.path(name);
+        let mut words = vec!["backup", "d", "--to", &to, "--detach"];
+        words.extend(more);
+        self.vblk.client(&words)
+    }
+
+    /// Wait until something was copied, and not all.
+    fn underway(&self) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let status = Self::status(&self.vblk)?;
+            ensure!(status["state"] == "running", "too soon to look: {status}");
+            if status["done_bytes"].as_u64() > Some(0) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "nothing is copied: {status}");
+        }
+    }
+
     /// Work until the backup has ended; how it ended.
     fn finish(&mut self) -> Result<Value> {
         self.work(|vblk| Ok(Self::status(vblk)?["state"] != "running"))?;
@@ -216,14 +237,12 @@ fn rot(scene: &Scene) -> Result<()> {
     data.write_all_at(&[!byte[0]], at)?;
     let last = scene.path("part1");
     let wanted = format!("block {} (byte {})", at / BLOCK, at / BLOCK * BLOCK);
-    let said = scene.vblk.tool(&["verify", &last]).unwrap_err().to_string();
+    let said = scene.vblk.tool(&["verify", &last]).err();
+    let said = said.context("rot goes unnoticed")?.to_string();
     ensure!(said.contains("1 of 192 blocks"), "{said}");
     let to = scene.path("rotten");
-    let said = scene
-        .vblk
-        .tool(&["restore", &last, &to])
-        .unwrap_err()
-        .to_string();
+    let said = scene.vblk.tool(&["restore", &last, &to]).err();
+    let said = said.context("rot is restored")?.to_string();
     ensure!(said.contains(&wanted) && said.contains("/full"), "{said}");
     ensure!(!Path::new(&to).exists(), "half a disk was left behind");
     Ok(())
@@ -250,15 +269,19 @@ fn a_backup_goes_on_after_its_daemon_was_killed() -> Result<()> {
         "{status}"
     );
     scene.check("full", &full)?;
-    // The same with an increment; and one that is cancelled.
+    // The same with an increment; and one that is cancelled. The guest rests, or it would have its
+    // blocks copied first, at any rate.
     scene.work_a_little()?;
-    scene.begin("part", &["--incremental", "--rate", "1M"])?;
-    scene.work(|vblk| Ok(Scene::status(vblk)?["done_bytes"].as_u64() > Some(0)))?;
+    scene.guest.settle()?;
+    scene.ask("part", &["--incremental", "--rate", "1M"])?;
+    scene.underway()?;
     scene.vblk.daemon().kill()?;
     scene.vblk.start_again()?;
     scene.guest.reconnect(&scene.vblk)?;
     scene.work_a_little()?;
-    scene.begin("part", &["--incremental", "--resume", "--rate", "1M"])?;
+    scene.guest.settle()?;
+    scene.ask("part", &["--incremental", "--resume", "--rate", "1M"])?;
+    scene.underway()?;
     scene.vblk.client(&["backup", "d", "--cancel"])?;
     let status = Scene::status(&scene.vblk)?;
     ensure!(status["state"] == "failed", "{status}");

@@ -14,11 +14,11 @@ use crate::create_image;
 use crate::kills::{Guest, IMAGE_BYTES, LANES, place, window};
 
 /// An xfs in a file, mounted; unmounted when dropped.
-pub(crate) struct Mounted(PathBuf);
+struct Mounted(PathBuf);
 
 impl Mounted {
     /// None, with a printed reason, where that cannot be done.
-    pub(crate) fn new(dir: &Path) -> Result<Option<Mounted>> {
+    fn new(dir: &Path) -> Result<Option<Mounted>> {
         let (file, place) = (dir.join("xfs"), dir.join("mounted"));
         create_image(&file, 512 << 20)?;
         fs::create_dir(&place)?;
@@ -40,12 +40,6 @@ impl Mounted {
             }
         }
         Ok(Some(Mounted(place)))
-    }
-}
-
-impl Mounted {
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
     }
 }
 

@@ -1,6 +1,6 @@
 //! SeaBIOS boots from a disk: its own driver, in real mode, one request at a time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const TEXT: &[u8] = b"read from the second sector\n\0";
 
 /// Loaded to 0x7c00: reads the second sector, writes it as the third one, prints it to the first
 /// serial port, and ends QEMU by isa-debug-exit with 0x10, or with 1 if the BIOS failed.
-const SECTOR: [u8; 66] = [
+const SECTOR: [u8; 64] = [
     0x31, 0xc0, // xor ax, ax
     0x8e, 0xd8, // mov ds, ax
     0x8e, 0xc0, // mov es, ax
@@ -31,12 +31,12 @@ const SECTOR: [u8; 66] = [
     0xb9, 0x02, 0x00, // mov cx, 2
     0xb6, 0x00, // mov dh, 0
     0xcd, 0x13, // int 0x13
-    0x72, 0x20, // jc failed
+    0x72, 0x1e, // jc failed
     0xb8, 0x01, 0x03, // mov ax, 0x0301: write one sector
     0xb9, 0x03, 0x00, // mov cx, 3
     0xb6, 0x00, // mov dh, 0
     0xcd, 0x13, // int 0x13
-    0x72, 0x14, // jc failed
+    0x72, 0x12, // jc failed
     0xbe, 0x00, 0x7e, // mov si, 0x7e00
     0xac, // next: lodsb
     0x84, 0xc0, // test al, al
@@ -63,7 +63,7 @@ fn seabios_boots_from_the_disk() -> Result<()> {
     disk.write_all_at(&[0xfe], SECTOR.len() as u64)?;
     disk.write_all_at(&[0x55, 0xaa], 510)?;
     disk.write_all_at(TEXT, 512)?;
-    let vblk = Vblk::serve(dir, &["{dir}/image,socket={dir}/disk,name=d"], &[])?;
+    let mut vblk = Vblk::serve(dir, &["{dir}/image,socket={dir}/disk,name=d"], &[])?;
     let mut qemu = command(&paths::program("qemu-system-x86_64")?);
     let words = "-nodefaults -no-user-config -display none -nic none -M q35 -accel tcg -m 64M \
          -object memory-backend-memfd,id=mem,size=64M,share=on -machine memory-backend=mem \
@@ -87,6 +87,5 @@ fn seabios_boots_from_the_disk() -> Result<()> {
     ensure!(second == third, "what the BIOS wrote is not there");
     let reads = vblk.metric("towpath_vblk_requests_total", "type=\"read\"")?;
     ensure!(reads >= 2.0, "{reads} reads");
-    fs::remove_file(image)?;
-    Ok(())
+    vblk.daemon().stop()
 }

@@ -112,11 +112,7 @@ fn places(order: &BackupOrder) -> Result<(PathBuf, String), BackupError> {
 }
 
 /// The journal to go on with, or why there is none.
-fn resumable(
-    tracker: &Tracker,
-    manifest: &Path,
-    disk: &Disk,
-) -> Result<Manifest, String> {
+fn resumable(tracker: &Tracker, manifest: &Path, disk: &Disk) -> Result<Manifest, String> {
     let cut_off = tracker.bitmap().cut_off();
     let cut_off = cut_off.ok_or("the bitmap knows of no backup that was cut off")?;
     let journal = Manifest::read(&journal_of(manifest)).map_err(|e| e.to_string())?;

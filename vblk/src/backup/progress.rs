@@ -156,7 +156,7 @@ impl Progress {
     }
 
     pub(super) fn finish(&self, result: &Result<(), BackupError>) {
-        let result = result.as_ref().map(|()| ()).map_err(ToString::to_string);
+        let result = result.as_ref().copied().map_err(ToString::to_string);
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         *end = Some((result, self.elapsed_ms()));
     }

@@ -171,6 +171,16 @@ impl<E: Engine> Io<E> {
         self.disks.in_flight(disk.0)
     }
 
+    /// Requests of `disk` that can still be started. No disk has more than half of the slots, so
+    /// that one whose storage hangs leaves some to the others.
+    #[inline]
+    #[must_use]
+    pub fn room_for(&self, disk: DiskId) -> usize {
+        let share = (self.slab.capacity() / 2).max(1);
+        let taken = self.disks.in_flight(disk.0) as usize;
+        self.slab.room().min(share.saturating_sub(taken))
+    }
+
     /// Requests wait for the storage to get better.
     #[inline]
     pub fn is_holding(&self) -> bool {
