@@ -1,18 +1,14 @@
-//! Exercises a file system inside a guest, as fsx does, or a disk's polled queues.
+//! Exercises a file system inside a guest, as fsx does.
 //!
 //! `exercise file PATH OPERATIONS SEED` writes, reads, cuts, punches and syncs a file at random and
 //! compares what it reads with a copy in memory; caches are dropped now and then, so that reads are
-//! the disk's. It prints `tick N` now and then. `exercise poll DISK` reads the records that
-//! `records write` left, by polling for completions rather than waiting for interrupts.
+//! the disk's. It prints `tick N` now and then.
 
 use std::fs::{File, OpenOptions};
-use std::io::IoSliceMut;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
-use rustix::io::{ReadWriteFlags, preadv2};
-use towpath_tests::records::{Block, LANES, RECORDS, offset, record, window};
+use rustix::fs::{FallocateFlags, fallocate};
 
 /// Most bytes of the file.
 const MOST: u64 = 1 << 20;
@@ -38,10 +34,9 @@ fn main() -> Result<()> {
         ["file", path, operations, seed] => Exercise::new(path, seed.parse()?)?
             .run(operations.parse()?)
             .with_context(|| format!("{path}, seed {seed}"))?,
-        ["poll", disk] => poll(disk)?,
-        _ => bail!("usage: exercise file PATH OPERATIONS SEED | exercise poll DISK"),
+        _ => bail!("usage: exercise file PATH OPERATIONS SEED"),
     }
-    println!("exercise {} ok", words[0]);
+    println!("exercise file ok");
     Ok(())
 }
 
@@ -148,26 +143,4 @@ impl Exercise {
             Some(n) => bail!("byte {} is {:#x}, not {:#x}", from + n, bytes[n], model[n]),
         }
     }
-}
-
-fn poll(disk: &str) -> Result<()> {
-    let mut options = OpenOptions::new();
-    let options = options
-        .read(true)
-        .custom_flags(OFlags::DIRECT.bits().cast_signed());
-    let file = options.open(disk)?;
-    let mut block = Block::default();
-    for lane in 0..LANES {
-        for seq in RECORDS - window(lane)..RECORDS {
-            let mut slices = [IoSliceMut::new(&mut block.0)];
-            let at = offset(lane, seq);
-            let read = preadv2(&file, &mut slices, at, ReadWriteFlags::HIPRI)?;
-            ensure!(read == block.0.len(), "read {read} bytes at {at}");
-            ensure!(
-                block == record(lane, seq),
-                "record {seq} of lane {lane} is another one"
-            );
-        }
-    }
-    Ok(())
 }

