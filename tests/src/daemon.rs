@@ -397,6 +397,23 @@ impl Service {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// Runs a subcommand that needs no daemon, and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn tool(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(&self.program).args(arguments).output()?;
+        ensure!(
+            output.status.success(),
+            "{} {}: {}\n{}",
+            self.name,
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// Gives it an environment variable when it is started again, or takes that away.
     pub fn set_variable(&mut self, key: &'static str, value: Option<String>) {
         self.variables.retain(|(known, _)| *known != key);

@@ -23,6 +23,9 @@ use crate::paths;
 pub enum Kit {
     /// Disks: `mkfs.ext4` and `records`.
     Disk,
+    /// File systems of several kinds under stress: `mkfs.ext4`, `mkfs.xfs`, `dmsetup`, `records`
+    /// and `exercise`.
+    Proof,
     /// Networks: `ethtool` and `talk`.
     Net,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
@@ -39,21 +42,32 @@ impl Kit {
     fn modules(self) -> &'static [&'static str] {
         match self {
             Self::Disk | Self::Debian => &["crc32c_generic", "virtio_blk", "ext4"],
+            Self::Proof => &[
+                "crc32c_generic",
+                "virtio_blk",
+                "ext4",
+                "xfs",
+                "dm-log-writes",
+            ],
             Self::Net => &["virtio_net", "8021q"],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
             Self::Iommufd => &["igb", "igbvf", "nvme", "iommufd", "vfio-pci", "netdevsim"],
         }
     }
 
-    /// A program of the host, and those of this workspace with their packages.
-    fn programs(self) -> Option<(&'static str, &'static [(&'static str, &'static str)])> {
+    /// Programs of the host, and of this workspace with their packages.
+    fn programs(self) -> Option<Programs> {
         Some(match self {
             Self::Debian => return None,
-            Self::Disk => ("mkfs.ext4", &[("towpath-tests", "records")]),
-            Self::Net => ("ethtool", &[("towpath-tests", "talk")]),
-            Self::Sriov => ("ip", &[("sriov-manager", "sriov-manager")]),
+            Self::Disk => (&["mkfs.ext4"], &[("towpath-tests", "records")]),
+            Self::Proof => (
+                &["mkfs.ext4", "mkfs.xfs", "dmsetup"],
+                &[("towpath-tests", "records"), ("towpath-tests", "exercise")],
+            ),
+            Self::Net => (&["ethtool"], &[("towpath-tests", "talk")]),
+            Self::Sriov => (&["ip"], &[("sriov-manager", "sriov-manager")]),
             Self::Iommufd => (
-                "ip",
+                &["ip"],
                 &[
                     ("sriov-manager", "sriov-manager"),
                     ("towpath-tests", "eswitch"),
@@ -76,6 +90,11 @@ impl Kit {
     }
 }
 
+type Programs = (
+    &'static [&'static str],
+    &'static [(&'static str, &'static str)],
+);
+
 const DIRECTORIES: [&str; 8] = ["bin", "dev", "proc", "sys", "mnt", "tmp", "run", "modules"];
 
 const INIT: &str = r#"#!/bin/busybox sh
@@ -87,7 +106,9 @@ export PATH=/bin:/sbin:/usr/sbin
 exec 3<>/dev/ttyS1
 stty -F /dev/ttyS1 raw -echo
 while read -r module; do
-    insmod "/modules/$module" || echo "insmod $module failed" >&3
+    # Parameters of modules are on the kernel's command line, as they would be for modprobe.
+    set -- $(tr ' ' '\n' </proc/cmdline | sed -n "s/^$module\.//p")
+    insmod "/modules/$module" "$@" || echo "insmod $module failed" >&3
 done </modules/order
 sh -eux /scenario <&3 >&3 2>/dev/ttyS0
 echo "exit: $?" >&3
@@ -135,7 +156,7 @@ pub fn kernel(kit: Kit) -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 5] = [const { OnceLock::new() }; 5];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 6] = [const { OnceLock::new() }; 6];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();
@@ -153,15 +174,18 @@ fn base(kit: Kit) -> Result<Vec<u8>> {
     cpio.program("init", init.as_bytes());
     cpio.program("bin/busybox", &busybox()?);
     add_modules(&mut cpio, kit)?;
-    let Some((theirs, own)) = kit.programs() else {
+    let Some((theirs, ours)) = kit.programs() else {
         return Ok(cpio.finish());
     };
-    let mut programs = vec![(paths::program(theirs)?, format!("bin/{theirs}"))];
-    let mut copies = Vec::new();
-    for (package, ours) in own {
-        let built = stripped(&cargo::program(package, ours)?)?;
-        programs.push((built.path().into(), format!("bin/{ours}")));
-        copies.push(built);
+    let mut programs = Vec::new();
+    for name in theirs {
+        programs.push((paths::program(name)?, format!("bin/{name}")));
+    }
+    let mut built = Vec::new();
+    for (package, name) in ours {
+        let program = stripped(&cargo::program(package, name)?)?;
+        programs.push((program.path().into(), format!("bin/{name}")));
+        built.push(program);
     }
     let compiled = tempfile::tempdir()?;
     if kit.has_cards() {

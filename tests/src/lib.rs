@@ -14,6 +14,7 @@ pub mod cargo;
 pub mod cpio;
 pub mod daemon;
 pub mod debian;
+pub mod fuse;
 pub mod guest;
 pub mod initramfs;
 pub mod lines;

@@ -48,8 +48,9 @@ all. OPTIONS, separated by commas (,, for a comma in a value):
   serial=TEXT            what the guest sees as the disk's serial [the name]
   cache=direct|buffered  bypass or use the host's page cache [direct]
   resident=SIZE          most of the page cache to lock in memory, for faster reads [0]
+  bitmap=FILE            keeps what changed since the last backup, across restarts [none]
   map=file|extents       through the file system, or past it on the file's blocks [file]
-  bitmap=FILE            record of a mirror [beside its first disk]
+  record=FILE            record of a mirror [beside its first disk]
   prefer=N               disk of a mirror to read from, counted from 1 [the fastest]
   resync-rate=SIZE       most bytes a second to copy to a disk that catches up [100M]
   mirror-timeout=N       seconds in which a disk of a mirror has to answer [30]
@@ -79,6 +80,28 @@ Examples:
   vblk disk set web iops=500 bandwidth=20M
   vblk disk set web iops= bandwidth=
   vblk group set gold bandwidth=1G";
+
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  vblk backup web --to /srv/backup/web-monday.img
+  vblk backup web --to /srv/backup/web-tuesday.img --incremental --rate 50M
+  vblk backup web --to nbd://nas/web --manifest /srv/backup/web.manifest
+  vblk backup web --to /srv/backup/web-tuesday.img --incremental --resume
+  vblk backup web
+  vblk backup web --cancel
+
+A backup is the disk at one moment: that at which it begins, or at which it is resumed. Beside its
+file is a manifest, FILE.manifest, with the hash of each block. An incremental one holds what
+changed since the last backup that succeeded, and needs that one; where what changed is not known
+for sure, it is a full one, and says so. `bitmap` in the disk's configuration makes that knowledge
+outlive the daemon. The backup goes on if this command is interrupted.";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  vblk restore /srv/backup/web-tuesday.img /var/lib/vm/web-again.img
+  vblk restore /srv/backup/web-tuesday.img /dev/vg/web --overwrite
+
+A disk that a daemon or QEMU has open is refused: stop that first.";
 
 /// Virtual disks for virtual machines over vhost-user, from files and block devices.
 #[derive(Debug, Parser)]
@@ -113,14 +136,42 @@ pub(crate) enum Command {
     /// Make mirrors, look at them, take disks out and bring them back.
     #[command(subcommand)]
     Mirror(MirrorCommand),
-    /// Copy a disk as it is now to a new file while it is served, by cloning (xfs, btrfs).
+    /// Copy a disk as it is now to a new file while it is served: by cloning on the same xfs or
+    /// btrfs, else block by block behind the guest's back.
     Snapshot {
         /// The disk.
         name: Name,
-        /// The file to make, on the same file system.
+        /// The file to make.
         path: PathBuf,
         #[command(flatten)]
         target: Target,
+    },
+    /// Back a disk up as it is now while it is served, and show how that goes.
+    #[command(after_help = BACKUP_EXAMPLES)]
+    Backup {
+        /// The disk.
+        name: Name,
+        #[command(flatten)]
+        backup: BackupArgs,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Write the disk in a backup to a file or device that nobody uses.
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore {
+        /// The backup: its file, or its manifest. For an increment, what it is built upon is found
+        /// beside it, or where it was.
+        backup: PathBuf,
+        /// Where to: a new file; an NBD export.
+        to: String,
+        /// It exists already, and all on it may be lost.
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// Read a backup and what it is built upon, and compare every block with its hash.
+    Verify {
+        /// The backup: its file, or its manifest.
+        backup: PathBuf,
     },
     /// Look at groups of disks, and change them.
     #[command(subcommand)]
@@ -241,7 +292,7 @@ pub(crate) enum MirrorCommand {
         source: Source,
         /// The record; without it, a file beside the first disk.
         #[arg(long, value_name = "FILE")]
-        bitmap: Option<PathBuf>,
+        record: Option<PathBuf>,
         /// The disks hold the same already, such as nothing at all: copy nothing.
         #[arg(long)]
         assume_clean: bool,
@@ -294,6 +345,32 @@ pub(crate) enum GroupCommand {
         #[command(flatten)]
         target: Target,
     },
+}
+
+/// What to do about backups; nothing: show how the last one stands.
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// A file to make, or an NBD export to write over.
+    #[arg(long, value_name = "FILE|nbd:…")]
+    pub(crate) to: Option<String>,
+    /// The manifest to make [FILE.manifest].
+    #[arg(long, value_name = "FILE", requires = "to")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// Only what changed since the last backup.
+    #[arg(long, requires = "to")]
+    pub(crate) incremental: bool,
+    /// Go on with one that was cut off, as of now: what it has and did not change since is kept.
+    #[arg(long, requires = "to")]
+    pub(crate) resume: bool,
+    /// Most bytes a second, such as 50M [as fast as it goes].
+    #[arg(long, value_name = "SIZE", requires = "to")]
+    pub(crate) rate: Option<ByteSize>,
+    /// Do not wait for the end.
+    #[arg(long, requires = "to")]
+    pub(crate) detach: bool,
+    /// End the one that is under way; it can be resumed.
+    #[arg(long, conflicts_with = "to")]
+    pub(crate) cancel: bool,
 }
 
 /// Which daemon to ask, and how to print.

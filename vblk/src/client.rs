@@ -18,6 +18,7 @@ use vblk::serve::count_disks;
 use vblk::service::{DiskStatus, GroupStatus, Resized, SlowRequest, Snapshot};
 use vblk::settings::Settings;
 
+use crate::backups;
 use crate::cli::Target;
 use crate::report;
 
@@ -135,6 +136,10 @@ pub(crate) fn snapshot(
     };
     let order = SnapshotTarget { path };
     let answer: Answer<Snapshot> = client.post(&format!("/v1/disks/{name}/snapshot"), &order)?;
+    if answer.data.is_some_and(|taken| taken.copying) {
+        eprintln!("{}", answer.description);
+        return backups::follow(target, name, out);
+    }
     let description = answer.description.clone();
     Ok(print(&answer, target.json, out, |_| {
         format!("{description}\n")

@@ -9,6 +9,9 @@
 //! | POST | `/v1/disks/{name}/resize` | [`Resize`] in, [`Resized`] out |
 //! | POST | `/v1/disks/{name}/snapshot` | [`Target`] in, [`Snapshot`] out |
 //! | POST | `/v1/disks/{name}/mirror` | [`MirrorOrder`] in, [`DiskStatus`] out |
+//! | POST | `/v1/disks/{name}/backup` | [`BackupOrder`] in, [`BackupStatus`] out |
+//! | GET | `/v1/disks/{name}/backup` | [`BackupStatus`] of the last one |
+//! | POST | `/v1/disks/{name}/backup/cancel` | nothing in, [`BackupStatus`] out |
 //! | GET | `/v1/slow`, `/v1/disks/{name}/slow` | [`SlowRequest`], a list |
 //! | GET | `/v1/groups` | [`GroupStatus`], a list |
 //! | POST | `/v1/groups/{name}` | [`Settings`] in, [`GroupStatus`] out |
@@ -29,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
 use towpath_common::control::{Answer, Body, beside, exposition};
 
+use crate::backup::{BackupOrder, BackupStatus};
 use crate::config::Diff;
 use crate::metrics;
 use crate::mirror::MirrorOrder;
@@ -111,6 +115,8 @@ pub fn routes(daemon: Arc<Daemon>) -> Router {
         .route("/v1/disks/{name}/resize", post(resize))
         .route("/v1/disks/{name}/snapshot", post(snapshot))
         .route("/v1/disks/{name}/mirror", post(mirror))
+        .route("/v1/disks/{name}/backup", get(backup_status).post(backup))
+        .route("/v1/disks/{name}/backup/cancel", post(cancel_backup))
         .route("/v1/slow", get(slow))
         .route("/v1/groups", get(groups))
         .route("/v1/groups/{name}", post(set_group))
@@ -251,7 +257,12 @@ async fn snapshot(
             Ok(taken) => {
                 let (path, ms) = (target.path.display(), taken.pause_us / 1000);
                 let us = taken.pause_us % 1000;
-                let text = format!("disk {name} is in {path}; its guest waited {ms}.{us:03} ms");
+                let how = if taken.copying {
+                    "is being copied to"
+                } else {
+                    "is in"
+                };
+                let text = format!("disk {name} {how} {path}; its guest waited {ms}.{us:03} ms");
                 Answer::success(text, taken)
             }
         },
@@ -271,6 +282,47 @@ async fn mirror(
             MirrorOrder::Add(_) | MirrorOrder::AddFull(_) => "copies what a disk of it missed",
         };
         disk_after(&daemon, &name, done, what)
+    })
+    .await
+}
+
+async fn backup(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    Body(order): Body<BackupOrder>,
+) -> Answer<BackupStatus> {
+    beside(move || match daemon.service().backup(&name, &order) {
+        Err(error) => refused(&error),
+        Ok(begun) => {
+            let (ms, us) = (begun.pause_us / 1000, begun.pause_us % 1000);
+            let what = begun.sort.name();
+            let text = format!("{what} of disk {name} began; its guest waited {ms}.{us:03} ms");
+            match &begun.note {
+                Some(note) => Answer::warning(format!("{text}; {note}"), begun.clone()),
+                None => Answer::success(text, begun),
+            }
+        }
+    })
+    .await
+}
+
+async fn backup_status(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+) -> Answer<BackupStatus> {
+    match daemon.service().backup_status(&name) {
+        Ok(status) => Answer::success(format!("the last backup of disk {name}"), status),
+        Err(error) => refused(&error),
+    }
+}
+
+async fn cancel_backup(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+) -> Answer<BackupStatus> {
+    beside(move || match daemon.service().cancel_backup(&name) {
+        Ok(status) => Answer::success(format!("the backup of disk {name} is cancelled"), status),
+        Err(error) => refused(&error),
     })
     .await
 }

@@ -19,9 +19,10 @@ mod open;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use crate::backup::{BackupError, Bitmap, Tracker};
 use crate::engine::Verb;
 use crate::policy::Policy;
 use crate::request::{ID_BYTES, Limits};
@@ -119,6 +120,8 @@ pub struct Disk {
     sync_failed: AtomicBool,
     policy: Policy,
     write_through: AtomicBool,
+    /// What is told of every change, once somebody wants to know.
+    tracker: OnceLock<Arc<Tracker>>,
 }
 
 impl Disk {
@@ -163,6 +166,7 @@ impl Disk {
             sync_failed: AtomicBool::new(false),
             policy: Policy::default(),
             write_through: AtomicBool::new(false),
+            tracker: OnceLock::new(),
         }
     }
 
@@ -348,6 +352,30 @@ impl Disk {
     /// ([`crate::features::write_through`]); counts for requests started from then on.
     pub fn set_write_through(&self, on: bool) {
         self.write_through.store(on, Ordering::Relaxed);
+    }
+
+    /// What is told of every change, if anything is.
+    #[inline]
+    #[must_use]
+    pub fn tracker(&self) -> Option<&Arc<Tracker>> {
+        self.tracker.get()
+    }
+
+    /// The tracker it has, or from now on a new one with a bitmap that `make` makes.
+    ///
+    /// # Errors
+    /// If the bitmap cannot be made.
+    pub(crate) fn track(
+        &self,
+        make: impl FnOnce() -> Result<Bitmap, BackupError>,
+    ) -> Result<Arc<Tracker>, BackupError> {
+        if let Some(tracker) = self.tracker.get() {
+            return Ok(Arc::clone(tracker));
+        }
+        let file = self.file().filter(|_| !self.is_device());
+        let file = file.and_then(|fd| fd.try_clone_to_owned().ok());
+        let new = Arc::new(Tracker::new(make()?, file));
+        Ok(Arc::clone(self.tracker.get_or_init(|| new)))
     }
 
     /// True unless `verb` was found to be unsupported.

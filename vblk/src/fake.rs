@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use towpath_common::config::Name;
 
+use crate::backup::{Backed, Backups};
 use crate::config::{Config, Disk};
 use crate::mirror::{MirrorDiskState, MirrorDiskStatus, MirrorOrder, MirrorStatus};
 use crate::service::{
@@ -94,6 +95,10 @@ impl FakeService {
             last_error: None,
             trouble: None,
             mirror: Some(mirror()),
+            backup: Backed {
+                changed_bytes: Some(1 << 20),
+                ..Backed::default()
+            },
             stats: DiskStats {
                 connections: 1,
                 storage_losses: 2,
@@ -129,6 +134,7 @@ fn mirror() -> MirrorStatus {
         copied_bytes: 0,
     }
 }
+impl Backups for FakeService {}
 
 impl Service for FakeService {
     fn apply(&self, config: &Config) -> Result<Report, ServiceError> {
@@ -183,6 +189,7 @@ impl Service for FakeService {
 
     fn snapshot(&self, _: &str, _: &Path) -> Result<Snapshot, ServiceError> {
         Ok(Snapshot {
+            copying: false,
             bytes: 4 << 30,
             pause_us: 1_500,
         })

@@ -20,6 +20,7 @@ use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
 use tracing::warn;
 
+use crate::backup;
 use crate::config::{self, Config, Daemon};
 use crate::device::BlkDevice;
 use crate::disk::Disk;
@@ -59,6 +60,8 @@ pub(crate) struct Running {
     pub(crate) connections: u64,
     /// Held by what wants the disk for itself: a resize, a snapshot, a backup.
     pub(crate) busy: Arc<Mutex<()>>,
+    /// The last backup or copy of it.
+    pub(crate) latest: backup::Latest,
     /// Limits as they are now.
     pub(crate) limited: Limited,
     /// Weight and cap as they are now.
@@ -82,6 +85,8 @@ pub struct Host {
     stop: Arc<AtomicBool>,
     monitor: Option<JoinHandle<()>>,
     keeper: Keeper,
+    /// Disks were left with requests in flight that their storage does not end.
+    left: AtomicBool,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -150,6 +155,7 @@ pub fn start(settings: &Daemon, manager: keep::Keeper) -> Result<Arc<dyn Service
         stop,
         monitor: Some(monitor),
         keeper: Keeper::default(),
+        left: AtomicBool::new(false),
     }))
 }
 
@@ -165,6 +171,7 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             d.connections,
             d.map,
             d.bitmap.clone(),
+            d.record.clone(),
         )
     };
     file(a) == file(b)
@@ -178,10 +185,13 @@ fn same_session(a: &config::Disk, b: &config::Disk) -> bool {
 }
 
 fn open(config: &config::Disk) -> Result<Disk, ServiceError> {
-    storage::open(config).map_err(|e| ServiceError::Disk {
+    let failed = |source| ServiceError::Disk {
         name: config.name.clone(),
-        source: e.into(),
-    })
+        source,
+    };
+    let disk = storage::open(config).map_err(|e| failed(e.into()))?;
+    backup::attach(config, &disk).map_err(|e| failed(e.into()))?;
+    Ok(disk)
 }
 
 /// Which workers serve a disk: the first, and how many in all. Disks that one worker must serve
@@ -250,16 +260,7 @@ impl Host {
     }
 
     fn stop_disk(&self, running: &mut Running) {
-        let _until_stopped = running.device.disk().storage().hurry();
-        if let Some(server) = running.server.take() {
-            running.connections += server.status().sessions;
-            server.stop();
-        }
-        for worker in &self.workers {
-            let _ = worker
-                .handle()
-                .call(|reply| Change::RemoveDisk(running.key, reply));
-        }
+        together::stop(running, &self.handles());
     }
 
     /// Start serving what was prepared; `old` is what the disk did before.
@@ -325,6 +326,7 @@ impl Host {
         let server = Some(server.map_err(|e| failed(e.into()))?);
         Ok(Running {
             busy: Arc::default(),
+            latest: Arc::default(),
             limited,
             weight: config.weight,
             cap: config.cap,
@@ -462,13 +464,7 @@ impl Service for Host {
     }
 
     fn drain(&self) {
-        let all: Vec<Running> = lock(&self.disks).drain(..).collect();
-        for mut disk in all {
-            if let Some(server) = disk.server.take_if(|_| self.manager.keeps()) {
-                server.leave();
-            }
-            self.stop_disk(&mut disk);
-        }
+        self.end_all(self.manager.keeps());
     }
 }
 
@@ -476,6 +472,10 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.drain();
         self.stop.store(true, Relaxed);
+        if self.left.load(Relaxed) {
+            // They would wait for what does not come; the end of the process does not.
+            std::mem::forget(std::mem::take(&mut self.workers));
+        }
         if let Some(monitor) = self.monitor.take() {
             monitor.thread().unpark();
             let _ = monitor.join();

@@ -210,12 +210,13 @@ impl<E: Engine> Io<E> {
         self.engine.disarm();
     }
 
-    /// True if all that is in flight is in the hands of kernel threads, which need a processor to
-    /// get on: a worker that only spins for it would take that away from them.
+    /// True if all that is in flight is in the hands of other threads, the kernel's or a backup's,
+    /// which need a processor to get on: a worker that only spins would take that away from them.
     #[inline]
     #[must_use]
     pub fn is_patient(&self) -> bool {
-        self.delegated > 0 && self.delegated as usize == self.slab.taken()
+        let lent = self.delegated as usize + self.waiting.len();
+        lent > 0 && lent == self.slab.taken()
     }
 
     /// Serve `disk` from now on. A disk attached twice has one id, and must be detached twice.

@@ -4,8 +4,9 @@
 //! the two together for the life of the daemon, [`control`] and [`metrics`] show it to the world.
 //! Behind the boundary, [`host`] runs disks ([`device`]) on workers ([`plane`], [`queue`]), which
 //! check requests ([`request`]) and carry them out ([`io`], [`engine`]) on disks ([`disk`]) of any
-//! kind of storage ([`storage`]).
+//! kind of storage ([`storage`]). [`backup`] copies disks while they are served.
 
+pub mod backup;
 pub mod config;
 pub mod control;
 pub mod device;

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 success; 1 failure at run time; 2 wrong usage or configuration.
 
+mod backups;
 mod cli;
 mod client;
 mod report;
@@ -83,6 +84,17 @@ fn run(command: Command) -> Result<()> {
             target,
         } => client::attach(&target, &name, &place, (queues, bus.as_deref()), out),
         Command::Extra(extra) => Ok(extra.run::<Cli>(out)?),
+        Command::Backup {
+            name,
+            backup,
+            target,
+        } => backups::backup(&target, &name, backup, out),
+        Command::Restore {
+            backup,
+            to,
+            overwrite,
+        } => backups::restore(&backup, &to, overwrite, out),
+        Command::Verify { backup } => backups::verify(&backup, out),
         Command::Slow {
             name,
             count,
@@ -102,10 +114,10 @@ fn mirror(command: MirrorCommand, out: &mut impl Write) -> Result<()> {
     match command {
         MirrorCommand::Create {
             source,
-            bitmap,
+            record,
             assume_clean,
         } => {
-            let made = storage::create_mirror(&source, bitmap.as_deref(), assume_clean)?;
+            let made = storage::create_mirror(&source, record.as_deref(), assume_clean)?;
             let (path, size) = (made.path.display(), ByteSize::from_bytes(made.size));
             Ok(writeln!(out, "a mirror of {size}, recorded in {path}")?)
         }

@@ -8,6 +8,7 @@ use towpath_common::control::Exposition;
 use towpath_common::control::exposition::approximate;
 use towpath_common::families;
 
+use crate::backup::State;
 use crate::mirror::MirrorDiskState;
 use crate::service::{DiskStatus, WorkerStatus};
 
@@ -39,6 +40,13 @@ families! {
         "1 while FLUSH or everything fails until an operator clears it.";
     LOCKED: Gauge "towpath_vblk_locked_bytes" "Page cache locked in memory for reads.";
     SIZE: Gauge "towpath_vblk_size_bytes" "Capacity of the disk.";
+    CHANGED: Gauge "towpath_vblk_changed_bytes"
+        "Bytes changed since the last backup, where known.";
+    BACKUPS: Counter "towpath_vblk_backups_total" "Backups and copies, by outcome.";
+    BACKING_UP: Gauge "towpath_vblk_backup_running" "1 while a backup or copy is under way.";
+    BACKED_UP: Counter "towpath_vblk_backup_bytes_total" "Bytes that backups and copies read.";
+    COPIED_FIRST: Counter "towpath_vblk_copied_first_total"
+        "Blocks copied first because the guest wanted to change them.";
     BUSY: Gauge "towpath_worker_busy_ratio" "Share of time a worker spends on work, 0 to 1.";
     STEPS: Counter "towpath_worker_steps_total" "Turns of a worker's loop.";
     SLEEPS: Counter "towpath_worker_sleeps_total" "Times a worker went to sleep.";
@@ -92,6 +100,7 @@ fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
         &[name],
         if disk.trouble.is_some() { 1.0 } else { 0.0 },
     );
+    add_backups(scrape, disk);
     scrape.counter(&LOSSES, &[name], disk.stats.storage_losses);
     scrape.counter(&CONNECTIONS, &[name], disk.stats.connections);
     for (reason, count) in &disk.stats.ring_broken {
@@ -110,6 +119,20 @@ fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
         let (sum, count) = (latency.sum_ns, latency.count);
         scrape.histogram(&STAGES, &labels, &latency.buckets, sum, count);
     }
+}
+
+fn add_backups(scrape: &Exposition, disk: &DiskStatus) {
+    let (name, backup) = (("disk", disk.name.as_str()), &disk.backup);
+    if let Some(changed) = backup.changed_bytes {
+        scrape.gauge(&CHANGED, &[name], approximate(changed));
+    }
+    scrape.counter(&BACKUPS, &[name, ("outcome", "done")], backup.done);
+    scrape.counter(&BACKUPS, &[name, ("outcome", "failed")], backup.failed);
+    let latest = backup.latest.as_ref();
+    let running = latest.is_some_and(|b| b.state == State::Running);
+    scrape.gauge(&BACKING_UP, &[name], if running { 1.0 } else { 0.0 });
+    scrape.counter(&BACKED_UP, &[name], backup.bytes);
+    scrape.counter(&COPIED_FIRST, &[name], backup.copied_first);
 }
 
 /// What is counted by queue.

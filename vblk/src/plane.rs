@@ -389,8 +389,8 @@ impl<E: Engine> Plane for BlkPlane<E> {
 
     fn arm(&mut self) -> bool {
         let mut work = self.io.arm();
-        let room = self.io.room() > 0;
         for disk in self.disks.iter().flatten() {
+            let room = self.io.room_for(disk.id) > 0;
             let parked = self.sched.is_parked(disk.entity);
             let throttled = !disk.throttles.is_open() && disk.throttles.room(self.clock.now()) == 0;
             for key in &disk.queues {

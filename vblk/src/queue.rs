@@ -183,7 +183,7 @@ impl Queue {
             most,
         } = visit;
         let mut visited = Visited {
-            popped: self.ring.pop(burst, io.room().min(most)),
+            popped: self.ring.pop(burst, io.room_for(disk).min(most)),
             started: 0,
             bytes: 0,
             copied: 0,

@@ -66,6 +66,9 @@ impl Host {
             set_length(disk, new)?;
         }
         disk.set_size(new);
+        if let Some(tracker) = disk.tracker() {
+            tracker.bitmap().resized(old, new);
+        }
         for worker in device.workers() {
             // A worker that is gone checks nothing any more.
             let _ = worker.call(|reply| Change::Resize(key, reply));

@@ -12,12 +12,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{Cap, CpuId, Name, SocketMode, SocketPath, Weight};
 
+use crate::backup::{Backed, Backups};
 use crate::config::{Config, Limit, OnError};
 use crate::mirror::{MirrorOrder, MirrorStatus};
 use crate::settings::Settings;
 
 /// What the control plane may ask of the data plane. All verbs may be called from any thread.
-pub trait Service: Send + Sync {
+pub trait Service: Backups + Send + Sync {
     /// Makes the running disks equal to `config.disks`, as a whole or not at all.
     ///
     /// The caller has validated `config` (unique names, sockets and writable paths) and does not
@@ -55,7 +56,8 @@ pub trait Service: Send + Sync {
     /// cutting the file was refused after all else was done.
     fn resize(&self, name: &str, size: Option<u64>, shrink: bool) -> Result<Resized, ServiceError>;
 
-    /// Copies a disk as it is at one moment to a new file, by cloning. May block.
+    /// Copies a disk as it is now to a new file, by cloning or else block by block, which then goes
+    /// on by itself ([`Backups`]). May block.
     ///
     /// # Errors
     /// As [`Service::resize`]; there is no new file then.
@@ -207,7 +209,7 @@ pub struct DiskStatus {
     pub held: u32,
     /// Whether a front-end is connected.
     pub connected: bool,
-    /// The connection, if there is one.
+    /// The connection.
     pub session: Option<SessionStatus>,
     /// Why a message was refused, or why the last connection was ended by vblk.
     #[serde(default)]
@@ -217,6 +219,9 @@ pub struct DiskStatus {
     pub trouble: Option<String>,
     /// How its disks are, if it is a mirror.
     pub mirror: Option<MirrorStatus>,
+    /// Backups of it, and copies.
+    #[serde(default)]
+    pub backup: Backed,
     /// What it has done.
     pub stats: DiskStats,
 }
@@ -446,8 +451,10 @@ pub struct Resized {
 pub struct Snapshot {
     /// Size of the disk.
     pub bytes: u64,
-    /// How long the disk was at rest, in microseconds: from asking it to until it went on.
+    /// How long the disk was at rest, in microseconds.
     pub pause_us: u64,
+    /// It is not complete yet.
+    pub copying: bool,
 }
 
 /// A request that took long, and where its time went.

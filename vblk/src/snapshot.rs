@@ -5,16 +5,17 @@
 //! The guest sees requests that took a little longer. What it had not flushed may be in the
 //! snapshot, as after a power cut: its file system recovers, as it would then.
 //!
-//! Where the file system cannot clone, nothing is copied behind the operator's back while the guest
-//! waits: it is refused, and says why.
+//! Where that cannot be done (another file system, one that does not clone, no file), the disk is
+//! copied block by block as of the moment, as for a backup ([`crate::backup`]): the rest is as
+//! short, the copy takes its time behind the guest's back.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{fdatasync, ioctl_ficlone};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags, fdatasync, fstat, ioctl_ficlone, open};
 
 use crate::config::Source;
 use crate::device::BlkDevice;
@@ -70,6 +71,7 @@ fn snapshot_volume(
     Ok(Snapshot {
         bytes: disk.size(),
         pause_us,
+        copying: false,
     })
 }
 
@@ -89,15 +91,11 @@ impl Host {
                 volume_of(&running.config.path),
             )
         };
-        let _alone = busy.try_lock().map_err(|_| ServiceError::busy(name))?;
+        let alone = busy.try_lock().map_err(|_| ServiceError::busy(name))?;
         if let Some(volume) = volume {
             return snapshot_volume(&device, key, &volume, path);
         }
         let disk = device.disk();
-        if disk.is_device() || disk.file().is_none() {
-            let why = "it is not a file; for a logical volume, use `lvcreate --snapshot`";
-            return Err(refused(why));
-        }
         if !path.is_absolute() {
             let path = path.display();
             return Err(refused(format!(
@@ -105,6 +103,17 @@ impl Host {
             )));
         }
         let target = create(path)?;
+        if !can_clone(disk, &target, path) {
+            // It is ours and holds nothing; the copy makes its own.
+            let _ = std::fs::remove_file(path);
+            drop(alone);
+            let begun = self.copy_disk(name, path)?;
+            return Ok(Snapshot {
+                bytes: disk.size(),
+                pause_us: begun.pause_us,
+                copying: true,
+            });
+        }
         let taken = pause(&device, key).and_then(|at_rest| {
             clone(disk, &target)?;
             Ok(at_rest.elapsed())
@@ -115,6 +124,7 @@ impl Host {
                 let pause_us = u64::try_from(paused.as_micros()).unwrap_or(u64::MAX);
                 tracing::info!(disk = name, path = %path.display(), pause_us, "snapshot taken");
                 Ok(Snapshot {
+                    copying: false,
                     bytes: disk.size(),
                     pause_us,
                 })
@@ -146,14 +156,26 @@ fn clone(disk: &Disk, target: &File) -> Result<(), ServiceError> {
         disk.fail_sync();
         return Err(refused(format!("its file cannot be made durable: {error}")));
     }
-    ioctl_ficlone(target, source).map_err(|error| match error {
-        Errno::XDEV => refused("the snapshot has to be on the file system of the disk"),
-        Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL => refused(
-            "the file system cannot clone files (xfs and btrfs can): put the disk on one that can, \
-             or on a logical volume, and use `lvcreate --snapshot`",
-        ),
-        error => refused(format!("cannot clone its file: {error}")),
-    })
+    ioctl_ficlone(target, source).map_err(|e| refused(format!("cannot clone its file: {e}")))
+}
+
+/// True if the file system that the disk's file and `target` are on clones files: tried with two
+/// that have no names.
+fn can_clone(disk: &Disk, target: &File, path: &Path) -> bool {
+    let Some(source) = disk.file().filter(|_| !disk.is_device()) else {
+        return false;
+    };
+    let device = |fd: BorrowedFd<'_>| fstat(fd).map(|s| s.st_dev).ok();
+    if device(source) != device(target.as_fd()) {
+        return false;
+    }
+    let dir = path.parent().unwrap_or(path);
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let nameless = || open(dir, flags, Mode::RUSR | Mode::WUSR);
+    let (Ok(one), Ok(other)) = (nameless(), nameless()) else {
+        return false;
+    };
+    rustix::io::pwrite(&one, &[1; 4096], 0).is_ok() && ioctl_ficlone(&other, &one).is_ok()
 }
 
 /// Make the snapshot and its name durable; the disk goes on meanwhile.

@@ -13,6 +13,7 @@ use towpath_common::counters;
 use towpath_common::ring::Violation;
 use towpath_common::stats::{Histogram, Shared, SharedHistogram};
 
+use crate::backup::Totals;
 use crate::request::Kind;
 use crate::stages::STAGES;
 
@@ -173,6 +174,8 @@ pub struct DiskShared {
     pub stages: Vec<[SharedHistogram; STAGES]>,
     /// Time in which its limits let nothing through, in ns, worker by worker.
     pub throttled: Vec<AtomicU64>,
+    /// Backups and copies.
+    pub backup: Totals,
 }
 
 impl DiskShared {
@@ -184,6 +187,7 @@ impl DiskShared {
             latency: (0..workers).map(|_| Default::default()).collect(),
             stages: (0..workers).map(|_| Default::default()).collect(),
             throttled: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            backup: Totals::default(),
         }
     }
 }

@@ -8,6 +8,7 @@ use towpath_common::config::Name;
 use towpath_common::session::{F_LOG_ALL, F_PROTOCOL_FEATURES, Status};
 use towpath_common::stats::HistogramSnapshot;
 
+use crate::backup;
 use crate::disk::Disk;
 use crate::host::{Running, workers_of};
 use crate::request::Kind;
@@ -130,6 +131,7 @@ pub(crate) fn disk(running: &Running) -> DiskStatus {
         last_error: status.last_error.clone(),
         trouble: disk.storage().health().trouble,
         mirror: crate::mirror::status(disk),
+        backup: backup::show(running),
         stats: stats(running, &status),
     }
 }

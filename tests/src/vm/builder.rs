@@ -92,6 +92,13 @@ impl Builder {
         self
     }
 
+    /// The guest is for scenarios about file systems under stress ([`Kit::Proof`]).
+    #[must_use]
+    pub fn proof(mut self) -> Self {
+        self.kit = Kit::Proof;
+        self
+    }
+
     /// The guest is for scenarios about cards with VFs. `devices` are more words for QEMU. The
     /// card is to be at `slot0` or `slot1`, ports that a device may also be plugged into later.
     #[must_use]

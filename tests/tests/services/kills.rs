@@ -79,9 +79,13 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn connect(vblk: &Vblk) -> Result<Guest> {
+        Guest::connect_to(vblk, "disk")
+    }
+
+    pub(crate) fn connect_to(vblk: &Vblk, socket: &str) -> Result<Guest> {
         let wanted = Wanted::default();
         let memory = GuestMemory::new(8 << 20)?;
-        let raw = RawFrontend::connect(&vblk.path("disk"), PATIENCE)?;
+        let raw = RawFrontend::connect(&vblk.path(socket), PATIENCE)?;
         let mut frontend = Frontend::handshake(raw, wanted)?;
         let shape = Shape {
             slots: LANES,
@@ -113,7 +117,7 @@ impl Guest {
         Ok(())
     }
 
-    fn reconnect(&mut self, vblk: &Vblk) -> Result<()> {
+    pub(crate) fn reconnect(&mut self, vblk: &Vblk) -> Result<()> {
         self.frontend = None;
         let raw = RawFrontend::connect(&vblk.path("disk"), PATIENCE)?;
         self.frontend = Some(Frontend::handshake(raw, Wanted::default())?);

@@ -1,6 +1,8 @@
 //! Data services of the real vblk, seen from an in-process front-end: killed at the worst moments,
 //! resized, limited, and asked where the time went.
 
+mod backup;
+mod hung;
 mod kills;
 mod limits;
 mod resize;

@@ -3,9 +3,12 @@
 //! Each scenario is one guest, or one guest booted twice. They run one at a time (see
 //! `towpath_tests::vm`), about 5 s each without KVM.
 
+mod boot;
 mod device;
 mod filesystem;
 mod harness;
+mod proof;
+mod resize;
 mod restart;
 
 use std::fs::File;

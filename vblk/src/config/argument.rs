@@ -21,6 +21,7 @@ const DISK: Syntax = Syntax {
         "guest-memory",
         "map",
         "bitmap",
+        "record",
         "resync-rate",
         "bandwidth",
         "bandwidth-burst",

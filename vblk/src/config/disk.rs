@@ -1,6 +1,8 @@
 //! One disk: as written ([`DiskTable`], what is optional may be absent) and as it will be served
 //! ([`Disk`], complete), with the types of its values.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ByteSize, Cap, Name, SocketMode, SocketPath, ValueError, Weight};
 use towpath_common::ranged;
@@ -8,7 +10,6 @@ use towpath_common::ranged;
 use super::catalogue::Uuid;
 use super::qos::{Bandwidth, Iops, Limit};
 use super::source::Source;
-use std::path::PathBuf;
 
 /// A disk to serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -54,8 +55,10 @@ pub struct Disk {
     pub connections: Connections,
     /// How a file's blocks are reached.
     pub map: FileMap,
-    /// The record of a mirror; `None`: beside its first disk, which must be a file then.
+    /// Where is kept what changed since the last backup.
     pub bitmap: Option<PathBuf>,
+    /// The record of a mirror; `None`: beside its first disk, which must be a file then.
+    pub record: Option<PathBuf>,
     /// The disk of a mirror that is read while it is current, counted from 1; `None`: the fastest.
     pub prefer: Option<MirrorDisk>,
     /// Most bytes a second that are copied to a disk of a mirror that catches up.
@@ -103,6 +106,7 @@ pub(super) struct DiskTable {
     #[serde(default)]
     pub(super) map: FileMap,
     pub(super) bitmap: Option<PathBuf>,
+    pub(super) record: Option<PathBuf>,
     pub(super) prefer: Option<MirrorDisk>,
     #[serde(default = "resync_rate")]
     resync_rate: Bandwidth,
@@ -118,6 +122,18 @@ impl DiskTable {
             bandwidth: self.bandwidth,
             bandwidth_burst: self.bandwidth_burst,
         }
+    }
+
+    /// What is wrong with its bitmap, if something is.
+    pub(super) fn bitmap_mistake(&self) -> Option<String> {
+        let bitmap = self.bitmap.as_ref()?;
+        if self.read_only {
+            return Some("a read-only disk never changes: leave bitmap out".to_owned());
+        }
+        if !bitmap.is_absolute() {
+            return Some(format!("bitmap {bitmap:?}: write an absolute path"));
+        }
+        None
     }
 
     /// The disk under its final name; the serial defaults to as much of the name as fits.
@@ -143,6 +159,7 @@ impl DiskTable {
             connections: self.connections,
             map: self.map,
             bitmap: self.bitmap,
+            record: self.record,
             prefer: self.prefer,
             resync_rate: self.resync_rate,
             mirror_timeout: self.mirror_timeout,

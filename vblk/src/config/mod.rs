@@ -222,6 +222,9 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
         if let Some(message) = mirror_mistake(table) {
             return Err(invalid(place, message.to_owned()));
         }
+        if let Some(message) = table.bitmap_mistake() {
+            return Err(invalid(place, message));
+        }
         let identities = identify(&table.path).map_err(|message| invalid(place, message))?;
         for ((first, other), taken) in &seen {
             let same_storage = identities.iter().any(|id| taken.contains(id));
@@ -243,8 +246,8 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
 /// What is wrong with what is said about a mirror, if anything.
 fn mirror_mistake(table: &DiskTable) -> Option<&'static str> {
     let Source::Mirror(of) = &table.path else {
-        let said = table.bitmap.is_some() || table.prefer.is_some();
-        return said.then_some("bitmap and prefer are for a mirror (path = \"mirror:…\")");
+        let said = table.record.is_some() || table.prefer.is_some();
+        return said.then_some("record and prefer are for a mirror (path = \"mirror:…\")");
     };
     let beyond = |n: MirrorDisk| usize::from(n.get()) > of.len();
     if table.prefer.is_some_and(beyond) {
@@ -267,6 +270,12 @@ fn clash(a: &DiskTable, b: &DiskTable, same_storage: bool) -> Option<(String, &'
         Some((format!("name \"{name}\""), "give each disk its own name"))
     } else if let Some(uuid) = a.uuid.as_ref().filter(|uuid| b.uuid.as_ref() == Some(uuid)) {
         Some((format!("uuid {uuid}"), "give each disk its own uuid"))
+    } else if let Some(bitmap) = a.bitmap.as_ref().filter(|_| a.bitmap == b.bitmap) {
+        let what = format!("bitmap {bitmap:?}");
+        Some((what, "give each disk its own bitmap"))
+    } else if let Some(record) = a.record.as_ref().filter(|_| a.record == b.record) {
+        let what = format!("record {record:?}");
+        Some((what, "give each mirror its own record"))
     } else if same_storage && !(a.read_only && b.read_only) {
         Some((
             format!("path \"{}\"", a.path),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use towpath_common::config::{ByteSize, Name, ValueError};
 
 use crate::storage::lvm::Volume;
-use crate::storage::nbd::address::{Address, Endpoint};
+use crate::storage::nbd::address::{Address, Endpoint, is_address};
 
 /// Where a disk's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +43,6 @@ pub enum Source {
 const NULL: &str = "null:";
 /// The null back-end's capacity is a multiple of this, the largest block size.
 const NULL_ALIGN_BYTES: u64 = 4096;
-/// Announces an NBD server.
-const NBD: &str = "nbd:";
 /// Announces a logical volume.
 const LVM: &str = "lvm:";
 /// Announces a stripe.
@@ -154,7 +152,7 @@ impl TryFrom<String> for Source {
             Ok(Self::Lvm(volume))
         } else if let Some(of) = text.strip_prefix(MIRROR) {
             Ok(Self::Mirror(children(of, &text)?))
-        } else if text.starts_with(NBD) {
+        } else if is_address(&text) {
             let address = text.parse::<Address>();
             address.map(Self::Nbd).map_err(|rule| invalid(&text, rule))
         } else if text.is_empty() || text.contains('\0') {

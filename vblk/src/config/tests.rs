@@ -131,6 +131,7 @@ fn a_file_with_everything() {
         connections: Connections::default(),
         map: FileMap::File,
         bitmap: None,
+        record: None,
         prefer: None,
         resync_rate: "100M".parse().unwrap(),
         mirror_timeout: MirrorTimeout::default(),

@@ -84,6 +84,12 @@ impl Verb {
         matches!(self, Verb::Punch | Verb::Zero | Verb::Discard)
     }
 
+    /// True if the disk is not the same afterwards.
+    #[inline]
+    pub(crate) const fn changes(self) -> bool {
+        !matches!(self, Verb::Read | Verb::Sync)
+    }
+
     /// Its bit in a set of verbs.
     pub(crate) const fn bit(self) -> u8 {
         1 << self as u8

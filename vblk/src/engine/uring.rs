@@ -143,6 +143,7 @@ impl Uring {
         let table = submitter.register_buffers_sparse(u32::from(MAX_BUFFERS));
         let places = table.map_or(0, |()| usize::from(MAX_BUFFERS));
         uring_setup::free_io_workers(&ring);
+        uring_setup::many_io_workers(&ring, capacity);
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = rustix::event::eventfd(0, flags)?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;

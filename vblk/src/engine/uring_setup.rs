@@ -39,6 +39,10 @@ pub(super) const SETUPS: [Setup; 4] = [
     |_| {},
 ];
 
+/// Most threads in which the kernel waits for storage on a ring's behalf: as many as requests in
+/// flight on a worker.
+const MAX_WORKERS: u32 = 1024;
+
 /// Make the ring with the best flags this kernel has.
 pub(super) fn build(capacity: u32, setups: &[Setup]) -> io::Result<IoUring> {
     let mut last = io::ErrorKind::Unsupported.into();
@@ -63,6 +67,16 @@ pub(super) fn has_fixed_vectors(ring: &IoUring) -> bool {
     ring.submitter().register_probe(&mut probe).is_ok()
         && probe.is_supported(opcode::ReadvFixed::CODE)
         && probe.is_supported(opcode::WritevFixed::CODE)
+}
+
+/// Let the kernel have an I/O worker for each of `capacity` operations that wait, up to
+/// [`MAX_WORKERS`]. By default it has four a processor: so many requests to a server that is gone
+/// would hold up every other disk's.
+pub(super) fn many_io_workers(ring: &IoUring, capacity: u32) {
+    // Zero leaves the other kind, of sockets and the like, as it is. An old kernel (before 5.15) has
+    // no such call, and its limit.
+    let mut most = [capacity.min(MAX_WORKERS), 0];
+    let _ = ring.submitter().register_iowq_max_workers(&mut most);
 }
 
 /// Let the kernel's own I/O workers run wherever the process may: they would inherit the one

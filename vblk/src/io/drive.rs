@@ -171,6 +171,16 @@ impl<E: Engine> Io<E> {
         self.disks.in_flight(disk.0)
     }
 
+    /// Requests of `disk` that can still be started. No disk has more than half of the slots, so
+    /// that one whose storage hangs leaves some to the others.
+    #[inline]
+    #[must_use]
+    pub fn room_for(&self, disk: DiskId) -> usize {
+        let share = (self.slab.capacity() / 2).max(1);
+        let taken = self.disks.in_flight(disk.0) as usize;
+        self.slab.room().min(share.saturating_sub(taken))
+    }
+
     /// Requests wait for the storage to get better.
     #[inline]
     pub fn is_holding(&self) -> bool {
@@ -221,6 +231,10 @@ impl<E: Engine> Io<E> {
     /// Push what the slot has to do next, or let it wait; an outcome if that can never be done.
     #[inline]
     pub(super) fn drive(&mut self, token: Token) -> Option<Outcome> {
+        if self.slab.get(token).verb.changes() && !self.may_change(token) {
+            self.waiting.push_back(token);
+            return None;
+        }
         let slot = self.slab.get_mut(token);
         if slot.bounced && slot.buffer.is_none() {
             slot.buffer = self.bounce.take();
@@ -282,6 +296,16 @@ impl<E: Engine> Io<E> {
             }
             Err(errno) => Some(Outcome::failed(errno)),
         }
+    }
+
+    /// Tell the disk's tracker, if it has one, what the slot is going to change; false if that must
+    /// not change yet.
+    #[inline]
+    fn may_change(&self, token: Token) -> bool {
+        let slot = self.slab.get(token);
+        let tracker = self.disks.get(slot.disk.0).tracker();
+        let (at, len) = (slot.offset + slot.done, slot.len - slot.done);
+        tracker.is_none_or(|tracker| tracker.admit(at, len))
     }
 
     /// Keep readers of resident pages away from what the slot is going to take out of the file;

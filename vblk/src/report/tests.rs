@@ -53,6 +53,7 @@ pub(crate) fn sample_disk(reads: u64) -> DiskStatus {
         last_error: None,
         trouble: None,
         mirror: None,
+        backup: vblk::backup::Backed::default(),
         session: Some(SessionStatus {
             virtio_features: vec!["FLUSH".into(), "MQ".into()],
             protocol_features: vec!["CONFIG".into()],

@@ -37,9 +37,9 @@ pub enum OpenError {
     /// A mirror without a place for its record.
     #[error(
         "the mirror's first disk {0} is no file to keep the record beside; name a file, such as \
-             bitmap = \"/var/lib/towpath/web.bitmap\""
+             record = \"/var/lib/towpath/web.mirror\""
     )]
-    NoBitmap(String),
+    NoRecord(String),
 }
 
 /// Open the storage that `config` names. May block for as long as storage takes.
@@ -87,7 +87,7 @@ fn open_source(source: &Source, config: &config::Disk) -> Result<Disk, OpenError
             }
         }
         Source::Mirror(of) => {
-            let path = record_path(of, config.bitmap.as_deref())?;
+            let path = record_path(of, config.record.as_deref())?;
             let options = mirror_options(config);
             let members = of.iter().map(|source| member(source, config)).collect();
             Ok(Mirror::disk(members, &path, &options, serial)?)
@@ -126,12 +126,12 @@ fn record_path(of: &[Source], said: Option<&Path>) -> Result<PathBuf, OpenError>
         (Some(path), _) => Ok(path.to_owned()),
         (None, Some(Source::File(path))) if !path.starts_with("/dev") => {
             let mut name = path.clone().into_os_string();
-            name.push(".bitmap");
+            name.push(".mirror");
             Ok(name.into())
         }
         (None, first) => {
             let first = first.map(ToString::to_string).unwrap_or_default();
-            Err(OpenError::NoBitmap(first))
+            Err(OpenError::NoRecord(first))
         }
     }
 }
@@ -143,13 +143,13 @@ fn record_path(of: &[Source], said: Option<&Path>) -> Result<PathBuf, OpenError>
 /// [`OpenError`]; there is no new record then.
 pub fn create_mirror(
     source: &Source,
-    bitmap: Option<&Path>,
+    record: Option<&Path>,
     equal: bool,
 ) -> Result<Created, OpenError> {
     let Source::Mirror(of) = source else {
         return Err(MirrorError::Count(1).into());
     };
-    let path = record_path(of, bitmap)?;
+    let path = record_path(of, record)?;
     let mut size = u64::MAX;
     for one in of {
         size = size.min(match one {

@@ -342,6 +342,8 @@ impl Client {
 }
 
 #[cfg(test)]
+mod secure;
+#[cfg(test)]
 mod servers;
 #[cfg(test)]
 mod tests;

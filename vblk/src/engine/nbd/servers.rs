@@ -12,9 +12,9 @@ use crate::request::Status;
 use crate::storage::nbd::NbdError;
 use crate::testing::{Bench, DISCARD, FLUSH, IN, OUT, WRITE_ZEROES};
 
-const SIZE: u64 = 16 << 20;
+pub(super) const SIZE: u64 = 16 << 20;
 
-type Engine = Router<Uring>;
+pub(super) type Engine = Router<Uring>;
 
 /// A server, killed when dropped.
 struct Server {
@@ -44,7 +44,7 @@ enum Kind {
     NbdServer,
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
@@ -133,7 +133,7 @@ fn connect(server: &Server, read_only: bool, connections: u8) -> Disk {
     panic!("{last:?}");
 }
 
-fn bench(disk: Disk) -> Bench<Engine> {
+pub(super) fn bench(disk: Disk) -> Bench<Engine> {
     Bench::new(Router::new(Uring::new(1024).unwrap()), disk, 128)
 }
 
@@ -145,14 +145,14 @@ fn random(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn image(dir: &Path) -> PathBuf {
+pub(super) fn image(dir: &Path) -> PathBuf {
     let path = dir.join("image.raw");
     fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
     path
 }
 
 /// Random requests, `depth` at a time and not overlapping, against a model.
-fn work(bench: &mut Bench<Engine>, model: &mut [u8], rounds: usize, state: &mut u64) {
+pub(super) fn work(bench: &mut Bench<Engine>, model: &mut [u8], rounds: usize, state: &mut u64) {
     const DEPTH: u64 = 16;
     let slice = SIZE / DEPTH;
     // One buffer a slot, as the memory of the bench is only handed out.

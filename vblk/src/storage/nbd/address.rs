@@ -1,7 +1,9 @@
 //! Where an NBD server is and which of its exports is meant.
 //!
 //! `nbd:unix:/path[:export]`, or `nbd://host[:port][/export]`. The default export is the one with
-//! the empty name.
+//! the empty name. With `nbds:` in place of `nbd:` and `?tls-certs=DIR` at the end, it is reached
+//! through TLS, or not at all; `&tls-name=NAME` says what the server's certificate is for, where
+//! that is not the host.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,6 +32,16 @@ pub enum Endpoint {
     },
 }
 
+/// How TLS is spoken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// A directory with `ca-cert.pem`, and, if the server wants to know us, `client-cert.pem` and
+    /// `client-key.pem`: the names that QEMU, nbdkit and libnbd use.
+    pub certs: PathBuf,
+    /// What the server's certificate must be for; none: the host, or `localhost` for a unix socket.
+    pub name: Option<String>,
+}
+
 /// An export of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
@@ -37,22 +49,50 @@ pub struct Address {
     pub endpoint: Endpoint,
     /// The export's name.
     pub export: String,
+    /// Through TLS, if at all.
+    pub tls: Option<Tls>,
 }
 
 /// How an address is written.
-const RULE: &str = "write nbd:unix:/path[:export] or nbd://host[:port][/export]";
+const RULE: &str = "write nbd:unix:/path[:export] or nbd://host[:port][/export], with nbds: and \
+                    ?tls-certs=DIR[&tls-name=NAME] for TLS";
+
+/// True if `text` is meant as an address.
+#[must_use]
+pub fn is_address(text: &str) -> bool {
+    text.starts_with("nbd:") || text.starts_with("nbds:")
+}
+
+/// What comes before the `?` of an address with TLS, and what after.
+fn tls(rest: &str) -> Result<(&str, Tls), &'static str> {
+    let (rest, query) = rest.rsplit_once('?').ok_or(RULE)?;
+    let (mut certs, mut name) = (None, None);
+    for pair in query.split('&') {
+        match pair.split_once('=') {
+            Some(("tls-certs", dir)) if dir.starts_with('/') => certs = Some(dir.into()),
+            Some(("tls-name", text)) if !text.is_empty() => name = Some(text.to_owned()),
+            _ => return Err(RULE),
+        }
+    }
+    let certs = certs.ok_or("TLS wants tls-certs=DIR, an absolute path")?;
+    Ok((rest, Tls { certs, name }))
+}
 
 impl FromStr for Address {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Address, &'static str> {
-        let (endpoint, export) = if let Some(rest) = text.strip_prefix("nbd:unix:") {
+        let (rest, tls) = match text.strip_prefix("nbds:") {
+            Some(rest) => tls(rest).map(|(rest, tls)| (rest, Some(tls)))?,
+            None => (text.strip_prefix("nbd:").ok_or(RULE)?, None),
+        };
+        let (endpoint, export) = if let Some(rest) = rest.strip_prefix("unix:") {
             let (path, export) = rest.split_once(':').unwrap_or((rest, ""));
             if !path.starts_with('/') || path.len() > MAX_PATH {
                 return Err("the path of an NBD server's socket is absolute, of 107 bytes at most");
             }
             (Endpoint::Unix(path.into()), export)
-        } else if let Some(rest) = text.strip_prefix("nbd://") {
+        } else if let Some(rest) = rest.strip_prefix("//") {
             let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
             (tcp(authority)?, export)
         } else {
@@ -64,6 +104,7 @@ impl FromStr for Address {
         Ok(Address {
             endpoint,
             export: export.to_owned(),
+            tls,
         })
     }
 }
@@ -98,21 +139,22 @@ fn tcp(authority: &str) -> Result<Endpoint, &'static str> {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = &self.export;
+        f.write_str(if self.tls.is_some() { "nbds:" } else { "nbd:" })?;
         match &self.endpoint {
-            Endpoint::Unix(path) => {
-                write!(f, "nbd:unix:{}", path.display())?;
-                if export.is_empty() {
-                    return Ok(());
-                }
-                write!(f, ":{export}")
+            Endpoint::Unix(path) if export.is_empty() => write!(f, "unix:{}", path.display())?,
+            Endpoint::Unix(path) => write!(f, "unix:{}:{export}", path.display())?,
+            Endpoint::Tcp { host, port } if host.contains(':') => {
+                write!(f, "//[{host}]:{port}/{export}")?;
             }
-            Endpoint::Tcp { host, port } => {
-                if host.contains(':') {
-                    write!(f, "nbd://[{host}]:{port}/{export}")
-                } else {
-                    write!(f, "nbd://{host}:{port}/{export}")
-                }
-            }
+            Endpoint::Tcp { host, port } => write!(f, "//{host}:{port}/{export}")?,
+        }
+        let Some(Tls { certs, name }) = &self.tls else {
+            return Ok(());
+        };
+        write!(f, "?tls-certs={}", certs.display())?;
+        match name {
+            Some(name) => write!(f, "&tls-name={name}"),
+            None => Ok(()),
         }
     }
 }
@@ -129,6 +171,8 @@ mod tests {
             "nbd://host:10809/",
             "nbd://host:1/a/b",
             "nbd://[::1]:10809/e",
+            "nbds://host:1/e?tls-certs=/pki",
+            "nbds:unix:/run/x.sock:e?f?tls-certs=/pki&tls-name=a.example",
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
@@ -151,6 +195,10 @@ mod tests {
             "nbd://[::1]5",
             "nbd://h:70000/",
             "nbd:tcp:h",
+            "nbds://h/e",
+            "nbds://h/e?tls-certs=pki",
+            "nbds://h/e?tls-name=x",
+            "nbds://h/e?tls-certs=/pki&x=y",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }

@@ -41,6 +41,12 @@ pub enum HandshakeError {
         /// What the server said.
         message: String,
     },
+    /// It has no TLS, and was to be reached through it.
+    #[error("the server has no TLS; give it certificates, or write nbd: where you trust the way")]
+    NoTls,
+    /// TLS failed, or the server is somebody else.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The server broke the protocol.
     #[error("the server broke the protocol: {0}")]
     Protocol(&'static str),
@@ -50,6 +56,7 @@ const FIXED_NEWSTYLE: u16 = 1 << 0;
 const NO_ZEROES: u16 = 1 << 1;
 
 const OPT_EXPORT_NAME: u32 = 1;
+const OPT_STARTTLS: u32 = 5;
 const OPT_GO: u32 = 7;
 const OPT_STRUCTURED_REPLY: u32 = 8;
 
@@ -63,6 +70,9 @@ const REP_ERR_UNKNOWN: u32 = REP_ERROR | 6;
 
 const INFO_EXPORT: u16 = 0;
 const INFO_BLOCK_SIZE: u16 = 3;
+
+/// What to do about a server that wants TLS.
+const WANTS_TLS: &str = "it wants TLS: write nbds: and ?tls-certs=DIR";
 
 /// Longest option reply that is read: the longest string the protocol has, and a little.
 const MAX_REPLY: u32 = 8192;
@@ -80,6 +90,27 @@ fn protocol(what: &'static str) -> HandshakeError {
 /// # Errors
 /// [`HandshakeError`]; the connection is of no use then.
 pub fn shake(stream: &mut (impl Read + Write), export: &str) -> Result<Info, HandshakeError> {
+    let no_zeroes = greet(stream)?;
+    choose(stream, export, no_zeroes)
+}
+
+/// Greet the server, and ask it to go on in TLS; the next bytes are those of TLS. What it says goes
+/// to [`choose`].
+///
+/// # Errors
+/// [`HandshakeError`]; the connection is of no use then.
+pub fn start_tls(stream: &mut (impl Read + Write)) -> Result<u16, HandshakeError> {
+    let no_zeroes = greet(stream)?;
+    option(stream, OPT_STARTTLS, &[])?;
+    let (kind, data) = reply(stream, OPT_STARTTLS)?;
+    match kind {
+        REP_ACK if data.is_empty() => Ok(no_zeroes),
+        REP_ERR_UNSUP | REP_ERR_POLICY => Err(HandshakeError::NoTls),
+        _ => Err(protocol("an unknown reply to NBD_OPT_STARTTLS")),
+    }
+}
+
+fn greet(stream: &mut (impl Read + Write)) -> Result<u16, HandshakeError> {
     let mut hello = [0; 18];
     stream.read_exact(&mut hello)?;
     if u64_at(&hello, 0) != magic::SERVER {
@@ -94,7 +125,19 @@ pub fn shake(stream: &mut (impl Read + Write), export: &str) -> Result<Info, Han
     }
     let no_zeroes = flags & NO_ZEROES;
     stream.write_all(&u32::from(FIXED_NEWSTYLE | no_zeroes).to_be_bytes())?;
-    let structured = structured(stream)?;
+    Ok(no_zeroes)
+}
+
+/// Choose `export`; the connection is ready for requests then.
+///
+/// # Errors
+/// [`HandshakeError`]; the connection is of no use then.
+pub fn choose(
+    stream: &mut (impl Read + Write),
+    export: &str,
+    no_zeroes: u16,
+) -> Result<Info, HandshakeError> {
+    let structured = structured(stream, export)?;
     let mut info = Info {
         size: 0,
         flags: 0,
@@ -165,9 +208,17 @@ fn reply(stream: &mut impl Read, kind: u32) -> Result<(u32, Vec<u8>), HandshakeE
     Ok((u32_at(&head, 12), data))
 }
 
-fn structured(stream: &mut (impl Read + Write)) -> Result<bool, HandshakeError> {
+fn structured(stream: &mut (impl Read + Write), export: &str) -> Result<bool, HandshakeError> {
     option(stream, OPT_STRUCTURED_REPLY, &[])?;
-    Ok(reply(stream, OPT_STRUCTURED_REPLY)?.0 == REP_ACK)
+    match reply(stream, OPT_STRUCTURED_REPLY)?.0 {
+        REP_ACK => Ok(true),
+        REP_ERR_TLS_REQD => Err(HandshakeError::Refused {
+            export: export.to_owned(),
+            message: WANTS_TLS.to_owned(),
+        }),
+        error if error & REP_ERROR != 0 => Ok(false),
+        _ => Err(protocol("an unknown reply to NBD_OPT_STRUCTURED_REPLY")),
+    }
 }
 
 /// NBD_OPT_GO; false if the server does not know it.
@@ -206,10 +257,7 @@ fn go(
                 let message = match (error, said.trim()) {
                     (REP_ERR_UNKNOWN, "") => "there is no such export".to_owned(),
                     (REP_ERR_POLICY, "") => "its policy does not allow it".to_owned(),
-                    (REP_ERR_TLS_REQD, _) => {
-                        "it wants TLS, which vblk does not speak; use a unix socket or a proxy"
-                            .to_owned()
-                    }
+                    (REP_ERR_TLS_REQD, _) => WANTS_TLS.to_owned(),
                     (code, "") => format!("error {:#x}", code & !REP_ERROR),
                     (_, said) => said.chars().filter(|c| !c.is_control()).take(200).collect(),
                 };
@@ -221,3 +269,6 @@ fn go(
     }
     Err(protocol("more than 64 replies to NBD_OPT_GO"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,16 +8,19 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 
 use super::address::{Address, Endpoint};
-use super::handshake::{self, Info};
-use super::{Desk, NbdError, Shared};
+use super::handshake::{self, HandshakeError, Info};
+use super::{Desk, NbdError, Shared, tls};
 
 /// How long a connect, or one read or write of a handshake, may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a handshake may take in all.
+const WHOLE: Duration = Duration::from_secs(15);
 
 /// Waiting time between two attempts: from, to.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -44,31 +47,94 @@ pub(super) fn connect(address: &Address) -> Result<(OwnedFd, Info), NbdError> {
         address: address.to_string(),
         source,
     };
+    let deadline = Instant::now() + WHOLE;
     match &address.endpoint {
         Endpoint::Unix(path) => {
-            let mut stream = UnixStream::connect(path).map_err(failed)?;
+            let stream = UnixStream::connect(path).map_err(failed)?;
             let limit = |s: &UnixStream, t| s.set_read_timeout(t).and(s.set_write_timeout(t));
             limit(&stream, Some(PATIENCE)).map_err(failed)?;
-            let info = shake(&mut stream, address)?;
-            limit(&stream, None).map_err(failed)?;
-            Ok((stream.into(), info))
+            shake(Timed { stream, deadline }, address)
         }
         Endpoint::Tcp { host, port } => {
-            let mut stream = connect_tcp(host, *port).map_err(failed)?;
+            let stream = connect_tcp(host, *port).map_err(failed)?;
             let limit = |s: &TcpStream, t| s.set_read_timeout(t).and(s.set_write_timeout(t));
             limit(&stream, Some(PATIENCE)).map_err(failed)?;
-            let info = shake(&mut stream, address)?;
-            limit(&stream, None).map_err(failed)?;
-            Ok((stream.into(), info))
+            shake(Timed { stream, deadline }, address)
         }
     }
 }
 
-fn shake(stream: &mut (impl io::Read + io::Write), address: &Address) -> Result<Info, NbdError> {
-    handshake::shake(stream, &address.export).map_err(|source| NbdError::Handshake {
+/// A stream that gives up at a deadline, however busily the other end trickles.
+struct Timed<S> {
+    stream: S,
+    deadline: Instant,
+}
+
+impl<S> Timed<S> {
+    fn check(&self) -> io::Result<()> {
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        let why = "the handshake takes too long";
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    }
+}
+
+impl<S: io::Read> io::Read for Timed<S> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.read(buf)
+    }
+}
+
+impl<S: io::Write> io::Write for Timed<S> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// Shake hands; what the client is to talk to, which with TLS is a relay.
+fn shake<S>(mut stream: Timed<S>, address: &Address) -> Result<(OwnedFd, Info), NbdError>
+where
+    S: io::Read + io::Write + Into<OwnedFd>,
+{
+    let failed = |source| NbdError::Handshake {
         address: address.to_string(),
         source,
-    })
+    };
+    let Some(wanted) = &address.tls else {
+        let info = handshake::shake(&mut stream, &address.export).map_err(failed)?;
+        let socket = stream.stream.into();
+        patient(&socket).map_err(|e| failed(HandshakeError::Io(e)))?;
+        return Ok((socket, info));
+    };
+    let no_zeroes = handshake::start_tls(&mut stream).map_err(failed)?;
+    let mut session = tls::session(wanted, &address.endpoint).map_err(failed)?;
+    let info = {
+        let mut secure = rustls::Stream::new(&mut session, &mut stream);
+        handshake::choose(&mut secure, &address.export, no_zeroes)
+            .map_err(|e| failed(tls::why(e)))?
+    };
+    let socket = stream.stream.into();
+    patient(&socket).map_err(|e| failed(HandshakeError::Io(e)))?;
+    let relayed = tls::relay(socket, session);
+    let relayed = relayed.map_err(|e| failed(HandshakeError::Io(e)))?;
+    Ok((relayed, info))
+}
+
+/// Take the limits of the handshake away.
+fn patient(socket: &OwnedFd) -> io::Result<()> {
+    sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, None)?;
+    Ok(sockopt::set_socket_timeout(
+        socket,
+        sockopt::Timeout::Send,
+        None,
+    )?)
 }
 
 fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {

@@ -23,6 +23,7 @@ pub mod handshake;
 mod hurry;
 mod keeper;
 pub mod proto;
+mod tls;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
