@@ -27,6 +27,8 @@ pub enum Kit {
     Net,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
     Sriov,
+    /// Logical volumes: `lvm` and `vblk`.
+    Lvm,
 }
 
 impl Kit {
@@ -36,6 +38,7 @@ impl Kit {
         match self {
             Self::Disk => &["crc32c_generic", "virtio_blk", "ext4"],
             Self::Net => &["virtio_net", "8021q"],
+            Self::Lvm => &["loop", "dm-mod", "dm-snapshot", "dm-thin-pool"],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
         }
     }
@@ -45,6 +48,7 @@ impl Kit {
         match self {
             Self::Disk => ("mkfs.ext4", ("towpath-tests", "records")),
             Self::Net => ("ethtool", ("towpath-tests", "talk")),
+            Self::Lvm => ("lvm", ("vblk", "vblk")),
             Self::Sriov => ("ip", ("sriov-manager", "sriov-manager")),
         }
     }
@@ -88,7 +92,7 @@ pub fn kernel() -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 3] = [const { OnceLock::new() }; 3];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 4] = [const { OnceLock::new() }; 3];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();

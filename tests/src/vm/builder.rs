@@ -99,6 +99,13 @@ impl Builder {
         self
     }
 
+    /// A guest for logical volumes.
+    #[must_use]
+    pub fn volumes(mut self) -> Self {
+        self.kit = Kit::Lvm;
+        self
+    }
+
     /// Runs beside the other guests of `turn`, instead of alone.
     #[must_use]
     pub fn turn(mut self, turn: &Turn) -> Self {

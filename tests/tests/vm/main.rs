@@ -7,6 +7,7 @@ mod device;
 mod filesystem;
 mod harness;
 mod restart;
+mod volumes;
 
 use std::fs::File;
 use std::path::Path;
