@@ -92,7 +92,7 @@ pub fn kernel() -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 4] = [const { OnceLock::new() }; 3];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 4] = [const { OnceLock::new() }; 4];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();
