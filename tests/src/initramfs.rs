@@ -38,7 +38,13 @@ impl Kit {
         match self {
             Self::Disk => &["crc32c_generic", "virtio_blk", "ext4"],
             Self::Net => &["virtio_net", "8021q"],
-            Self::Lvm => &["loop", "dm-mod", "dm-snapshot", "dm-thin-pool"],
+            Self::Lvm => &[
+                "crc32c_generic",
+                "loop",
+                "dm-mod",
+                "dm-snapshot",
+                "dm-thin-pool",
+            ],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
         }
     }

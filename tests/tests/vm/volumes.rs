@@ -41,7 +41,7 @@ said 'there is no volume vg/nope'
 is $(serve lvm:vg/idle) 1
 said 'lvchange --activate y vg/idle'
 is $(serve lvm:vg/pool) 1
-said 'it is a pool'
+said 'a part of another volume'
 is $(serve lvm:vg/thin,map=segments) 1
 said 'map = "file"'
 echo "refused"
@@ -95,6 +95,7 @@ is $(serve lvm:vg/str,map=segments) 1
 said 'it has snapshots'
 grep -q 'do not hold any more' /tmp/log
 echo "moved"
+lvm lvremove -y vg/lin-monday
 lvm lvextend -L 24m vg/lin
 is $(code vblk disk resize lin --control /run/c) 0
 said '25165824'
