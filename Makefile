@@ -6,7 +6,7 @@ export CARGO_TERM_COLOR ?= auto
 
 RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
-.PHONY: help demo test check bench packages cargo
+.PHONY: help demo test check bench deb iommufd packages cargo
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +34,14 @@ bench: cargo ## vblk and vswitch against their peers and the machine's own limit
 	cargo run --release --package towpath-benches --bin forward
 	cargo run --release --package towpath-benches --bin bench -- $(ARGS)
 	cargo run --release --package towpath-benches --bin net -- $(NET_ARGS)
+	cargo run --release --package towpath-benches --bin sriov
+
+iommufd: packages cargo ## sriov-manager on a kernel with iommufd and netdevsim, which is fetched (200 MB)
+	@tests/kernel-iommufd.sh
+	cargo test --package towpath-tests --test sriov modern:: -- --nocapture
+
+deb: cargo ## a Debian package of the daemons, in target/debian
+	@systemd/package.sh
 
 packages: ## Debian packages and a guest kernel, only what is missing (root)
 	@tests/packages.sh

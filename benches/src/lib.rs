@@ -26,3 +26,4 @@ pub mod process;
 pub mod raw;
 pub mod report;
 pub mod runner;
+pub mod sriov;

@@ -153,7 +153,7 @@ impl fmt::Display for Attribute {
 impl Attributes {
     /// What a VF has that nobody was told anything about.
     pub const SCRUBBED: Self = Self {
-        mac: Some(Mac::NONE),
+        mac: Some(Mac::ZERO),
         tag: Some(Tag::NONE),
         rates: Some(Rates::NONE),
         spoof_check: None,
@@ -267,6 +267,6 @@ mod tests {
         };
         let both = own.or(&Attributes::SCRUBBED);
         assert_eq!(both.trust, Some(true));
-        assert_eq!(both.mac, Some(Mac::NONE));
+        assert_eq!(both.mac, Some(Mac::ZERO));
     }
 }

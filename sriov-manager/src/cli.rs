@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use sriov_manager::address::PciAddr;
 use sriov_manager::spec::{DEFAULT_CONTROL, DEFAULT_FILE, DEFAULT_LEASES};
-use sriov_manager::values::{Mac, Rate, Vlan};
+use sriov_manager::values::{Rate, StationMac, Vlan};
+use towpath_common::cli::Extra;
 use towpath_common::config::{Name, SocketPath};
 
 const EXAMPLES: &str = "\
@@ -37,6 +38,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[command(flatten)]
+    Extra(Extra),
     /// Show PFs, VFs, IOMMU groups, and who uses what.
     Scan {
         /// Print JSON.
@@ -159,7 +162,7 @@ pub(crate) struct LeaseArgs {
     pub(crate) pid: Option<u32>,
     /// An address instead of the configured one.
     #[arg(long)]
-    pub(crate) mac: Option<Mac>,
+    pub(crate) mac: Option<StationMac>,
     /// A VLAN instead of the configured one.
     #[arg(long)]
     pub(crate) vlan: Option<Vlan>,

@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Resource, getrlimit};
 use sriov_manager::address::PciAddr;
 use sriov_manager::control::Overview;
 use sriov_manager::lease::{self, Granted, Handed, How, Request, Shown};
@@ -107,6 +108,9 @@ pub(crate) fn exec(args: &LeaseArgs, command: &[String]) -> Result<ExitCode> {
         .any(|word| word.contains("_fd}") || word.contains("{iommufd}"));
     let how = if wants_fds { How::Fds } else { How::Node };
     let Handed { granted, fds } = lease::request(args.leases.as_path(), &asked(args, how))?;
+    if let Some(warning) = memlock(&granted) {
+        eprintln!("sriov-manager: {warning}");
+    }
     let words = substitute(command, &granted, &fds)?;
     let (program, arguments) = words.split_first().context("there is no command")?;
     for fd in &fds {
@@ -118,6 +122,26 @@ pub(crate) fn exec(args: &LeaseArgs, command: &[String]) -> Result<ExitCode> {
         .env("TOWPATH_GROUP", granted.group.to_string())
         .exec();
     Err(error).with_context(|| format!("cannot run {program}"))
+}
+
+/// No machine is smaller.
+const SMALLEST_MACHINE: u64 = 64 << 20;
+
+/// What is to be said about the memory that the command may lock, if that cannot be enough.
+fn memlock(granted: &Granted) -> Option<String> {
+    let limit = getrlimit(Resource::Memlock).current?;
+    too_little(limit, granted.bars)
+}
+
+fn too_little(limit: u64, bars: u64) -> Option<String> {
+    (limit < bars.saturating_add(SMALLEST_MACHINE)).then(|| {
+        format!(
+            "the command may lock {} KiB; a VMM locks all of its machine's memory and {} KiB of \
+             the VF: raise LimitMEMLOCK= of its unit, or `ulimit -l`, or mapping fails with ENOMEM",
+            limit >> 10,
+            bars >> 10
+        )
+    })
 }
 
 /// The command with `{address}`, `{group}` and descriptors filled in.
@@ -168,6 +192,13 @@ mod tests {
             bars: 0,
             attributes: Attributes::default(),
         }
+    }
+
+    #[test]
+    fn memory_that_cannot_be_locked_is_said_before_it_is_missed() {
+        let said = too_little(8 << 20, 32 << 10).unwrap();
+        assert!(said.contains("may lock 8192 KiB") && said.contains("32 KiB of the VF"));
+        assert_eq!(too_little(8 << 30, 32 << 10), None);
     }
 
     #[test]

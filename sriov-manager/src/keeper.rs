@@ -23,7 +23,6 @@ use crate::apply::{ApplyError, Outcome, apply, recover};
 use crate::inventory::{Inventory, scan};
 use crate::kernel::Machine;
 use crate::lease::Broker;
-use crate::netlink::Netlink;
 use crate::plan::{Plan, Step};
 use crate::spec::Drift;
 
@@ -124,10 +123,7 @@ impl Keeper {
     /// When the host cannot be looked at, or its lock is kept by somebody else.
     pub fn look(&self, all: bool) -> Result<(), ApplyError> {
         let (_lock, kernel) = self.broker.locked()?;
-        let machine = Machine {
-            kernel: &kernel,
-            network: &Netlink,
-        };
+        let machine = Machine::running(&kernel);
         let state = self.broker.state();
         if let Some(said) = recover(machine, state)? {
             tracing::warn!("{said}");

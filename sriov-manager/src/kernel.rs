@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
 use crate::attribute::{Attribute, Attributes};
+use crate::netlink::Netlink;
+use crate::nvme::{Admin, Family, Order};
 use crate::values::{EswitchMode, Mac, VfIndex};
 
 pub use sysfs::Sysfs;
@@ -68,6 +70,12 @@ impl WriteError {
 
 impl From<io::Error> for WriteError {
     fn from(error: io::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&io::Error> for WriteError {
+    fn from(error: &io::Error) -> Self {
         let errno = error.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
         Self::refused(errno)
     }
@@ -105,11 +113,12 @@ pub trait Kernel: Send + Sync {
 
 /// Interfaces, by netlink.
 pub trait Network: Send + Sync {
-    /// All interfaces of this network namespace.
+    /// All interfaces of this network namespace; or the one of that name, without what other
+    /// questions would tell of it: its addresses and counters.
     ///
     /// # Errors
     /// What the kernel says.
-    fn links(&self) -> io::Result<Vec<Link>>;
+    fn links(&self, only: Option<&str>) -> io::Result<Vec<Link>>;
 
     /// Interfaces that carry a default route, by index.
     ///
@@ -136,13 +145,41 @@ pub trait Network: Send + Sync {
     fn set_eswitch(&self, pf: PciAddr, mode: EswitchMode) -> Result<(), WriteError>;
 }
 
-/// Both.
+/// NVMe controllers, by the character devices of PFs.
+pub trait Controllers: Send + Sync {
+    /// What the primary controller at `controller` has to deal out, and to whom.
+    ///
+    /// # Errors
+    /// What the kernel or the controller says.
+    fn family(&self, controller: &Path) -> io::Result<Family>;
+
+    /// Tells it something about controller `id` of its family.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    fn order(&self, controller: &Path, id: u16, order: Order) -> Result<(), WriteError>;
+}
+
+/// All of it.
 #[derive(Clone, Copy)]
 pub struct Machine<'a> {
     /// Its files.
     pub kernel: &'a dyn Kernel,
     /// Its interfaces.
     pub network: &'a dyn Network,
+    /// Its NVMe controllers.
+    pub controllers: &'a dyn Controllers,
+}
+
+impl<'a> Machine<'a> {
+    /// The running kernel, with these files.
+    pub fn running(kernel: &'a dyn Kernel) -> Self {
+        Self {
+            kernel,
+            network: &Netlink,
+            controllers: &Admin,
+        }
+    }
 }
 
 impl std::fmt::Debug for Machine<'_> {

@@ -6,7 +6,7 @@
 //! file ────load──▶ Spec ──────┘
 //! ```
 //!
-//! [`kernel`] and [`netlink`] are the machine, [`inventory`] what is found there, [`spec`] what is
+//! [`kernel`], [`netlink`] and [`nvme`] are the machine, [`inventory`] what is found there, [`spec`] what is
 //! wanted, [`plan`](mod@plan) what follows from both. Only [`apply`](mod@apply) and [`lease`]
 //! change the machine.
 
@@ -21,6 +21,7 @@ pub mod kernel;
 pub mod lease;
 pub mod metrics;
 pub mod netlink;
+pub mod nvme;
 pub mod plan;
 pub mod serve;
 pub mod spec;

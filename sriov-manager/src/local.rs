@@ -9,7 +9,6 @@ use sriov_manager::apply::{self, Outcome, State};
 use sriov_manager::doctor::{self, Verdict};
 use sriov_manager::inventory::{self, Inventory};
 use sriov_manager::kernel::{Machine, Sysfs, Writer};
-use sriov_manager::netlink::Netlink;
 use sriov_manager::plan::Plan;
 use sriov_manager::spec::{DEFAULT_STATE, Spec};
 use towpath_common::control::Answer;
@@ -39,10 +38,7 @@ fn sysfs(writer: impl FnOnce(Writer) -> Writer) -> Result<Sysfs> {
 }
 
 fn look(kernel: &Sysfs, state: &State) -> Result<Inventory> {
-    let machine = Machine {
-        kernel,
-        network: &Netlink,
-    };
+    let machine = Machine::running(kernel);
     let known = state.known().unwrap_or_default();
     inventory::scan(machine, &known).context("cannot look at this host")
 }
@@ -91,10 +87,7 @@ pub(crate) fn apply(
     let lock = state.lock()?;
     let shared = lock.share().context("no descriptors left")?;
     let kernel = sysfs(|writer| writer.deadline(spec.daemon.deadline()).hold(shared))?;
-    let machine = Machine {
-        kernel: &kernel,
-        network: &Netlink,
-    };
+    let machine = Machine::running(&kernel);
     let recovered = apply::recover(machine, &state)?;
     let inventory = look(&kernel, &state)?;
     let (plan, target) = Plan::make(&inventory, &spec);

@@ -38,6 +38,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     let out = &mut stdout().lock();
     match command {
+        Command::Extra(extra) => {
+            extra.run::<Cli>(out)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Scan { json, source } => local::scan(&source, json, out),
         Command::Plan { json, source } => local::plan(&source, json, out),
         Command::Apply {

@@ -85,6 +85,31 @@ pub(crate) fn inventory(inventory: &Inventory) -> String {
         let rows = vfs.into_iter().map(|(pf, vf)| vf_row(inventory, pf, vf));
         text.push_str(&table(header, rows));
     }
+    text.push_str(&groups(&inventory.groups));
+    text
+}
+
+/// IOMMU groups with more than one member, and how many there are without.
+fn groups(groups: &[Group]) -> String {
+    let shared = || groups.iter().filter(|group| group.members.len() > 1);
+    let alone = groups.len() - shared().count();
+    let mut text = String::new();
+    if shared().next().is_some() {
+        let rows = shared().map(|group| {
+            let members = group.members.iter().map(|member| {
+                let driver = member.driver.as_deref().unwrap_or("no driver");
+                format!("{} ({driver})", member.address)
+            });
+            let members: Vec<String> = members.collect();
+            let number = group.number.to_string();
+            [number, group.kind.clone(), members.join(", ")]
+        });
+        text.push('\n');
+        text.push_str(&table(["GROUP", "TYPE", "MEMBERS"], rows));
+    }
+    if alone > 0 {
+        let _infallible = writeln!(text, "\n{alone} IOMMU groups hold one device each");
+    }
     text
 }
 
@@ -117,6 +142,24 @@ fn notes(pf: &Pf) -> String {
             "  wedged: process {writer} is stuck in a write to it"
         );
     }
+    if let Some(pool) = pf.nvme {
+        let _infallible = writeln!(
+            notes,
+            "  flexible: {} queue pairs and {} interrupts, of which it has {} and {} itself",
+            pool.vq.total, pool.vi.total, pool.vq.primary, pool.vi.primary
+        );
+    }
+    let last = pf.total.checked_sub(1);
+    let last = last.and_then(|index| pf.address.vf(pf.offset, pf.stride, index));
+    let bus = |bus: Option<u8>| bus.map_or_else(|| "-".to_owned(), |bus| format!("{bus:02x}"));
+    let _infallible = writeln!(
+        notes,
+        "  room: {} KiB a VF, the port's window has {} KiB; all VFs reach bus {}, the port bus {}",
+        pf.room.bars.iter().sum::<u64>() >> 10,
+        pf.room.window >> 10,
+        bus(last.map(|last| last.bus())),
+        bus(pf.room.last_bus)
+    );
     if pf.room.homeless > 0 {
         let _infallible = writeln!(
             notes,
@@ -142,7 +185,8 @@ fn vf_row(inventory: &Inventory, pf: &Pf, vf: &Vf) -> [String; 8] {
         or_dash(vf.driver.as_ref()),
         or_dash(vf.group),
         or_dash(viable),
-        attributes(&vf.attributes),
+        vf.resources
+            .map_or_else(|| attributes(&vf.attributes), |has| has.to_string()),
         or_dash(Some(uses.join(", ")).filter(|uses| !uses.is_empty())),
     ]
 }
@@ -155,7 +199,7 @@ fn host_drivers(group: &Group, vf: &Vf) -> usize {
 /// What is not as every VF has it.
 fn attributes(attributes: &Attributes) -> String {
     let plain = Attributes {
-        mac: Some(Mac::NONE),
+        mac: Some(Mac::ZERO),
         spoof_check: Some(true),
         ..Attributes::SCRUBBED
     };

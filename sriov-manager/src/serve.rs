@@ -30,7 +30,6 @@ use crate::inventory::{Inventory, scan};
 use crate::keeper::Keeper;
 use crate::kernel::{Machine, Sysfs, Writer};
 use crate::lease::{self, Broker};
-use crate::netlink::Netlink;
 use crate::spec::Spec;
 
 /// Who may connect is decided by the kernel's word about the peer, not by the socket's mode.
@@ -133,10 +132,7 @@ impl Daemon {
     /// When it cannot be looked at.
     pub fn look_now(&self) -> io::Result<Inventory> {
         let kernel = Sysfs::new("/", Writer::new(self.program.clone()));
-        let machine = Machine {
-            kernel: &kernel,
-            network: &Netlink,
-        };
+        let machine = Machine::running(&kernel);
         let known = self.broker.state().known().map_err(io::Error::other)?;
         scan(machine, &known)
     }

@@ -11,6 +11,7 @@ use towpath_common::config::Name;
 use crate::address::PciAddr;
 use crate::attribute::Attributes;
 use crate::inventory::{Inventory, Pf, Vf};
+use crate::nvme::{Flexible, Resources};
 use crate::plan::{Refusal, Why};
 use crate::spec::{Match, PfSpec, Spec, VfSpec};
 use crate::values::{Driver, DriverName, EswitchMode, GroupType, Mac};
@@ -35,6 +36,9 @@ pub struct PfTarget {
     pub eswitch: Option<EswitchMode>,
     /// See [`Spec::group_type`].
     pub group_type: Option<GroupType>,
+    /// What an NVMe controller keeps of its flexible resources; `None`: what it has.
+    #[serde(default)]
+    pub primary: Option<Resources>,
     /// VFs of which something is wanted, by index.
     pub vfs: BTreeMap<u16, VfTarget>,
 }
@@ -46,6 +50,9 @@ pub struct VfTarget {
     pub attributes: Attributes,
     /// See [`VfSpec::msix`].
     pub msix: Option<u16>,
+    /// What it gets of its controller's flexible resources; `None`: what it has.
+    #[serde(default)]
+    pub resources: Option<Resources>,
     /// Its driver; `None`: as it is.
     pub driver: Option<Driver>,
     /// The pool it is leased from.
@@ -116,6 +123,7 @@ impl PfTarget {
             let target = VfTarget {
                 attributes: vf.attributes,
                 msix: vf.msix.filter(|count| *count > 0),
+                resources: vf.resources,
                 driver,
                 pool: None,
             };
@@ -127,6 +135,7 @@ impl PfTarget {
             autoprobe: pf.autoprobe,
             eswitch: pf.eswitch,
             group_type: None,
+            primary: pf.nvme.map(|pool| pool.primary()),
             vfs: vfs.collect(),
         }
     }
@@ -146,6 +155,7 @@ impl PfTarget {
             autoprobe: wanted.autoprobe,
             eswitch: wanted.eswitch,
             group_type: spec.group_type,
+            primary: kept(wanted, pf),
             vfs: vfs.collect(),
         }
     }
@@ -159,9 +169,34 @@ fn vf_wanted(vf: &VfSpec, pf: &Pf, index: u16, host: &str) -> VfTarget {
     VfTarget {
         attributes,
         msix: vf.msix.map(crate::values::MsixCount::get),
+        resources: vf.resources,
         driver: vf.driver.clone(),
         pool: vf.pool.clone(),
     }
+}
+
+/// What the controller may keep so that its VFs find enough; `None` if nothing is to be dealt out.
+fn kept(wanted: &PfSpec, pf: &Pf) -> Option<Resources> {
+    let pool = pf.nvme?;
+    wanted.vf.iter().find_map(|vf| vf.resources)?;
+    let (mut vq, mut vi) = (0_u32, 0_u32);
+    for index in 0..wanted.vfs.get() {
+        let own = wanted.vf.iter().find(|vf| vf.index.get() == index);
+        let now = || pf.vf(index).and_then(|vf| vf.resources);
+        let own = own.and_then(|vf| vf.resources).or_else(now);
+        let own = own.unwrap_or_default();
+        (vq, vi) = (vq + u32::from(own.vq), vi + u32::from(own.vi));
+    }
+    let left = |flexible: Flexible, taken: u32| {
+        let left = flexible.total.saturating_sub(taken);
+        u16::try_from(left)
+            .unwrap_or(u16::MAX)
+            .min(flexible.primary)
+    };
+    Some(Resources {
+        vq: left(pool.vq, vq),
+        vi: left(pool.vi, vi),
+    })
 }
 
 /// An address that stays the same as long as the host, the card and the index do.
@@ -225,7 +260,7 @@ fn matches(matching: &Match, pf: &Pf) -> bool {
         && given(
             matching
                 .mac
-                .map(|mac| interface.and_then(|i| i.permanent) == Some(mac)),
+                .map(|mac| interface.and_then(|i| i.permanent) == Some(mac.get())),
         )
         && given(matching.vendor.map(|vendor| vendor.get() == pf.vendor))
         && given(matching.device.map(|device| device.get() == pf.device))

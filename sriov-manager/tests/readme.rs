@@ -71,6 +71,7 @@ fn every_refusal_has_a_remedy_in_the_readme() {
         (Why::ForeignManager, "sets its number of VFs"),
         (Why::NoDriver, "no driver has it"),
         (Why::TooMany, "and it can have"),
+        (Why::NoResources, "would have a driver and no queues"),
         (Why::NoMemory, "not enough MMIO"),
         (Why::NoBus, "bus number out of range"),
         (Why::NoInterface, "it has no network interface here"),

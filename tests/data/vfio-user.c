@@ -3,6 +3,9 @@
 //   vfio-user hold GROUP DEVICE          open the nodes itself (as root)
 //   vfio-user fds CONTAINER GROUP DEVICE use descriptors that were inherited
 //   vfio-user lease SOCKET POOL OWNER    ask for a lease as nobody, use what it is handed
+//   vfio-user ask SOCKET POOL OWNER      ask, and end before the answer
+//   vfio-user iommufd IOMMUFD DEVICE-FD DEVICE
+//                                        use descriptors that were inherited, by iommufd
 //
 // Prints "using DEVICE" once DMA is mapped; then waits until standard input ends or a signal comes.
 
@@ -28,10 +31,22 @@ static void die(const char *what)
 	exit(1);
 }
 
+static void wait_with(void *memory, const char *name, int device)
+{
+	struct vfio_device_info info = { .argsz = sizeof(info) };
+
+	if (ioctl(device, VFIO_DEVICE_GET_INFO, &info) < 0)
+		die("VFIO_DEVICE_GET_INFO");
+	printf("using %s as %d: %u regions, %u interrupts\n", name, (int)geteuid(),
+	       info.num_regions, info.num_irqs);
+	fflush(stdout);
+	while (read(0, memory, MAPPED) > 0)
+		;
+}
+
 static void use(int container, int group, const char *name)
 {
 	struct vfio_group_status status = { .argsz = sizeof(status) };
-	struct vfio_device_info info = { .argsz = sizeof(info) };
 	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof(map) };
 	void *memory;
 	int device;
@@ -58,13 +73,54 @@ static void use(int container, int group, const char *name)
 	device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name);
 	if (device < 0)
 		die("VFIO_GROUP_GET_DEVICE_FD");
-	if (ioctl(device, VFIO_DEVICE_GET_INFO, &info) < 0)
-		die("VFIO_DEVICE_GET_INFO");
-	printf("using %s as %d: %u regions, %u interrupts\n", name, (int)geteuid(),
-	       info.num_regions, info.num_irqs);
-	fflush(stdout);
-	while (read(0, memory, MAPPED) > 0)
-		;
+	wait_with(memory, name, device);
+}
+
+// Of linux/vfio.h and linux/iommufd.h, which are younger than some systems' headers.
+struct bind_iommufd {
+	__u32 argsz, flags;
+	__s32 iommufd;
+	__u32 out_devid;
+};
+struct attach_iommufd {
+	__u32 argsz, flags, pt_id;
+};
+struct ioas_alloc {
+	__u32 size, flags, out_ioas_id;
+};
+struct ioas_map {
+	__u32 size, flags, ioas_id, reserved;
+	__u64 user_va, length, iova;
+};
+#define BIND_IOMMUFD _IO(VFIO_TYPE, VFIO_BASE + 18)
+#define ATTACH_IOMMUFD _IO(VFIO_TYPE, VFIO_BASE + 19)
+#define IOAS_ALLOC _IO(';', 0x81)
+#define IOAS_MAP _IO(';', 0x85)
+#define IOAS_MAP_FLAGS 7 // at this address, writable, readable
+
+static void use_iommufd(int iommufd, int device, const char *name)
+{
+	struct bind_iommufd bind = { .argsz = sizeof(bind), .iommufd = iommufd };
+	struct ioas_alloc ioas = { .size = sizeof(ioas) };
+	struct attach_iommufd attach = { .argsz = sizeof(attach) };
+	struct ioas_map map = { .size = sizeof(map), .flags = IOAS_MAP_FLAGS, .length = MAPPED };
+	void *memory;
+
+	if (ioctl(device, BIND_IOMMUFD, &bind) < 0)
+		die("VFIO_DEVICE_BIND_IOMMUFD");
+	if (ioctl(iommufd, IOAS_ALLOC, &ioas) < 0)
+		die("IOMMU_IOAS_ALLOC");
+	attach.pt_id = ioas.out_ioas_id;
+	if (ioctl(device, ATTACH_IOMMUFD, &attach) < 0)
+		die("VFIO_DEVICE_ATTACH_IOMMUFD_PT");
+	memory = mmap(NULL, MAPPED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (memory == MAP_FAILED)
+		die("mmap");
+	map.ioas_id = ioas.out_ioas_id;
+	map.user_va = (unsigned long)memory;
+	if (ioctl(iommufd, IOAS_MAP, &map) < 0)
+		die("IOMMU_IOAS_MAP");
+	wait_with(memory, name, device);
 }
 
 // The value of "key": "value" in JSON of one line.
@@ -84,7 +140,7 @@ static void value(const char *json, const char *key, char *out, size_t room)
 	snprintf(out, room, "%.*s", (int)(end - at), at);
 }
 
-static void lease(const char *path, const char *pool, const char *owner)
+static void lease(const char *path, const char *pool, const char *owner, int waits)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	char text[4096], name[64], control[CMSG_SPACE(2 * sizeof(int))];
@@ -104,6 +160,10 @@ static void lease(const char *path, const char *pool, const char *owner)
 	length = snprintf(text, sizeof(text), "{\"pool\":\"%s\",\"owner\":\"%s\"}\n", pool, owner);
 	if (write(s, text, length) != length)
 		die("write");
+	if (!waits) {
+		usleep(300000); // long enough to be known, too short to be served
+		exit(0);
+	}
 	length = recvmsg(s, &message, MSG_CMSG_CLOEXEC);
 	if (length <= 0)
 		die("recvmsg");
@@ -116,7 +176,10 @@ static void lease(const char *path, const char *pool, const char *owner)
 	}
 	memcpy(fds, CMSG_DATA(header), sizeof(fds));
 	value(text, "address", name, sizeof(name));
-	use(fds[0], fds[1], name);
+	if (strstr(text, "\"iommufd\""))
+		use_iommufd(fds[0], fds[1], name);
+	else
+		use(fds[0], fds[1], name);
 }
 
 int main(int argc, char **argv)
@@ -134,7 +197,11 @@ int main(int argc, char **argv)
 	} else if (argc == 5 && !strcmp(argv[1], "fds")) {
 		use(atoi(argv[2]), atoi(argv[3]), argv[4]);
 	} else if (argc == 5 && !strcmp(argv[1], "lease")) {
-		lease(argv[2], argv[3], argv[4]);
+		lease(argv[2], argv[3], argv[4], 1);
+	} else if (argc == 5 && !strcmp(argv[1], "ask")) {
+		lease(argv[2], argv[3], argv[4], 0);
+	} else if (argc == 5 && !strcmp(argv[1], "iommufd")) {
+		use_iommufd(atoi(argv[2]), atoi(argv[3]), argv[4]);
 	} else {
 		return 64;
 	}

@@ -4,9 +4,12 @@
 //! a shell of its own that ends at the first failure; `done N STATUS` follows what it printed. So
 //! several guests can be told different things at once, and one guest one thing after another.
 
-use std::time::Duration;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use crate::vm::{Builder, Turn, Vm};
 
@@ -171,6 +174,45 @@ impl Guest {
     pub fn quit(&mut self, patience: Duration) -> Result<()> {
         let _ = self.start("quit")?;
         self.vm.finish(patience)?;
+        Ok(())
+    }
+
+    /// Moves the running guest to the QEMU of `there`, which was built the same but for
+    /// [`Builder::incoming`] with `socket`; the one it leaves is killed. Commands that run go on.
+    ///
+    /// # Errors
+    /// When one of the two says that it failed, or it takes longer than [`PATIENCE`].
+    pub fn migrate(&mut self, there: Self, socket: &Path) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !socket.exists() {
+            if Instant::now() > deadline {
+                return Err(there.vm.failure("it waits for nobody"));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        let mut monitor = self.vm.monitor()?;
+        let limits = json!({ "max-bandwidth": 1u64 << 32, "downtime-limit": 2000 });
+        monitor.execute("migrate-set-parameters", limits)?;
+        let uri = format!("unix:{}", socket.display());
+        monitor.execute("migrate", json!({ "uri": uri }))?;
+        loop {
+            let state = monitor.execute("query-migrate", json!({}))?;
+            match state["status"].as_str() {
+                Some("completed") => break,
+                Some("failed" | "cancelled") => {
+                    let why = there.vm.failure("nobody arrived");
+                    return Err(self
+                        .vm
+                        .failure(&format!("it did not leave: {state}; {why:#}")));
+                }
+                _ if Instant::now() > deadline => {
+                    return Err(self.vm.failure(&format!("it does not leave: {state}")));
+                }
+                _ => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+        let mut left = std::mem::replace(&mut self.vm, there.vm);
+        left.kill()?;
         Ok(())
     }
 

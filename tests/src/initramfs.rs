@@ -29,6 +29,10 @@ pub enum Kit {
     Sriov,
     /// Logical volumes: `lvm` and `vblk`.
     Lvm,
+    /// A Debian on its first disk, which takes over: no programs.
+    Debian,
+    /// The same on a [newer kernel](modern), with iommufd and netdevsim, and `eswitch`.
+    Iommufd,
 }
 
 impl Kit {
@@ -36,7 +40,7 @@ impl Kit {
     /// (ext4 asks the crypto layer for crc32c by name, so that table does not list it.)
     fn modules(self) -> &'static [&'static str] {
         match self {
-            Self::Disk => &["crc32c_generic", "virtio_blk", "ext4"],
+            Self::Disk | Self::Debian => &["crc32c_generic", "virtio_blk", "ext4"],
             Self::Net => &["virtio_net", "8021q"],
             Self::Lvm => &[
                 "crc32c_generic",
@@ -46,16 +50,38 @@ impl Kit {
                 "dm-thin-pool",
             ],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
+            Self::Iommufd => &["igb", "igbvf", "nvme", "iommufd", "vfio-pci", "netdevsim"],
         }
     }
 
-    /// A program of the host, and one of this workspace with its package.
-    fn programs(self) -> (&'static str, (&'static str, &'static str)) {
+    /// A program of the host, and those of this workspace with their packages.
+    fn programs(self) -> Option<(&'static str, &'static [(&'static str, &'static str)])> {
+        Some(match self {
+            Self::Debian => return None,
+            Self::Disk => ("mkfs.ext4", &[("towpath-tests", "records")]),
+            Self::Net => ("ethtool", &[("towpath-tests", "talk")]),
+            Self::Lvm => ("lvm", &[("vblk", "vblk")]),
+            Self::Sriov => ("ip", &[("sriov-manager", "sriov-manager")]),
+            Self::Iommufd => (
+                "ip",
+                &[
+                    ("sriov-manager", "sriov-manager"),
+                    ("towpath-tests", "eswitch"),
+                ],
+            ),
+        })
+    }
+
+    /// Whether it is about cards with VFs.
+    fn has_cards(self) -> bool {
+        matches!(self, Self::Sriov | Self::Iommufd)
+    }
+
+    /// Where its kernel is, and what puts it there.
+    fn kernel(self) -> (PathBuf, &'static str) {
         match self {
-            Self::Disk => ("mkfs.ext4", ("towpath-tests", "records")),
-            Self::Net => ("ethtool", ("towpath-tests", "talk")),
-            Self::Lvm => ("lvm", ("vblk", "vblk")),
-            Self::Sriov => ("ip", ("sriov-manager", "sriov-manager")),
+            Self::Iommufd => (modern(), "make iommufd"),
+            _ => (paths::cache().join("kernel"), "make packages"),
         }
     }
 }
@@ -79,15 +105,36 @@ exec 3>&-
 poweroff -f
 "#;
 
-/// The kernel image for guests.
+/// The same for a Debian: its systemd becomes process 1.
+const SWITCH: &str = r#"#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs none /dev
+/bin/busybox mount -t proc none /proc
+/bin/busybox mount -t sysfs none /sys
+/bin/busybox --install -s /bin
+export PATH=/bin:/sbin:/usr/sbin
+while read -r module; do
+    insmod "/modules/$module"
+done </modules/order
+mount -t ext4 /dev/vda /mnt
+for at in dev proc sys; do mount --move /$at /mnt/$at; done
+exec switch_root /mnt /sbin/init
+"#;
+
+/// Where the kernel with iommufd and netdevsim is, which Debian's lacks, once it was fetched.
+pub fn modern() -> PathBuf {
+    paths::cache().join("kernel-iommufd")
+}
+
+/// The kernel image for guests of this kind.
 ///
 /// # Errors
 /// When it has not been fetched, with the command that fetches it.
-pub fn kernel() -> Result<PathBuf> {
-    let path = paths::cache().join("kernel/vmlinuz");
+pub fn kernel(kit: Kit) -> Result<PathBuf> {
+    let (dir, remedy) = kit.kernel();
+    let path = dir.join("vmlinuz");
     ensure!(
         path.is_file(),
-        "no guest kernel at {}; run: make packages",
+        "no guest kernel at {}; run: {remedy}",
         path.display()
     );
     Ok(path)
@@ -98,7 +145,7 @@ pub fn kernel() -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 4] = [const { OnceLock::new() }; 4];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 6] = [const { OnceLock::new() }; 6];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();
@@ -112,17 +159,22 @@ fn base(kit: Kit) -> Result<Vec<u8>> {
     for directory in DIRECTORIES {
         cpio.directory(directory);
     }
-    cpio.program("init", INIT.as_bytes());
+    let init = if kit == Kit::Debian { SWITCH } else { INIT };
+    cpio.program("init", init.as_bytes());
     cpio.program("bin/busybox", &busybox()?);
-    add_modules(&mut cpio, kit.modules())?;
-    let (theirs, (package, ours)) = kit.programs();
-    let built = stripped(&cargo::program(package, ours)?)?;
-    let mut programs = vec![
-        (paths::program(theirs)?, format!("bin/{theirs}")),
-        (built.path().into(), format!("bin/{ours}")),
-    ];
+    add_modules(&mut cpio, kit)?;
+    let Some((theirs, own)) = kit.programs() else {
+        return Ok(cpio.finish());
+    };
+    let mut programs = vec![(paths::program(theirs)?, format!("bin/{theirs}"))];
+    let mut copies = Vec::new();
+    for (package, ours) in own {
+        let built = stripped(&cargo::program(package, ours)?)?;
+        programs.push((built.path().into(), format!("bin/{ours}")));
+        copies.push(built);
+    }
     let compiled = tempfile::tempdir()?;
-    if kit == Kit::Sriov {
+    if kit.has_cards() {
         let helper = compiled.path().join("vfio-user");
         compile(&paths::repository().join("tests/data/vfio-user.c"), &helper)?;
         programs.push((helper, "bin/vfio-user".into()));
@@ -204,17 +256,18 @@ fn stripped(program: &Path) -> Result<tempfile::NamedTempFile> {
     Ok(copy)
 }
 
-fn add_modules(cpio: &mut Cpio, modules: &[&str]) -> Result<()> {
-    kernel()?;
-    let versions = paths::cache().join("kernel/lib/modules");
+fn add_modules(cpio: &mut Cpio, kit: Kit) -> Result<()> {
+    kernel(kit)?;
+    let (dir, remedy) = kit.kernel();
+    let versions = dir.join("lib/modules");
     let version = fs::read_dir(&versions)
         .ok()
         .and_then(|mut entries| entries.next()?.ok())
-        .with_context(|| format!("no modules in {}; run: make packages", versions.display()))?
+        .with_context(|| format!("no modules in {}; run: {remedy}", versions.display()))?
         .path();
     let table = String::from_utf8(read(&version.join("modules.dep"))?)?;
     let mut order = String::new();
-    for module in load_order(&table, modules)? {
+    for module in load_order(&table, kit.modules())? {
         let name = module_name(module);
         cpio.file(
             &format!("modules/{name}"),

@@ -170,7 +170,13 @@ impl Vm {
     /// # Errors
     /// When QEMU has ended.
     pub fn monitor(&self) -> Result<Qmp> {
-        Qmp::connect(&monitor(self.dir.path()))
+        Ok(Qmp::connect(&monitor(self.dir.path()))?)
+    }
+
+    /// Where the monitor listens.
+    #[must_use]
+    pub fn monitor_path(&self) -> PathBuf {
+        monitor(self.dir.path())
     }
 
     /// Kills QEMU outright (SIGKILL) and waits until it is gone.

@@ -31,6 +31,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "common/src/mem/cells.rs",
     "common/src/mem/pages.rs",
     "common/src/mem/window.rs",
+    "common/src/nvme.rs",
     "common/src/session/adopt.rs",
     "vblk/src/engine/uring",
     "vblk/src/storage/fiemap.rs",

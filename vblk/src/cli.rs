@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use towpath_common::cli::{Extra, Place};
 use towpath_common::config::{ByteSize, CpuList, DaemonTable, Name, Poll, SocketPath};
 use towpath_common::logging::LogFilter;
 use vblk::config::{DEFAULT_CONTROL, Source, Sources};
@@ -29,6 +30,12 @@ With QEMU, a disk is attached by
   -device vhost-user-blk-pci,chardev=c0
 
 Signals: SIGTERM and SIGINT complete what is in flight and exit, SIGHUP reloads.";
+
+const ATTACH_EXAMPLES: &str = "\
+Examples:
+  vblk attach web --print qemu                   words for a command line
+  vblk attach web --print libvirt                XML for virsh edit
+  vblk attach web --qmp /run/vm.qmp --bus slot0  into a machine that runs";
 
 const DISK_SYNTAX: &str = "\
 A disk to serve; repeat for more. PATH is a file or block device, or null:SIZE for no storage at \
@@ -136,6 +143,24 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Give a virtual machine a disk: print the words for a new one, or plug it into a running one.
+    #[command(after_help = ATTACH_EXAMPLES)]
+    Attach {
+        /// The disk.
+        name: Name,
+        #[command(flatten)]
+        place: Place,
+        /// Queues that the machine is to have.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        queues: u16,
+        /// An empty PCI Express port of the running machine (a pcie-root-port of QEMU's q35).
+        #[arg(long, value_name = "BUS", requires = "qmp")]
+        bus: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    #[command(flatten)]
+    Extra(Extra),
     /// Validate a configuration and say what would be served.
     Check {
         #[command(flatten)]

@@ -6,6 +6,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
+use towpath_common::attach::{Device, Kind};
+use towpath_common::cli::Place;
 use towpath_common::config::Name;
 use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
@@ -52,6 +54,34 @@ pub(crate) fn disk_show(target: &Target, name: Option<&str>, out: &mut impl Writ
     let name: Name = name.parse()?;
     let answer: Answer<DiskStatus> = client.get(&format!("/v1/disks/{name}"))?;
     Ok(print(&answer, target.json, out, report::disk)?)
+}
+
+/// `vblk attach NAME`.
+pub(crate) fn attach(
+    target: &Target,
+    name: &Name,
+    place: &Place,
+    (queues, bus): (u16, Option<&str>),
+    out: &mut impl Write,
+) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<DiskStatus> = client.get(&format!("/v1/disks/{name}"))?;
+    let Some(disk) = &answer.data else {
+        return Ok(print(&answer, target.json, out, report::disk)?);
+    };
+    if !(1..=disk.queues).contains(&queues) {
+        let most = disk.queues;
+        let text = format!("--queues {queues}: {name} is served with 1 to {most} queues");
+        return Err(Usage(text).into());
+    }
+    let device = Device {
+        kind: Kind::Disk,
+        name: name.to_string(),
+        socket: disk.socket.as_path().into(),
+        mode: disk.mode,
+        queues,
+    };
+    Ok(write!(out, "{}", place.attach(&device, bus)?)?)
 }
 
 /// `vblk disk set NAME KEY=VALUE…`.

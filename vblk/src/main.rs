@@ -75,6 +75,14 @@ fn run(command: Command) -> Result<()> {
         }) => client::group_set(&target, &name, &settings, out),
         Command::Mirror(command) => mirror(command, out),
         Command::Snapshot { name, path, target } => client::snapshot(&target, &name, &path, out),
+        Command::Attach {
+            name,
+            place,
+            queues,
+            bus,
+            target,
+        } => client::attach(&target, &name, &place, (queues, bus.as_deref()), out),
+        Command::Extra(extra) => Ok(extra.run::<Cli>(out)?),
         Command::Slow {
             name,
             count,

@@ -31,7 +31,7 @@ families! {
     MIRROR_ERRORS: Counter "towpath_vblk_mirror_errors_total"
         "Failed operations of a disk of a mirror.";
     IN_FLIGHT: Gauge "towpath_vblk_in_flight" "Requests taken and not yet completed.";
-    THROTTLED: Counter "towpath_vblk_throttled_milliseconds_total"
+    THROTTLED: Counter "towpath_vblk_throttled_seconds_total"
         "Time in which limits held it back.";
     HELD: Gauge "towpath_vblk_held" "Requests held until the storage gets better.";
     HOLDS: Counter "towpath_vblk_holds_total" "Times a request was held, each try counted.";
@@ -86,7 +86,7 @@ fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
     scrape.counter(&HOLDS, &[name], disk.stats.holds);
     let failed = if disk.failed.is_some() { 1.0 } else { 0.0 };
     scrape.gauge(&FAILED, &[name], failed);
-    scrape.counter(&THROTTLED, &[name], disk.stats.throttled_ns / 1_000_000);
+    scrape.time(&THROTTLED, &[name], disk.stats.throttled_ns);
     scrape.gauge(
         &TROUBLE,
         &[name],

@@ -58,6 +58,7 @@ pub enum Unset {
 const WORDS: Syntax = Syntax {
     first: "setting",
     texts: &["bandwidth", "bandwidth-burst", "on-error"],
+    lists: &[],
     numbers: &["iops", "iops-burst", "weight", "cap"],
     switches: &[],
     flags: &[],

@@ -7,6 +7,7 @@ mod help;
 pub(crate) mod why;
 
 use clap::{Parser, Subcommand};
+use towpath_common::cli::{Extra, Place};
 use towpath_common::config::Name;
 use vswitch::config::Direction;
 use vswitch::mac::Mac;
@@ -37,6 +38,24 @@ pub(crate) enum Command {
     /// Look at ports and uplinks, change and remove them; add ports.
     #[command(subcommand)]
     Port(PortCommand),
+    /// Give a virtual machine a port: print the words for a new one, or plug it into a running one.
+    #[command(after_help = help::ATTACH)]
+    Attach {
+        /// The port.
+        name: Name,
+        #[command(flatten)]
+        place: Place,
+        /// Pairs of queues that the machine is to have.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        queues: u16,
+        /// An empty PCI Express port of the running machine (a pcie-root-port of QEMU's q35).
+        #[arg(long, value_name = "BUS", requires = "qmp")]
+        bus: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    #[command(flatten)]
+    Extra(Extra),
     /// Add uplinks.
     #[command(subcommand)]
     Uplink(UplinkCommand),

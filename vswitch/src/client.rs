@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
+use towpath_common::attach::{Device, Kind};
+use towpath_common::cli::Place;
 use towpath_common::config::Name;
 use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
@@ -14,7 +16,7 @@ use vswitch::config::{
 };
 use vswitch::control::{FdbTable, Order, Reload, Stats};
 use vswitch::serve::count_ports;
-use vswitch::service::{FdbFilter, PortStatus, VlanStatus};
+use vswitch::service::{Attachment, FdbFilter, PortStatus, VlanStatus};
 
 use crate::cli::{FdbCommand, MirrorCommand, PortCommand, Target, UplinkCommand, VlanCommand};
 use crate::report;
@@ -53,6 +55,40 @@ pub(crate) fn port(command: PortCommand, out: &mut impl Write) -> Result<()> {
             target,
         } => change(&target, Change::PortRemove(name), persist, out),
     }
+}
+
+/// `vswitch attach NAME`.
+pub(crate) fn attach(
+    target: &Target,
+    name: &Name,
+    place: &Place,
+    (queues, bus): (u16, Option<&str>),
+    out: &mut impl Write,
+) -> Result<()> {
+    let client = Client::new(target.control.as_path());
+    let answer: Answer<PortStatus> = client.get(&format!("/v1/ports/{name}"))?;
+    let Some(port) = &answer.data else {
+        return Ok(print(&answer, target.json, out, report::port)?);
+    };
+    if !(1..=port.queues).contains(&queues) {
+        let most = port.queues;
+        let rule = format!("{name} is served with 1 to {most} pairs of queues");
+        return Err(wrong("queues", &queues.to_string(), rule));
+    }
+    let Attachment::VhostUser { socket, mode } = &port.attachment else {
+        let rule = "an uplink is no virtual machine's; name a port".to_owned();
+        return Err(wrong("port", name.as_str(), rule));
+    };
+    let device = Device {
+        kind: Kind::Interface {
+            mac: port.macs.first().map(ToString::to_string),
+        },
+        name: name.to_string(),
+        socket: socket.as_path().into(),
+        mode: *mode,
+        queues,
+    };
+    Ok(write!(out, "{}", place.attach(&device, bus)?)?)
 }
 
 /// `vswitch uplink …`.

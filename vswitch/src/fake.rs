@@ -5,6 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{Config, Port, Uplink};
+use crate::guard::Side;
+use crate::mirror::MirrorRole;
 use crate::service::{
     Attachment, FdbEntry, FdbFilter, FdbStats, Flow, PortStats, PortStatus, QueueStats, Report,
     RingStatus, Service, ServiceError, SessionStatus, VlanFlow, VlanStatus, WorkerStatus,
@@ -86,6 +88,8 @@ fn port(port: &Port) -> PortStatus {
         native: port.native,
         macs: port.addresses().collect(),
         isolated: port.isolated,
+        guards: port.guards.complete(Side::Guest),
+        mirror: MirrorRole::None,
         mtu: port.mtu.get(),
         queues: port.queues.get(),
         connected: true,
@@ -119,6 +123,8 @@ fn uplink(uplink: &Uplink) -> PortStatus {
         native: uplink.native,
         macs: Vec::new(),
         isolated: false,
+        guards: uplink.guards.complete(Side::Uplink),
+        mirror: MirrorRole::None,
         mtu: uplink.mtu.map_or(1500, |mtu| mtu.get()),
         queues: uplink.queues.get(),
         connected: true,

@@ -166,7 +166,7 @@ pub struct GuardTable {
 }
 
 /// Guards, complete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardConfig {
     /// Drop bridge protocol frames.
     pub bpdu_guard: bool,
@@ -258,6 +258,7 @@ pub enum Storm {
 /// A port's guards at work. Shared by its workers.
 #[derive(Debug)]
 pub struct Guards {
+    config: GuardConfig,
     bpdu: bool,
     /// Empty: any.
     sources: ArrayVec<Mac, MAX_SOURCES>,
@@ -282,6 +283,7 @@ impl Guards {
         };
         let limit = config.mac_limit.get().map(u32::try_from);
         Guards {
+            config: config.clone(),
             bpdu: config.bpdu_guard,
             sources: guarded.copied().take(MAX_SOURCES).collect(),
             mac_limit: limit.and_then(Result::ok).unwrap_or(u32::MAX),
@@ -293,6 +295,12 @@ impl Guards {
                 .byte_rate
                 .limiter(|rate| burst(config.byte_burst, rate, LEAST_BURST.1)),
         }
+    }
+
+    /// What they were made from.
+    #[must_use]
+    pub fn config(&self) -> &GuardConfig {
+        &self.config
     }
 
     /// Whether the port may send from `source`.

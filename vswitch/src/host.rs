@@ -191,11 +191,12 @@ impl Service for Host {
     }
 
     fn ports(&self) -> Vec<PortStatus> {
+        let mirrors = lock(&self.mirrors).clone();
         let ports = lock(&self.ports);
         let learned = |no: PortNo| self.fdb.count(no).into();
         let all = ports
             .iter()
-            .map(|p| status::port(p, learned(p.no), self.workers.len()))
+            .map(|p| status::port(p, mirrors.role(p.no), learned(p.no), self.workers.len()))
             .collect();
         drop(ports);
         // What was shown once is not counted again by a successor.

@@ -24,7 +24,6 @@ mod flow;
 pub mod guard;
 pub mod head;
 pub mod host;
-pub mod mac;
 pub mod metrics;
 pub mod mirror;
 mod monitor;
@@ -41,3 +40,5 @@ pub mod switch;
 pub mod table;
 pub mod vlan;
 pub mod why;
+
+pub use towpath_common::mac;

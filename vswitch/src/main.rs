@@ -43,6 +43,14 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve { sources, .. } => Ok(serve::serve(sources.into(), vswitch::host::start)?),
         Command::Port(command) => client::port(command, out),
+        Command::Attach {
+            name,
+            place,
+            queues,
+            bus,
+            target,
+        } => client::attach(&target, &name, &place, (queues, bus.as_deref()), out),
+        Command::Extra(extra) => Ok(extra.run::<Cli>(out)?),
         Command::Uplink(command) => client::uplink(command, out),
         Command::Fdb(command) => client::fdb(command, out),
         Command::Vlan(command) => client::vlan(command, out),

@@ -17,6 +17,7 @@
 //! frame that is addressed to it once, not twice.
 
 use arrayvec::ArrayVec;
+use serde::{Deserialize, Serialize};
 
 use crate::table::PortNo;
 use crate::vlan::{Vid, VlanSet};
@@ -84,6 +85,19 @@ pub struct Rule {
     pub to: Option<PortNo>,
     /// Whether that port takes part in switching all the same.
     pub member: bool,
+}
+
+/// What a port is to mirrors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MirrorRole {
+    /// No mirror's port.
+    #[default]
+    None,
+    /// It gets copies, and nothing else.
+    Output,
+    /// It gets copies and takes part in switching.
+    Member,
 }
 
 /// What is wrong with mirrors.
@@ -188,6 +202,16 @@ impl Mirrors {
     #[must_use]
     pub fn excludes(&self, port: PortNo) -> bool {
         self.excluded.contains(port)
+    }
+
+    /// What the port is to mirrors.
+    #[must_use]
+    pub fn role(&self, port: PortNo) -> MirrorRole {
+        match (self.outputs.contains(port), self.excludes(port)) {
+            (false, _) => MirrorRole::None,
+            (true, true) => MirrorRole::Output,
+            (true, false) => MirrorRole::Member,
+        }
     }
 
     /// The ports that get a copy of a frame that came from `ingress` in VLAN `vid` and is sent to

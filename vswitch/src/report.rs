@@ -8,6 +8,8 @@ use towpath_common::config::{ByteSize, Name};
 use towpath_common::control::print::{end, per_second, table, yes_no};
 use vswitch::config::{Config, Direction, Mirror};
 use vswitch::control::{FdbTable, Stats};
+use vswitch::guard::GuardConfig;
+use vswitch::mirror::MirrorRole;
 use vswitch::service::{Attachment, Flow, PortStats, PortStatus, RingStatus, VlanStatus};
 use vswitch::vlan::{Mode, Vid, VlanSet};
 
@@ -76,6 +78,8 @@ pub(crate) fn port(port: &PortStatus) -> String {
         ),
         format!("  addresses   {}", addresses(port)),
         format!("  isolated    {}", yes_no(port.isolated)),
+        format!("  mirror      {}", mirror_role(port.mirror)),
+        format!("  guards      {}", guards(&port.guards)),
         format!(
             "  connected   {}, link {}",
             yes_no(port.connected),
@@ -283,6 +287,42 @@ fn addresses(port: &PortStatus) -> String {
     }
     let own: Vec<String> = port.macs.iter().map(|mac| mac.to_string()).collect();
     format!("{learned}; may send from {}", own.join(", "))
+}
+
+fn mirror_role(role: MirrorRole) -> &'static str {
+    match role {
+        MirrorRole::None => "no",
+        MirrorRole::Output => "gets copies, and nothing else",
+        MirrorRole::Member => "gets copies",
+    }
+}
+
+/// What a port may send: those that are on by their keys.
+fn guards(guards: &GuardConfig) -> String {
+    let switches = [
+        ("bpdu_guard", guards.bpdu_guard),
+        ("source_guard", guards.source_guard),
+    ];
+    let limits = [
+        ("mac_limit", guards.mac_limit),
+        ("broadcast_limit", guards.broadcast_limit),
+        ("multicast_limit", guards.multicast_limit),
+        ("unknown_limit", guards.unknown_limit),
+        ("packet_rate", guards.packet_rate),
+        ("packet_burst", guards.packet_burst),
+        ("byte_rate", guards.byte_rate),
+        ("byte_burst", guards.byte_burst),
+    ];
+    let switches = switches.iter().filter(|(_, on)| *on);
+    let switches = switches.map(|(key, _)| (*key).to_owned());
+    let limits = limits
+        .iter()
+        .filter_map(|(key, bound)| bound.get().map(|limit| format!("{key} {limit}")));
+    let all: Vec<String> = switches.chain(limits).collect();
+    if all.is_empty() {
+        return "none".to_owned();
+    }
+    all.join(", ")
 }
 
 fn attachment(attachment: &Attachment) -> String {

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use towpath_common::config::{CpuId, Name, SocketMode, SocketPath};
 
 use crate::config::Config;
+use crate::guard::GuardConfig;
 use crate::mac::Mac;
+use crate::mirror::MirrorRole;
 use crate::port::tap::InterfaceName;
 use crate::vlan::{Vid, VlanSet};
 
@@ -120,6 +122,11 @@ pub struct PortStatus {
     pub macs: Vec<Mac>,
     /// Whether it reaches uplinks only.
     pub isolated: bool,
+    /// What it may send, complete.
+    pub guards: GuardConfig,
+    /// Whether it gets a mirror's copies.
+    #[serde(default)]
+    pub mirror: MirrorRole,
     /// Largest payload of a frame, in bytes.
     pub mtu: u16,
     /// Most pairs of queues.

@@ -9,6 +9,7 @@ use crate::discard::Discard;
 use crate::fdb::Entry;
 use crate::features;
 use crate::host::{Kind, Running};
+use crate::mirror::MirrorRole;
 use crate::service::{
     Attachment, Flow, PortStats, PortStatus, QueueStats, RingStatus, SessionStatus, VlanFlow,
     VlanStatus,
@@ -37,7 +38,12 @@ fn protocol_names(bits: u64) -> Vec<String> {
 }
 
 /// A port as it is now.
-pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatus {
+pub(crate) fn port(
+    running: &Running,
+    mirror: MirrorRole,
+    learned: u64,
+    workers: usize,
+) -> PortStatus {
     let (access, trunk, native) = match running.mode() {
         Mode::Access { pvid } => (Some(pvid), None, None),
         Mode::Trunk { allowed, native } => (None, Some(allowed), native),
@@ -77,6 +83,8 @@ pub(crate) fn port(running: &Running, learned: u64, workers: usize) -> PortStatu
         native,
         macs,
         isolated,
+        guards: running.guards.config().clone(),
+        mirror,
         mtu,
         queues,
         connected: uplink || status.connected,

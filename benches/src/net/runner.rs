@@ -110,11 +110,16 @@ impl Runner {
     pub fn latency(&self, who: Contender) -> Result<Vec<Aside>> {
         let (mut generator, _served) = self.plain(2, who)?;
         let duration = self.effort.duration();
-        let (ping, load) = cpu::on_cpu(self.front, || {
+        let (ping, load, lost) = cpu::on_cpu(self.front, || {
             generator.prime()?;
             let ping = self.median(|| latency::ping_pong(&mut generator, duration))?;
-            let load = self.median(|| latency::light_load(&mut generator, duration))?;
-            Ok::<_, anyhow::Error>((ping, load))
+            let runs = (0..self.effort.reps)
+                .map(|_| latency::light_load(&mut generator, duration))
+                .collect::<Result<Vec<_>>>()?;
+            let lost = runs.iter().map(|run| run.lost_ppm).sum::<f64>() / runs.len() as f64;
+            let mut runs = runs.iter().map(|run| Ok(run.latency));
+            let load = self.median(|| runs.next().context("no run")?)?;
+            Ok::<_, anyhow::Error>((ping, load, lost))
         })??;
         let most = |limit| Some(Limit::AtMost(limit));
         Ok(vec![
@@ -127,6 +132,7 @@ impl Runner {
                 "us",
                 Some(Limit::Beats("testpmd")),
             ),
+            aside("1 M/s one way lost", lost, "ppm", None),
         ])
     }
 

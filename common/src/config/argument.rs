@@ -17,6 +17,8 @@ pub struct Syntax {
     pub texts: &'static [&'static str],
     /// Keys that take a whole number.
     pub numbers: &'static [&'static str],
+    /// Keys that take several texts, with `+` between them.
+    pub lists: &'static [&'static str],
     /// Keys that take true or false.
     pub switches: &'static [&'static str],
     /// Flags, and the field and value each stands for.
@@ -50,7 +52,7 @@ impl Syntax {
 
     /// Every key that takes a value.
     fn with_values(&self) -> impl Iterator<Item = &'static str> {
-        let keys = self.texts.iter().chain(self.numbers);
+        let keys = self.texts.iter().chain(self.lists).chain(self.numbers);
         keys.chain(self.switches).copied()
     }
 
@@ -105,6 +107,9 @@ impl Syntax {
         };
         let value = if self.texts.contains(&key) {
             Value::String(text.to_owned())
+        } else if self.lists.contains(&key) {
+            let parts = text.split('+').map(|part| Value::String(part.to_owned()));
+            Value::Array(parts.collect())
         } else if self.numbers.contains(&key) {
             let number = text
                 .parse()
@@ -178,6 +183,7 @@ mod tests {
     const SYNTAX: Syntax = Syntax {
         first: "name",
         texts: &["name", "guest-memory"],
+        lists: &["macs"],
         numbers: &["queues"],
         switches: &["guards.bpdu", "guards.mac-limit"],
         flags: &[
@@ -188,9 +194,10 @@ mod tests {
 
     #[test]
     fn an_argument_becomes_a_table() {
-        let table = SYNTAX.table("a,,b=c,guest-memory=auto,queues=2,client,ro");
+        let table = SYNTAX.table("a,,b=c,guest-memory=auto,queues=2,client,ro,macs=1:2+3:4");
         let expected = "name = \"a,b=c\"\nguest_memory = \"auto\"\nqueues = 2\n\
-                        mode = \"client\"\nread_only = true";
+                        mode = \"client\"\nread_only = true\n\
+                        macs = [\"1:2\", \"3:4\"]";
         assert_eq!(table.unwrap(), toml::from_str(expected).unwrap());
     }
 
@@ -216,8 +223,8 @@ mod tests {
         for (argument, message) in [
             (
                 "a,que=1",
-                "\"que=1\" is not known here; use name=, guest-memory=, queues=, \
-                 guards.bpdu=, client, ro (a comma in a value is written ,,)",
+                "\"que=1\" is not known here; use name=, guest-memory=, macs=, \
+                 queues=, guards.bpdu=, client, ro (a comma in a value is written ,,)",
             ),
             ("a,name=b", "name is given twice"),
             ("a,queues=two", "queues=two: write a whole number"),

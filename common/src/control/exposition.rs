@@ -5,7 +5,7 @@
 //! workers published, so a disk that is gone is gone from the next scrape.
 //!
 //! The exporter's own histograms collect raw samples and cannot be given finished buckets, so
-//! histograms are written with its line formatter, after the rest.
+//! histograms are written with its line formatter, after the rest; so are counters of time.
 
 use metrics::{Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{LabelSet, PrometheusBuilder, PrometheusRecorder, formatting};
@@ -53,14 +53,15 @@ pub type Labels<'a> = &'a [(&'static str, &'a str)];
 #[derive(Debug)]
 pub struct Exposition {
     recorder: PrometheusRecorder,
-    histograms: Vec<(&'static Family, String)>,
+    /// Families that the recorder cannot write: their lines.
+    written: Vec<(&'static Family, String)>,
 }
 
 impl Default for Exposition {
     fn default() -> Self {
         Self {
             recorder: PrometheusBuilder::new().build_recorder(),
-            histograms: Vec::new(),
+            written: Vec::new(),
         }
     }
 }
@@ -84,6 +85,16 @@ impl Exposition {
             .set(value);
     }
 
+    /// Sets a time series of a counter of time, in seconds, of which the recorder's counters know
+    /// only whole ones; `total_ns` is the total so far.
+    pub fn time(&mut self, family: &'static Family, labels: Labels<'_>, total_ns: u64) {
+        let labels = LabelSet::from_key_and_global(&key(family, labels), &Default::default());
+        let none = None::<(&str, &str)>;
+        let text = self.text_of(family, "counter");
+        let value = seconds(total_ns);
+        formatting::write_metric_line(text, family.name, None, &labels, none, value, None);
+    }
+
     /// Sets a time series of a histogram. `buckets` are `(upper bound in ns, how many samples are
     /// at or below it)`, ascending, with the same bounds at every scrape; `sum_ns` is the sum of
     /// all samples and `count` their number.
@@ -95,7 +106,7 @@ impl Exposition {
         sum_ns: u64,
         count: u64,
     ) {
-        let text = self.histogram_text(family);
+        let text = self.text_of(family, "histogram");
         let labels = LabelSet::from_key_and_global(&key(family, labels), &Default::default());
         let mut bucket = |bound: String, value| {
             let bound = Some(("le", bound));
@@ -118,24 +129,24 @@ impl Exposition {
     /// The text to send, of content type [`CONTENT_TYPE`].
     pub fn render(self) -> String {
         let mut text = self.recorder.handle().render();
-        text.extend(self.histograms.into_iter().map(|(_, lines)| lines));
+        text.extend(self.written.into_iter().map(|(_, lines)| lines));
         text
     }
 
     /// The lines of `family` so far: a family's series must stand together under one header.
-    fn histogram_text(&mut self, family: &'static Family) -> &mut String {
+    fn text_of(&mut self, family: &'static Family, kind: &str) -> &mut String {
         let known = self
-            .histograms
+            .written
             .iter()
             .position(|(other, _)| other.name == family.name);
         let index = known.unwrap_or_else(|| {
             let mut text = String::new();
             formatting::write_help_line(&mut text, family.name, None, None, family.help);
-            formatting::write_type_line(&mut text, family.name, None, None, "histogram");
-            self.histograms.push((family, text));
-            self.histograms.len() - 1
+            formatting::write_type_line(&mut text, family.name, None, None, kind);
+            self.written.push((family, text));
+            self.written.len() - 1
         });
-        &mut self.histograms[index].1
+        &mut self.written[index].1
     }
 }
 
@@ -184,6 +195,24 @@ mod tests {
         kind: Kind::Histogram,
         help: "Time.",
     };
+
+    #[test]
+    fn time_is_counted_in_parts_of_a_second() {
+        static BUSY: Family = Family {
+            name: "x_busy_seconds_total",
+            kind: Kind::Counter,
+            help: "Busy.",
+        };
+        let mut scrape = Exposition::default();
+        scrape.time(&BUSY, &[("disk", "a")], 1_500_000_000);
+        scrape.time(&BUSY, &[("disk", "b")], 2_000_000);
+        let expected = "# HELP x_busy_seconds_total Busy.\n\
+                        # TYPE x_busy_seconds_total counter\n\
+                        x_busy_seconds_total{disk=\"a\"} 1.5\n\
+                        x_busy_seconds_total{disk=\"b\"} 0.002\n";
+        let text = scrape.render();
+        assert!(text.contains(expected), "{text}");
+    }
 
     #[test]
     fn counters_and_gauges_carry_absolute_values() {

@@ -1,5 +1,8 @@
-//! What is being done, written down before it is done: one JSON object a line, on disk before the
-//! step it speaks of begins.
+//! What is being done, written down before it is done: one JSON object a line, with the kernel
+//! before the step it speaks of begins, so that a process that dies leaves it to the next.
+//!
+//! Where an apply begins and ends is on the disk at once. Its steps are not waited for: a machine
+//! that dies takes its VFs along, and what they were to be is in the beginning.
 //!
 //! The file is also the record of who changed what: it grows to [`MAX_BYTES`] and is then put aside
 //! once, so that the one before it can still be read.
@@ -87,6 +90,7 @@ impl Journal {
             before: before.clone(),
             target: target.clone(),
         })?;
+        journal.sync()?;
         Ok(journal)
     }
 
@@ -114,7 +118,8 @@ impl Journal {
     }
 
     pub(super) fn end(&mut self, how: &str) -> Result<(), StateError> {
-        self.write(&Entry::End(how.to_owned()))
+        self.write(&Entry::End(how.to_owned()))?;
+        self.sync()
     }
 
     fn write(&mut self, entry: &Entry) -> Result<(), StateError> {
@@ -123,8 +128,12 @@ impl Journal {
         line.push(b'\n');
         self.file
             .write_all(&line)
-            .and_then(|()| self.file.sync_data())
             .map_err(|error| StateError::new("write", &self.path, error))
+    }
+
+    fn sync(&self) -> Result<(), StateError> {
+        let synced = self.file.sync_data();
+        synced.map_err(|error| StateError::new("write", &self.path, error))
     }
 
     /// The last apply, if it has no end. A line that was cut off by the end of its writer is no

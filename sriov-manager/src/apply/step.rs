@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::address::PciAddr;
 use crate::attribute::Attribute;
-use crate::inventory::vf_addresses;
+use crate::inventory::{controller_of, vf_addresses};
 use crate::kernel::{Kernel, Link, Machine, WriteError, link_name, number, text};
+use crate::nvme::{Family, Kind, Order, Resources};
 use crate::plan::{Action, Step};
 use crate::values::{DriverName, GroupType, VfIndex};
 
@@ -19,6 +20,10 @@ const RATE_PAUSE: Duration = Duration::from_millis(100);
 /// The carrier may be shown a little after, or before, the card itself sees its link: so many
 /// tries are left when it is believed.
 const SURE: usize = 50;
+
+/// How often, and how long apart, a controller is looked at after its reset.
+const RESET_TRIES: usize = 50;
+const RESET_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a step failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +83,8 @@ pub fn carry_out(machine: Machine<'_>, step: &Step) -> Result<(), StepError> {
             let now = now.map_or("unknown", crate::values::EswitchMode::word);
             read_back("the eswitch", now, mode.word())
         }
+        Action::Primary { keep } => self::keep(machine, pf, *keep),
+        Action::Resources { vf, resources } => give(machine, pf, *vf, *resources),
         Action::Msix { vf, count } => {
             let path = address(kernel, pf, *vf)?.file("sriov_vf_msix_count");
             kernel.write(&path, &count.to_string())?;
@@ -132,15 +139,90 @@ fn count(kernel: &dyn Kernel, pf: PciAddr, to: u16) -> Result<(), StepError> {
     read_back("the number of VFs", found, usize::from(to))
 }
 
+/// The controller at `pf`, and its family.
+fn family(machine: Machine<'_>, pf: PciAddr) -> Result<(PathBuf, Family), StepError> {
+    let controller = controller_of(machine.kernel, pf)
+        .ok_or_else(|| StepError::Gone(format!("{pf} is no NVMe controller with its driver")))?;
+    let family = machine.controllers.family(&controller);
+    Ok((controller, family.map_err(WriteError::from)?))
+}
+
+/// What the primary controller keeps counts from its reset on, after which its driver needs a
+/// moment.
+fn keep(machine: Machine<'_>, pf: PciAddr, keep: Resources) -> Result<(), StepError> {
+    let (controller, now) = family(machine, pf)?;
+    let order = |keep: Resources| {
+        let vq = Order::Keep(Kind::Vq, keep.vq);
+        let vi = Order::Keep(Kind::Vi, keep.vi);
+        let id = now.pool.id;
+        machine.controllers.order(&controller, id, vq)?;
+        machine.controllers.order(&controller, id, vi)
+    };
+    let reset = || machine.kernel.write(&pf.file("reset"), "1");
+    if let Err(error) = order(keep).and_then(|()| reset()) {
+        // What was ordered would count from somebody else's reset on.
+        let _as_it_was = order(now.pool.primary());
+        return Err(error.into());
+    }
+    let mut tries = RESET_TRIES;
+    loop {
+        tries -= 1;
+        match family(machine, pf) {
+            Ok((_, now)) if now.pool.primary() == keep => return Ok(()),
+            Ok((_, now)) if tries == 0 => {
+                let (what, found) = ("what the controller keeps", now.pool.primary());
+                return read_back(what, found, keep);
+            }
+            Err(error) if tries == 0 => return Err(error),
+            _ => machine.kernel.pause(RESET_PAUSE),
+        }
+    }
+}
+
+/// Off line, everything, on line: in no other order does a controller take it.
+fn give(machine: Machine<'_>, pf: PciAddr, vf: u16, resources: Resources) -> Result<(), StepError> {
+    let (controller, now) = family(machine, pf)?;
+    let id = now.of_vf(vf).map(|secondary| secondary.id);
+    let id = id.ok_or_else(|| StepError::Gone(format!("{pf} has no controller for VF {vf}")))?;
+    let mut orders = vec![Order::Offline];
+    if resources != Resources::NONE {
+        orders.extend([
+            Order::Assign(Kind::Vq, resources.vq),
+            Order::Assign(Kind::Vi, resources.vi),
+            Order::Online,
+        ]);
+    }
+    for order in orders {
+        machine.controllers.order(&controller, id, order)?;
+    }
+    let (_, now) = family(machine, pf)?;
+    read_back("what the VF has", now.resources(vf), Some(resources))
+}
+
 /// The interface of the device at `address`, by what the device says now.
 fn link_of(machine: Machine<'_>, address: PciAddr) -> Result<Link, StepError> {
     let names = machine
         .kernel
         .list(&address.file("net"))
         .unwrap_or_default();
-    let links = machine.network.links().map_err(WriteError::from)?;
-    let found = links.into_iter().find(|link| names.contains(&link.name));
-    found.ok_or_else(|| StepError::Gone(format!("{address} has no interface here")))
+    for name in names {
+        let links = machine.network.links(Some(&name));
+        if let Some(link) = links.map_err(WriteError::from)?.pop() {
+            return Ok(link);
+        }
+    }
+    Err(StepError::Gone(format!("{address} has no interface here")))
+}
+
+/// The number of the interface of the device at `address`.
+fn number_of(kernel: &dyn Kernel, address: PciAddr) -> Result<u32, StepError> {
+    let net = address.file("net");
+    let names = kernel.list(&net).unwrap_or_default();
+    let index = names.first().map(|name| net.join(name).join("ifindex"));
+    let index = index.and_then(|path| number(kernel, &path));
+    index
+        .and_then(|index| u32::try_from(index).ok())
+        .ok_or_else(|| StepError::Gone(format!("{address} has no interface here")))
 }
 
 /// Tells the PF's driver. Some set rates only while the link is up, and making VFs takes the link
@@ -148,24 +230,27 @@ fn link_of(machine: Machine<'_>, address: PciAddr) -> Result<Link, StepError> {
 fn set(
     machine: Machine<'_>,
     pf: PciAddr,
-    mut link: Link,
     vf: VfIndex,
     attribute: &Attribute,
 ) -> Result<Result<(), WriteError>, StepError> {
     let rate = matches!(attribute, Attribute::Rates(_));
     let mut tries = if rate { RATE_TRIES } else { 1 };
+    let link = number_of(machine.kernel, pf)?;
     loop {
         tries -= 1;
-        match machine.network.set_vf(link.index, vf, attribute) {
-            Err(WriteError::Refused { .. }) if tries > 0 && (!link.carrier || tries >= SURE) => {
+        match machine.network.set_vf(link, vf, attribute) {
+            Err(error @ WriteError::Refused { .. }) if tries > 0 && !error.is_unsupported() => {
+                if tries < SURE && link_of(machine, pf)?.carrier {
+                    return Ok(Err(error));
+                }
                 machine.kernel.pause(RATE_PAUSE);
-                link = link_of(machine, pf)?;
             }
             told => return Ok(told),
         }
     }
 }
 
+/// One order and one look, whatever the number of VFs and interfaces.
 fn tell(
     machine: Machine<'_>,
     pf: PciAddr,
@@ -174,16 +259,14 @@ fn tell(
 ) -> Result<(), StepError> {
     let index = VfIndex::try_from(i64::from(vf));
     let index = index.map_err(|error| StepError::Gone(error.to_string()))?;
-    let holds = |link: &Link| {
-        let report = link.vfs.iter().find(|report| report.index == vf);
-        report.map(|report| (report.attributes.holds(attribute), report.attributes))
-    };
+    let told = set(machine, pf, index, attribute)?;
     let link = link_of(machine, pf)?;
+    let report = link.vfs.iter().find(|report| report.index == vf);
     // Drivers that lack an attribute may still report its usual value.
-    if holds(&link).is_some_and(|(holds, _)| holds) {
+    if report.is_some_and(|report| report.attributes.holds(attribute)) {
         return Ok(());
     }
-    match set(machine, pf, link, index, attribute)? {
+    match told {
         Err(error) if error.is_unsupported() => {
             let key = attribute.key();
             return Err(StepError::Unsupported { key, error });
@@ -193,20 +276,15 @@ fn tell(
         }
         told => told?,
     }
-    let link = link_of(machine, pf)?;
-    match holds(&link) {
-        Some((true, _)) => Ok(()),
-        Some((false, now)) => {
-            let now = now.reported(attribute);
-            let found = now.map_or("not reported".to_owned(), |now| now.to_string());
-            Err(StepError::NotSo {
-                what: attribute.key(),
-                found,
-                wanted: attribute.to_string(),
-            })
-        }
-        None => Err(StepError::Gone(format!("{} reports no VF {vf}", link.name))),
-    }
+    let Some(report) = report else {
+        return Err(StepError::Gone(format!("{} reports no VF {vf}", link.name)));
+    };
+    let now = report.attributes.reported(attribute);
+    Err(StepError::NotSo {
+        what: attribute.key(),
+        found: now.map_or("not reported".to_owned(), |now| now.to_string()),
+        wanted: attribute.to_string(),
+    })
 }
 
 /// Takes a device from its driver, if it has one.

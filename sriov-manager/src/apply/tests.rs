@@ -178,3 +178,85 @@ fn a_scan_of_vfs_reads_what_the_driver_says() {
     assert_eq!(vf.attributes.spoof_check, Some(true));
     assert!(vf.interface.is_some() && vf.uses.is_empty());
 }
+
+/// Making VFs takes the link down for a moment, and igb sets rates only while it is up.
+#[test]
+fn a_rate_waits_for_the_link() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let text = wanted(2, "[[pf.vf]]\nrange = \"0-1\"\nmax_rate = 200\n");
+    assert!(matches!(
+        run(&model, dir.path(), &text),
+        Outcome::Applied { .. }
+    ));
+    let rates = look(&model).pfs[0].vfs[1].attributes.rates.unwrap();
+    assert_eq!(rates.max.get(), 200);
+}
+
+#[test]
+fn a_rate_that_the_card_does_not_take_names_the_attribute() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let text = wanted(1, "[[pf.vf]]\nindex = 0\nmin_rate = 10\n");
+    let Outcome::RolledBack { failure } = run(&model, dir.path(), &text) else {
+        panic!("not rolled back")
+    };
+    assert!(failure.error.contains("leave min_rate out"), "{failure:?}");
+    assert_eq!(look(&model).pfs[0].count(), 0);
+}
+
+/// igb forgets what its VFs were told with every change of their number, netdevsim does not: what
+/// is there is read, and set where it differs.
+#[test]
+fn another_number_of_vfs_keeps_what_is_written_whatever_the_driver_forgets() {
+    for keeps in [false, true] {
+        let model = Model::new([Card {
+            keeps,
+            ..Card::new(1)
+        }]);
+        let dir = tempfile::tempdir().unwrap();
+        let vf = "[[pf.vf]]\nindex = 0\nvlan = 7\ntrust = true\n";
+        run(&model, dir.path(), &wanted(2, vf));
+        run(&model, dir.path(), &wanted(3, vf));
+        let attributes = look(&model).pfs[0].vfs[0].attributes;
+        assert_eq!(attributes.tag.unwrap().vlan.get(), 7, "{keeps}");
+        assert_eq!(attributes.trust, Some(true), "{keeps}");
+        // And what is not written any more does not come back by itself.
+        let none = wanted(3, "[[pf.vf]]\nindex = 0\nvlan = 0\n");
+        run(&model, dir.path(), &none);
+        assert_eq!(
+            look(&model).pfs[0].vfs[0]
+                .attributes
+                .tag
+                .unwrap()
+                .vlan
+                .get(),
+            0
+        );
+    }
+}
+
+#[test]
+fn nvme_vfs_get_what_is_written_and_give_it_back() {
+    let nvme = Some(crate::nvme::Resources { vq: 8, vi: 8 });
+    let model = Model::new([Card {
+        nvme,
+        ..Card::new(1)
+    }]);
+    let dir = tempfile::tempdir().unwrap();
+    let dealt = |vq: u16| {
+        let vf = format!("[[pf.vf]]\nrange = \"0-1\"\nvq = {vq}\nvi = 1\ndriver = \"native\"\n");
+        wanted(2, &vf)
+    };
+    for vq in [2, 3, 2] {
+        assert!(matches!(
+            run(&model, dir.path(), &dealt(vq)),
+            Outcome::Applied { .. }
+        ));
+        let inventory = look(&model);
+        let vf = &inventory.pfs[0].vfs[1];
+        assert_eq!(vf.driver.as_deref(), Some("nvme"));
+        assert_eq!(vf.resources.unwrap().vq, vq);
+        assert_eq!(run(&model, dir.path(), &dealt(vq)), Outcome::Nothing);
+    }
+}

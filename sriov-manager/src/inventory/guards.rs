@@ -310,7 +310,7 @@ fn any(patterns: &str, text: &str) -> bool {
     patterns.any(|pattern| glob(pattern.as_bytes(), text.as_bytes())) != inverted
 }
 
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub(super) fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,
         (Some((b'*', rest)), _) => (0..=text.len()).any(|from| glob(rest, &text[from..])),

@@ -9,6 +9,7 @@
 //! it; a driver whose interface is gone, so it went to another network namespace; an interface with
 //! an address, a master or an interface on top; a vDPA device.
 
+mod aliases;
 mod guards;
 mod holders;
 mod host;
@@ -23,11 +24,12 @@ use serde::{Deserialize, Serialize};
 use crate::address::PciAddr;
 use crate::attribute::Attributes;
 use crate::kernel::VfCounters;
+use crate::nvme::{Pool, Resources};
 use crate::values::{EswitchMode, Mac};
 
 pub use holders::{Holders, group_is_held, holders_of};
 pub use host::Host;
-pub use scan::{scan, vf_addresses};
+pub use scan::{controller_of, scan, vf_addresses};
 
 /// What this host has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -62,6 +64,8 @@ pub struct Pf {
     pub class: u32,
     /// The driver it is bound to.
     pub driver: Option<String>,
+    /// Modules that would drive it; only looked for when none does.
+    pub modules: Vec<String>,
     /// Its network interface.
     pub interface: Option<Interface>,
     /// Most VFs it can have.
@@ -88,6 +92,8 @@ pub struct Pf {
     pub eswitch: Option<EswitchMode>,
     /// Why it must not be disturbed.
     pub guards: Vec<Guard>,
+    /// What it has to deal out, if it is an NVMe controller that does.
+    pub nvme: Option<Pool>,
     /// The process that is stuck in a write to it.
     pub wedged: Option<u32>,
     /// Its VFs, by index.
@@ -119,6 +125,8 @@ pub struct Vf {
     pub counters: Option<VfCounters>,
     /// MSI-X vectors, where the driver says.
     pub msix: Option<u16>,
+    /// What it has of its PF's flexible resources, where there are such.
+    pub resources: Option<Resources>,
     /// Who uses it.
     pub uses: Vec<Use>,
 }
@@ -226,6 +234,8 @@ pub enum Use {
     },
     /// A vDPA device stands on it.
     Vdpa,
+    /// The kernel is removing it and waits for whoever has it.
+    Leaving,
 }
 
 /// An IOMMU group: what can only be given away together.
@@ -284,13 +294,19 @@ impl Pf {
 
     /// VF `index`.
     pub fn vf(&self, index: u16) -> Option<&Vf> {
-        self.vfs.iter().find(|vf| vf.index == index)
+        let found = self.vfs.binary_search_by_key(&index, |vf| vf.index);
+        found.ok().and_then(|at| self.vfs.get(at))
     }
 
     /// Where VF `index` is, or would be.
     pub fn address_of(&self, index: u16) -> Option<PciAddr> {
         let known = self.vf(index).map(|vf| vf.address);
         known.or_else(|| self.address.vf(self.offset, self.stride, index))
+    }
+
+    /// Whether its VFs are of no use until they are given queue pairs and interrupts.
+    pub fn is_flexible(&self) -> bool {
+        self.nvme.is_some_and(|pool| pool.is_flexible())
     }
 
     /// Whether it is a network card.
@@ -311,6 +327,11 @@ impl Vf {
     /// Whether anybody uses it.
     pub fn is_used(&self) -> bool {
         !self.uses.is_empty()
+    }
+
+    /// Whether the kernel is removing it.
+    pub fn is_leaving(&self) -> bool {
+        self.uses.contains(&Use::Leaving)
     }
 
     /// Whether it is leased by this program.
@@ -362,6 +383,7 @@ impl fmt::Display for Use {
             Self::Address { interface } => write!(f, "{interface} is up and has an address"),
             Self::Upper { interface, upper } => write!(f, "{interface} is part of {upper}"),
             Self::Vdpa => f.write_str("a vDPA device stands on it"),
+            Self::Leaving => f.write_str("the kernel is removing it, once nobody has it open"),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::address::{DEVICES, PciAddr};
+use crate::inventory::aliases::modules_for;
 use crate::inventory::guards::Guards;
 use crate::inventory::holders::{Holders, group_is_held, holders_of};
 use crate::inventory::{Group, Interface, Inventory, Known, Member, Pf, Use, Vf, host, pci};
@@ -19,7 +20,8 @@ const BRIDGE: u64 = 0x06;
 /// When the machine has no PCI bus that can be listed, or netlink fails.
 pub fn scan(machine: Machine<'_>, known: &Known) -> io::Result<Inventory> {
     let kernel = machine.kernel;
-    let links = machine.network.links()?;
+    let links = machine.network.links(None)?;
+    let all = kernel.list(Path::new(DEVICES))?;
     let scan = Scan {
         machine,
         known,
@@ -30,13 +32,10 @@ pub fn scan(machine: Machine<'_>, known: &Known) -> io::Result<Inventory> {
             .collect(),
         guards: Guards::read(machine, &links)?,
         links: &links,
+        all: all.iter().filter_map(|name| name.parse().ok()).collect(),
     };
-    let mut pfs = Vec::new();
-    for name in kernel.list(Path::new(DEVICES))? {
-        if let Ok(address) = name.parse::<PciAddr>() {
-            pfs.extend(scan.pf(address));
-        }
-    }
+    let pfs = scan.all.iter().filter_map(|address| scan.pf(*address));
+    let mut pfs: Vec<Pf> = pfs.collect();
     pfs.sort_by_key(|pf| pf.address);
     Ok(Inventory {
         groups: groups(kernel, &pfs),
@@ -59,6 +58,13 @@ pub fn vf_addresses(kernel: &dyn Kernel, address: PciAddr) -> Vec<(u16, PciAddr)
     vfs
 }
 
+/// The character device of the NVMe controller at `address`, if it is one with its driver.
+pub fn controller_of(kernel: &dyn Kernel, address: PciAddr) -> Option<PathBuf> {
+    let names = kernel.list(&address.file("nvme")).ok()?;
+    let name = names.iter().find(|name| name.starts_with("nvme"))?;
+    Some(Path::new("/dev").join(name))
+}
+
 struct Scan<'a> {
     machine: Machine<'a>,
     known: &'a Known,
@@ -66,6 +72,8 @@ struct Scan<'a> {
     links: &'a [Link],
     by_name: HashMap<&'a str, &'a Link>,
     guards: Guards,
+    /// Every function of the machine.
+    all: BTreeSet<PciAddr>,
 }
 
 impl Scan<'_> {
@@ -78,21 +86,37 @@ impl Scan<'_> {
         };
         let total = count("sriov_totalvfs")?;
         let link = self.link_of(address);
-        let vfs = vf_addresses(kernel, address).into_iter();
+        let driver = link_name(kernel, &address.file("driver"));
+        let vf_device = hex16(kernel, address, "sriov_vf_device");
         let report = |index| link.and_then(|link| link.vfs.iter().find(|vf| vf.index == index));
+        let controller = controller_of(kernel, address);
+        let family = controller.and_then(|path| self.machine.controllers.family(&path).ok());
+        let family = family.unwrap_or_default();
+        let nvme = Some(family.pool).filter(|pool| pool.is_flexible());
         let eswitch = link.and_then(|_| self.machine.network.eswitch(address).ok().flatten());
+        let (offset, stride) = (count("sriov_offset"), count("sriov_stride"));
+        let (offset, stride) = (offset.unwrap_or_default(), stride.unwrap_or_default());
+        let leaving = (0..total).filter_map(|index| {
+            let vf = address.vf(offset, stride, index)?;
+            self.is_left(vf, vf_device).then_some((index, vf))
+        });
+        let vfs = self.vfs(address, leaving.collect());
         Some(Pf {
             address,
             vendor: count("vendor").unwrap_or_default(),
             device: count("device").unwrap_or_default(),
             class: class(kernel, address),
-            driver: link_name(kernel, &address.file("driver")),
+            modules: match driver {
+                Some(_) => Vec::new(),
+                None => modules_for(kernel, address),
+            },
+            driver,
             interface: link.map(interface),
             total,
             autoprobe: number(kernel, &address.file("sriov_drivers_autoprobe")).map(|on| on != 0),
-            offset: count("sriov_offset").unwrap_or_default(),
-            stride: count("sriov_stride").unwrap_or_default(),
-            vf_device: hex16(kernel, address, "sriov_vf_device"),
+            offset,
+            stride,
+            vf_device,
             room: pci::room(kernel, address, total),
             group: group_of(kernel, address),
             numa: numa(kernel, address),
@@ -100,11 +124,40 @@ impl Scan<'_> {
             reset: words(kernel, address, "reset_method"),
             eswitch,
             guards: self.guards.of(kernel, address, link),
+            nvme,
             wedged: self.known.wedged.get(&address).copied(),
             vfs: vfs
-                .map(|(index, vf)| self.vf(index, vf, report(index)))
+                .into_iter()
+                .map(|(index, vf, leaving)| {
+                    let resources = nvme.and_then(|_| family.resources(index));
+                    let mut vf = self.vf(index, vf, report(index));
+                    vf.resources = resources;
+                    vf.uses.extend(leaving.then_some(Use::Leaving));
+                    vf
+                })
                 .collect(),
         })
+    }
+
+    /// Whether the function at `address`, if there is one, is a VF that its PF does not know any
+    /// more: the kernel takes the links away first, and then waits for whoever has it open.
+    fn is_left(&self, address: PciAddr, vf_device: u16) -> bool {
+        let kernel = self.machine.kernel;
+        vf_device != 0
+            && self.all.contains(&address)
+            && hex16(kernel, address, "device") == vf_device
+            && kernel.link(&address.file("physfn")).is_err()
+    }
+
+    /// VFs of the PF at `pf` by index, and whether they are on their way out.
+    fn vfs(&self, pf: PciAddr, leaving: Vec<(u16, PciAddr)>) -> Vec<(u16, PciAddr, bool)> {
+        let linked = vf_addresses(self.machine.kernel, pf).into_iter();
+        let linked = linked.map(|(index, vf)| (index, vf, false));
+        let leaving = leaving.into_iter().map(|(index, vf)| (index, vf, true));
+        let mut vfs: Vec<_> = linked.chain(leaving).collect();
+        vfs.sort_unstable();
+        vfs.dedup_by_key(|(index, ..)| *index);
+        vfs
     }
 
     fn vf(&self, index: u16, address: PciAddr, report: Option<&VfReport>) -> Vf {
@@ -124,6 +177,7 @@ impl Scan<'_> {
             attributes: report.map(|report| report.attributes).unwrap_or_default(),
             counters: report.and_then(|report| report.counters),
             msix: msix.and_then(|count| u16::try_from(count).ok()),
+            resources: None,
             uses: self.uses(address, driver.as_deref(), group, link),
             driver,
             group,

@@ -17,7 +17,6 @@ use crate::apply::{ApplyError, Lock, LockError, State, StateError, carry_out};
 use crate::attribute::Attributes;
 use crate::inventory::{Inventory, Known, scan};
 use crate::kernel::{Kernel, Machine, Sysfs, Writer};
-use crate::netlink::Netlink;
 use crate::plan::plan;
 use crate::spec::Spec;
 use crate::target::{PfTarget, Target, VfTarget};
@@ -164,10 +163,7 @@ impl Broker {
         }
         let (uid, process, pidfd) = owner(request, peer)?;
         let (_lock, kernel) = self.locked()?;
-        let machine = Machine {
-            kernel: &kernel,
-            network: &Netlink,
-        };
+        let machine = Machine::running(&kernel);
         let inventory = look(machine, &self.state)?;
         let (target, _) = Target::resolve(&spec, &inventory);
         let (found, members) = pick(&inventory, &target, request.pool.as_str(), request.numa);
@@ -247,10 +243,7 @@ impl Broker {
             return Err(LeaseError::NotLeased(vf));
         }
         let (_lock, kernel) = self.locked()?;
-        let machine = Machine {
-            kernel: &kernel,
-            network: &Netlink,
-        };
+        let machine = Machine::running(&kernel);
         self.end_locked(machine, vf, "released")
     }
 
@@ -259,8 +252,10 @@ impl Broker {
     pub fn sweep(&self) {
         let over: Vec<PciAddr> = {
             let held = lock(&self.held);
+            // A lease whose card is gone is its owner's until that ends, as any other.
             let over = held.leases.iter().filter(|(vf, lease)| {
-                lease.phase != Phase::Active || held.pidfds.get(vf).is_none_or(has_ended)
+                let ending = matches!(lease.phase, Phase::Ending(_));
+                ending || held.pidfds.get(vf).is_none_or(has_ended)
             });
             over.map(|(vf, _)| *vf).collect()
         };
@@ -274,10 +269,7 @@ impl Broker {
                 return;
             }
         };
-        let machine = Machine {
-            kernel: &kernel,
-            network: &Netlink,
-        };
+        let machine = Machine::running(&kernel);
         for vf in over {
             if let Err(error) = self.end_locked(machine, vf, "its owner has ended") {
                 tracing::warn!(%vf, %error, "a lease that is over cannot be ended yet");
@@ -370,7 +362,7 @@ impl Broker {
         let mut held = lock(&self.held);
         let Held { leases, .. } = &mut *held;
         for (vf, lease) in leases.iter_mut() {
-            let there = inventory.vf(*vf).is_some();
+            let there = inventory.vf(*vf).is_some_and(|(_, vf)| !vf.is_leaving());
             if !there && lease.phase == Phase::Active {
                 tracing::warn!(%vf, owner = %lease.owner, "the card of a lease is gone");
                 lease.phase = Phase::Lost;
@@ -421,6 +413,7 @@ fn become_so(
         autoprobe: None,
         eswitch: None,
         group_type: None,
+        primary: None,
         vfs: [(index, wanted.clone())].into(),
     };
     let made = plan(inventory, &Target { pfs: vec![target] });

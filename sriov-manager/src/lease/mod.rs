@@ -26,7 +26,7 @@ use towpath_common::config::Name;
 use crate::address::PciAddr;
 use crate::apply::Process;
 use crate::attribute::{Attributes, Rates, Tag};
-use crate::values::{Mac, Qos, Rate, Vlan, VlanProtocol};
+use crate::values::{Qos, Rate, StationMac, Vlan, VlanProtocol};
 
 pub use access::Peer;
 pub use broker::{Broker, MAX_LEASES};
@@ -99,7 +99,7 @@ pub struct Request {
     pub how: How,
     /// An address instead of the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<Mac>,
+    pub mac: Option<StationMac>,
     /// A VLAN instead of the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<Vlan>,
@@ -126,7 +126,7 @@ impl Request {
     /// What the VF is told for this lease.
     pub fn attributes(&self) -> Attributes {
         Attributes {
-            mac: self.mac,
+            mac: self.mac.map(StationMac::get),
             tag: self.vlan.map(|vlan| Tag {
                 vlan,
                 qos: Qos::MIN,

@@ -140,3 +140,83 @@ fn send(stream: &UnixStream, answer: &Answer<Granted>, opened: &Opened) -> io::R
         Err(io::ErrorKind::WriteZero.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::State;
+    use crate::spec::tests::spec;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
+    use std::fs::File;
+    use std::io::Write;
+    use std::path::PathBuf;
+
+    /// A daemon without pools, and where it listens.
+    fn listening(dir: &std::path::Path) -> PathBuf {
+        let state = State::open(dir).unwrap();
+        let broker = Broker::open(state, "/bin/false".into(), spec("").unwrap()).unwrap();
+        let path = dir.join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        thread::spawn(move || serve(&listener, &Arc::new(broker), || ()));
+        path
+    }
+
+    fn answer(stream: &UnixStream) -> String {
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line
+    }
+
+    const ASK: &[u8] = b"{\"pool\":\"none\",\"owner\":\"vm\"}\n";
+
+    #[test]
+    fn connections_that_say_nothing_keep_nobody_out_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = listening(dir.path());
+        let silent = (0..MAX_CONNECTIONS + 8).map(|_| UnixStream::connect(&path).unwrap());
+        let silent: Vec<UnixStream> = silent.collect();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(ASK).unwrap();
+        assert!(answer(&stream).contains("there is no pool"));
+        drop(silent);
+    }
+
+    #[test]
+    fn descriptors_that_nobody_asked_for_are_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = listening(dir.path());
+        // Ours, and not open otherwise: seen by its name in our own list of descriptors.
+        let file = File::create(dir.path().join("unwanted")).unwrap();
+        let stream = UnixStream::connect(&path).unwrap();
+        let fds = [file.as_fd(); 64];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        sendmsg(
+            &stream,
+            &[IoSlice::new(ASK)],
+            &mut ancillary,
+            SendFlags::empty(),
+        )
+        .unwrap();
+        assert!(answer(&stream).contains("there is no pool"));
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let names = open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        assert_eq!(names.filter(|name| name.ends_with("unwanted")).count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_request_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = listening(dir.path());
+        for odd in [
+            &b"\n"[..],
+            b"{}\n",
+            b"{\"pool\":\"a\",\"owner\":\"b\",\"x\":1}\n",
+        ] {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(odd).unwrap();
+            assert!(answer(&stream).contains("the request is wrong"));
+        }
+    }
+}

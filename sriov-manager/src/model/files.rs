@@ -137,7 +137,10 @@ impl State {
                 self.files.file(&place, text);
                 Ok(())
             }
-            ("reset", Some(_)) => Ok(()),
+            ("reset", Some(function)) => {
+                self.reset(function);
+                Ok(())
+            }
             ("drivers_probe", _) => self.probe(text),
             ("unbind", _) => self.unbind(text),
             _ => refuse(Errno::INVAL),
@@ -223,11 +226,12 @@ impl State {
         self.function(vf, &dir, 0x02_0000, "", group);
         self.files
             .link(&format!("{dir}/physfn"), pf_dir.to_str().unwrap());
+        self.files.file(&format!("{dir}/device"), "0x10ca");
         self.files.file(&format!("{dir}/reset"), "");
         self.files.file(&format!("{dir}/reset_method"), "flr");
         self.files
             .link(&format!("{}/virtfn{index}", pf_dir.display()), &dir);
-        if !card.keeps {
+        if !card.keeps && card.nvme.is_none() {
             self.told.get_mut(&pf).unwrap()[usize::from(index)] = told_nothing();
         }
         if self
@@ -235,7 +239,18 @@ impl State {
             .text(&format!("{}/sriov_drivers_autoprobe", pf_dir.display()))
             == "1"
         {
-            self.attach(vf, "igbvf");
+            self.attach_own(vf);
+        }
+    }
+
+    /// Binds a VF to whatever takes such VFs; NVMe's does not take one without queues.
+    fn attach_own(&mut self, vf: PciAddr) {
+        let pf = self.files.target(&format!("{}/physfn", vf.dir().display()));
+        let pf: PciAddr = pf.unwrap().parse().unwrap();
+        match self.cards[&pf].nvme {
+            None => self.attach(vf, "igbvf"),
+            Some(_) if self.is_online(pf, vf) => self.attach(vf, "nvme"),
+            Some(_) => {}
         }
     }
 
@@ -244,10 +259,16 @@ impl State {
         for (index, vf) in self.vfs(pf).into_iter().enumerate() {
             self.touched.insert(vf);
             if self.held.contains(&vf) {
+                let names = [
+                    format!("{}/virtfn{index}", pf.dir().display()),
+                    format!("{}/physfn", vf.dir().display()),
+                ];
+                names.iter().for_each(|name| self.files.remove(name));
                 self.wedged.insert(pf);
                 return Err(WriteError::Wedged { writer: 4242 });
             }
             self.detach(vf);
+            self.offline(pf, index);
             let group = self
                 .files
                 .target(&format!("{}/iommu_group", vf.dir().display()));
@@ -280,7 +301,7 @@ impl State {
             .is_ok();
         match only.as_str() {
             _ if self.probe_lies => {}
-            "(null)" if autoprobe => self.attach(vf, "igbvf"),
+            "(null)" if autoprobe => self.attach_own(vf),
             "(null)" => {}
             name if known && (iommu || !is_vfio(name)) => self.attach(vf, name),
             _ => {}
@@ -309,7 +330,7 @@ impl State {
         if is_vfio(driver) {
             let group = self.files.target(&format!("{dir}/iommu_group")).unwrap();
             self.files.file(&format!("/dev/vfio/{group}"), "");
-        } else {
+        } else if driver == "igbvf" {
             let name = format!("v{}", vf.to_string().replace([':', '.'], ""));
             self.interface(vf, &name);
         }

@@ -12,6 +12,7 @@
 
 mod files;
 mod network;
+mod nvme;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,6 +25,7 @@ use rustix::io::Errno;
 use crate::address::{DEVICES, PciAddr};
 use crate::attribute::Attributes;
 use crate::kernel::{Kernel, Link, Machine, Network, WriteError};
+use crate::nvme::{Family, Resources};
 use crate::values::EswitchMode;
 
 pub(crate) use files::Files;
@@ -48,6 +50,8 @@ pub(crate) struct Card {
     /// Whether its port tells functions apart.
     pub(crate) acs: bool,
     pub(crate) eswitch: Option<EswitchMode>,
+    /// An NVMe controller with so much to deal out, instead of a network card.
+    pub(crate) nvme: Option<Resources>,
 }
 
 impl Card {
@@ -65,6 +69,7 @@ impl Card {
             last_bus: 255,
             acs: true,
             eswitch: None,
+            nvme: None,
         }
     }
 }
@@ -92,6 +97,8 @@ pub(crate) struct State {
     pub(crate) touched: BTreeSet<PciAddr>,
     pub(crate) wedged: BTreeSet<PciAddr>,
     pub(crate) probe_lies: bool,
+    /// NVMe: what each family has, and what the primary has from its next reset on.
+    pub(crate) families: BTreeMap<PciAddr, (Family, Resources)>,
     fault: Option<Fault>,
     pub(crate) changes: usize,
     next_index: u32,
@@ -126,6 +133,7 @@ impl Model {
         Machine {
             kernel: self,
             network: self,
+            controllers: self,
         }
     }
 
@@ -143,7 +151,7 @@ impl State {
         self.files.dir("/dev/vfio");
         self.files.file("/dev/vfio/vfio", "");
         self.files.file("/sys/bus/pci/drivers_probe", "");
-        for driver in ["igb", "igbvf", "vfio-pci", "pcieport"] {
+        for driver in ["igb", "igbvf", "nvme", "vfio-pci", "pcieport"] {
             self.files
                 .file(&format!("/sys/bus/pci/drivers/{driver}/bind"), "");
             self.files
@@ -164,7 +172,12 @@ impl State {
         let pf = card.address;
         let at = format!("{at}/{pf}");
         let own = if card.acs { group + 1 } else { group };
-        self.function(pf, &at, 0x02_0000, "igb", own);
+        let (class, driver) = match card.nvme {
+            Some(_) => (0x01_0802, "nvme"),
+            None => (0x02_0000, "igb"),
+        };
+        self.function(pf, &at, class, driver, own);
+        self.files.file(&format!("{at}/reset"), "");
         for (name, text) in [
             ("vendor", "0x8086"),
             ("device", "0x10c9"),
@@ -188,6 +201,12 @@ impl State {
         };
         let resource = format!("{}{line}\n", "0x0 0x0 0x0\n".repeat(7));
         self.files.file(&format!("{at}/resource"), &resource);
+        if let Some(all) = card.nvme {
+            self.files.dir(&format!("{at}/nvme/nvme{}", pf.bus()));
+            self.families.insert(pf, nvme::family(&card, all));
+            self.cards.insert(pf, card);
+            return;
+        }
         let index = self.interface(pf, &format!("eth{}", card.address.bus()));
         let link = self
             .links
@@ -233,7 +252,8 @@ impl State {
         let index = self.next_index;
         self.next_index += 1;
         let dir = self.files.resolve(&at.dir()).unwrap();
-        self.files.dir(&format!("{}/net/{name}", dir.display()));
+        let own = format!("{}/net/{name}/ifindex", dir.display());
+        self.files.file(&own, &index.to_string());
         let mac = crate::values::Mac::local(u64::from(index));
         self.links.push(Link {
             index,
@@ -319,8 +339,10 @@ impl Kernel for Model {
 }
 
 impl Network for Model {
-    fn links(&self) -> io::Result<Vec<Link>> {
-        Ok(self.state().links_now())
+    fn links(&self, only: Option<&str>) -> io::Result<Vec<Link>> {
+        let mut links = self.state().links_now();
+        links.retain(|link| only.is_none_or(|name| link.name == name));
+        Ok(links)
     }
 
     fn default_routes(&self) -> io::Result<Vec<u32>> {

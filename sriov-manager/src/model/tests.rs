@@ -42,7 +42,15 @@ fn a_held_vf_makes_the_write_block_after_those_before_it_are_gone() {
     model.state().held.insert(vfs[1]);
     let blocked = model.write(&pf.file("sriov_numvfs"), "0").unwrap_err();
     assert!(matches!(blocked, WriteError::Wedged { .. }));
-    assert_eq!(model.state().vfs(pf), vfs[1..]);
+    // The held one is still a device, and no VF of its PF any more.
+    assert_eq!(model.state().vfs(pf), vfs[2..]);
+    let inventory = crate::plan::tests::look(&model);
+    let left: Vec<_> = inventory.pfs[0]
+        .vfs
+        .iter()
+        .map(|vf| vf.is_leaving())
+        .collect();
+    assert_eq!(left, [true, false]);
 }
 
 #[test]

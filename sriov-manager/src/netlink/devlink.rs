@@ -32,6 +32,23 @@ const MODE: u16 = 25;
 const MODE_LEGACY: u16 = 0;
 const MODE_SWITCHDEV: u16 = 1;
 
+/// What devlink knows a device by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The bus, such as `pci`.
+    pub bus: &'static str,
+    /// Its name there.
+    pub name: String,
+}
+
+impl Device {
+    /// The function at `address`.
+    pub fn pci(address: PciAddr) -> Self {
+        let name = address.to_string();
+        Self { bus: "pci", name }
+    }
+}
+
 /// A message of generic netlink.
 #[derive(Clone, Debug)]
 struct Message {
@@ -96,8 +113,8 @@ fn number(answers: &[Message], kind: u16) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?))
 }
 
-/// A message about `pf`; `None` on kernels without devlink.
-fn about(pf: PciAddr, command: u8) -> Result<Option<Message>, WriteError> {
+/// A message about `device`; `None` on kernels without devlink.
+fn about(device: &Device, command: u8) -> Result<Option<Message>, WriteError> {
     let question = Message {
         family: CONTROLLER,
         command: GET_FAMILY,
@@ -111,11 +128,10 @@ fn about(pf: PciAddr, command: u8) -> Result<Option<Message>, WriteError> {
     let Some(family) = number(&families, FAMILY_ID) else {
         return Ok(None);
     };
-    let device = string(DEV_NAME, &pf.to_string());
     Ok(Some(Message {
         family,
         command,
-        attributes: vec![string(BUS_NAME, "pci"), device],
+        attributes: vec![string(BUS_NAME, device.bus), string(DEV_NAME, &device.name)],
     }))
 }
 
@@ -126,9 +142,12 @@ fn is(error: &WriteError, codes: &[Errno]) -> bool {
     codes.iter().any(|code| code.raw_os_error() == *errno)
 }
 
-/// How the switch of `pf` is run; `None` if its driver does not speak devlink, or has no switch.
-pub(super) fn eswitch(pf: PciAddr) -> io::Result<Option<EswitchMode>> {
-    let Some(question) = about(pf, ESWITCH_GET).map_err(super::plain)? else {
+/// How the switch of `device` is run; `None` if its driver does not speak devlink, or has no switch.
+///
+/// # Errors
+/// What the kernel says.
+pub fn eswitch(device: &Device) -> io::Result<Option<EswitchMode>> {
+    let Some(question) = about(device, ESWITCH_GET).map_err(super::plain)? else {
         return Ok(None);
     };
     match talk(NETLINK_GENERIC, question, Purpose::Get) {
@@ -143,9 +162,12 @@ pub(super) fn eswitch(pf: PciAddr) -> io::Result<Option<EswitchMode>> {
     }
 }
 
-/// Changes how the switch of `pf` is run.
-pub(super) fn set_eswitch(pf: PciAddr, mode: EswitchMode) -> Result<(), WriteError> {
-    let Some(mut question) = about(pf, ESWITCH_SET)? else {
+/// Changes how the switch of `device` is run.
+///
+/// # Errors
+/// [`WriteError`].
+pub fn set_eswitch(device: &Device, mode: EswitchMode) -> Result<(), WriteError> {
+    let Some(mut question) = about(device, ESWITCH_SET)? else {
         return Err(WriteError::refused(Errno::OPNOTSUPP.raw_os_error()));
     };
     let number = match mode {

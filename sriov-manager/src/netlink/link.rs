@@ -35,7 +35,7 @@ pub(super) fn read(message: &LinkMessage) -> Link {
 }
 
 fn mac(bytes: &[u8]) -> Option<Mac> {
-    Some(Mac::from_bytes(bytes.try_into().ok()?))
+    Some(Mac(bytes.try_into().ok()?))
 }
 
 /// What the kernel says of a VF. Its number is in each attribute; the address is always there.
@@ -120,7 +120,7 @@ fn counters(stats: &[VfStats]) -> VfCounters {
 pub(super) fn write(vf: VfIndex, attribute: &Attribute) -> VfInfo {
     let vf = u32::from(vf.get());
     match *attribute {
-        Attribute::Mac(mac) => VfInfo::Mac(VfInfoMac::new(vf, &mac.bytes())),
+        Attribute::Mac(mac) => VfInfo::Mac(VfInfoMac::new(vf, &mac.0)),
         Attribute::Tag(tag) => {
             let protocol = match tag.protocol {
                 VlanProtocol::Customer => route::VlanProtocol::Ieee8021Q,

@@ -2,7 +2,7 @@
 //! embedded switches. Messages are made and parsed by the netlink crates; a question opens a
 //! socket, asks, and closes it.
 
-mod devlink;
+pub mod devlink;
 mod link;
 mod talk;
 
@@ -20,6 +20,7 @@ use crate::address::PciAddr;
 use crate::attribute::Attribute;
 use crate::kernel::{Link, Network, WriteError};
 use crate::values::{EswitchMode, VfIndex};
+use devlink::Device;
 
 use talk::{Purpose, talk};
 
@@ -32,7 +33,10 @@ const COUNTED_VFS: usize = 64;
 pub struct Netlink;
 
 impl Network for Netlink {
-    fn links(&self) -> io::Result<Vec<Link>> {
+    fn links(&self, only: Option<&str>) -> io::Result<Vec<Link>> {
+        if let Some(name) = only {
+            return one(name);
+        }
         let skip = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
         let messages = ask(
             RouteNetlinkMessage::GetLink(question(0, skip)),
@@ -90,11 +94,36 @@ impl Network for Netlink {
     }
 
     fn eswitch(&self, pf: PciAddr) -> io::Result<Option<EswitchMode>> {
-        devlink::eswitch(pf)
+        devlink::eswitch(&Device::pci(pf))
     }
 
     fn set_eswitch(&self, pf: PciAddr, mode: EswitchMode) -> Result<(), WriteError> {
-        devlink::set_eswitch(pf, mode)
+        devlink::set_eswitch(&Device::pci(pf), mode)
+    }
+}
+
+/// The interface called `name`, if there is one: one question, whatever else this host has.
+fn one(name: &str) -> io::Result<Vec<Link>> {
+    let skip = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
+    let mut question = question(0, skip);
+    let name = LinkAttribute::IfName(name.to_owned());
+    question.attributes.push(name);
+    match talk(
+        NETLINK_ROUTE,
+        RouteNetlinkMessage::GetLink(question),
+        Purpose::Get,
+    ) {
+        Ok(answers) => Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(link::read(message)),
+                _ => None,
+            })
+            .collect()),
+        Err(WriteError::Refused { errno, .. }) if errno == Errno::NODEV.raw_os_error() => {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(plain(error)),
     }
 }
 
@@ -159,9 +188,12 @@ mod tests {
     /// Every Linux machine has this interface, and nobody needs a privilege to see it.
     #[test]
     fn the_running_kernel_answers() {
-        let links = Netlink.links().unwrap();
+        let links = Netlink.links(None).unwrap();
         let lo = links.iter().find(|link| link.name == "lo").unwrap();
         assert_eq!((lo.index, lo.master, lo.vfs.len()), (1, None, 0));
+        let only = Netlink.links(Some("lo")).unwrap();
+        assert_eq!((only.len(), only[0].index), (1, 1));
+        assert_eq!(Netlink.links(Some("nowhere0")).unwrap(), []);
         Netlink.default_routes().unwrap();
     }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::PciAddr;
 use crate::attribute::Attribute;
 use crate::inventory::Inventory;
+use crate::nvme::Resources;
 use crate::spec::Spec;
 use crate::target::Target;
 use crate::values::{DriverName, EswitchMode, GroupType};
@@ -62,6 +63,18 @@ pub enum Action {
     Eswitch {
         /// How.
         mode: EswitchMode,
+    },
+    /// An NVMe controller keeps so much of its flexible resources, and is reset.
+    Primary {
+        /// How much.
+        keep: Resources,
+    },
+    /// A VF of an NVMe controller is given queue pairs and interrupts.
+    Resources {
+        /// The VF.
+        vf: u16,
+        /// How many.
+        resources: Resources,
     },
     /// A VF gets interrupts.
     Msix {
@@ -108,11 +121,23 @@ pub enum Action {
 }
 
 impl Action {
-    /// The VF it concerns; of [`Action::Count`] and [`Action::Eswitch`] it is all of them.
+    /// Whether all VFs go with it.
+    pub fn remakes(&self) -> bool {
+        matches!(
+            self,
+            Self::Count { .. } | Self::Eswitch { .. } | Self::Primary { .. }
+        )
+    }
+
+    /// The VF it concerns; of those that [remake](Action::remakes) it is all of them.
     pub fn vf(&self) -> Option<u16> {
         match self {
-            Self::Autoprobe { .. } | Self::Count { .. } | Self::Eswitch { .. } => None,
+            Self::Autoprobe { .. }
+            | Self::Count { .. }
+            | Self::Eswitch { .. }
+            | Self::Primary { .. } => None,
             Self::Msix { vf, .. }
+            | Self::Resources { vf, .. }
             | Self::Attribute { vf, .. }
             | Self::Unbind { vf, .. }
             | Self::GroupType { vf, .. }
@@ -130,6 +155,8 @@ impl fmt::Display for Action {
             Self::Count { from, to: 0 } => write!(f, "remove all {from} VFs"),
             Self::Count { to, .. } => write!(f, "make {to} VFs"),
             Self::Eswitch { mode } => write!(f, "switch the eswitch to {mode}"),
+            Self::Primary { keep } => write!(f, "keep {keep}, and reset the controller"),
+            Self::Resources { vf, resources } => write!(f, "VF {vf}: {resources}"),
             Self::Msix { vf, count } => write!(f, "VF {vf}: {count} interrupts"),
             Self::Attribute { vf, attribute } => write!(f, "VF {vf}: {attribute}"),
             Self::Unbind { vf, driver } => write!(f, "VF {vf}: take it from {driver}"),
@@ -185,6 +212,8 @@ pub enum Why {
     NoDriver,
     /// It cannot have so many.
     TooMany,
+    /// VFs of an NVMe controller would have no queues, or more than there are.
+    NoResources,
     /// There is no room for the memory of VFs.
     NoMemory,
     /// There are no bus numbers for them.

@@ -1,10 +1,14 @@
 //! The steps for one PF, in the order that the kernel demands.
 
-use crate::attribute::Attributes;
+use crate::attribute::{Attribute, Attributes};
 use crate::inventory::{Inventory, Pf};
+use crate::nvme::Resources;
 use crate::plan::{Action, Step};
 use crate::target::{PfTarget, VfTarget};
 use crate::values::{Driver, DriverName};
+
+/// How many VFs a sentence names.
+const NAMED: usize = 4;
 
 /// What is known of a VF at the moment its steps are made.
 struct Now<'a> {
@@ -12,8 +16,21 @@ struct Now<'a> {
     only: Option<&'a str>,
     attributes: Attributes,
     msix: Option<u16>,
+    resources: Option<Resources>,
     group: Option<&'a str>,
     fresh: bool,
+}
+
+impl Now<'_> {
+    /// Its driver, to be bound to again.
+    fn as_was(&self, name: &str) -> Option<Driver> {
+        if self.only.is_none() && !crate::values::is_vfio(name) {
+            return Some(Driver::Native);
+        }
+        DriverName::try_from(name.to_owned())
+            .ok()
+            .map(Driver::Named)
+    }
 }
 
 /// Steps as they are collected.
@@ -48,12 +65,20 @@ pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<St
     };
     let count = pf.count();
     let eswitch = wanted.eswitch.filter(|mode| pf.eswitch != Some(*mode));
-    let remake = count != wanted.count || (eswitch.is_some() && count > 0);
+    let keep = wanted
+        .primary
+        .filter(|keep| pf.nvme.is_some_and(|now| now.primary() != *keep));
+    let anew = eswitch.is_some() || keep.is_some();
+    let remake = count != wanted.count || (anew && count > 0);
     if remake && count > 0 {
+        let victims = victims(pf);
         let reason = match eswitch {
-            Some(mode) if count == wanted.count => format!("the eswitch is to be {mode}"),
+            Some(mode) if count == wanted.count => {
+                format!("the eswitch is to be {mode}; {victims}")
+            }
+            None if count == wanted.count => format!("the controller is to be reset; {victims}"),
             _ => format!(
-                "{} are wanted, and the number can only change through none",
+                "{} are wanted, and the number can only change through none; {victims}",
                 wanted.count
             ),
         };
@@ -64,6 +89,11 @@ pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<St
             .eswitch
             .map_or("unknown", crate::values::EswitchMode::word);
         steps.push(Action::Eswitch { mode }, format!("it is {now}"));
+    }
+    if let Some(keep) = keep {
+        let now = pf.nvme.map(|now| now.primary()).unwrap_or_default();
+        let reason = format!("it has {now} that its VFs are to get");
+        steps.push(Action::Primary { keep }, reason);
     }
     if remake && wanted.count > 0 {
         steps.autoprobe(false, "VFs are told what they are before a driver has them");
@@ -79,6 +109,16 @@ pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<St
     steps.list
 }
 
+/// Which VFs go.
+fn victims(pf: &Pf) -> String {
+    let named = pf.vfs.iter().take(NAMED);
+    let mut names: Vec<String> = named.map(|vf| vf.address.to_string()).collect();
+    if pf.vfs.len() > NAMED {
+        names.push(format!("{} more", pf.vfs.len() - NAMED));
+    }
+    format!("free, and gone then: {}", names.join(", "))
+}
+
 fn vfs(
     inventory: &Inventory,
     wanted: &PfTarget,
@@ -90,6 +130,7 @@ fn vfs(
     let nothing = VfTarget::default();
     let mut native = Vec::new();
     let mut named = Vec::new();
+    let mut late = Vec::new();
     for index in 0..wanted.count {
         let vf = pf.vf(index).filter(|_| !remake);
         let own = wanted.vfs.get(&index);
@@ -103,10 +144,14 @@ fn vfs(
             only: vf.and_then(|vf| vf.driver_override.as_deref()),
             attributes: vf.map(|vf| vf.attributes).unwrap_or_default(),
             msix: vf.and_then(|vf| vf.msix),
+            resources: match vf {
+                Some(vf) => vf.resources,
+                None => pf.nvme.map(|_| Resources::NONE),
+            },
             group: group.map(|group| group.kind.as_str()),
             fresh: vf.is_none(),
         };
-        told(index, own, &now, steps);
+        told(index, own, &now, steps, &mut late);
         match binding(index, own, wanted, &now, last, steps) {
             Some(Some(driver)) => named.push((index, driver)),
             Some(None) => native.push(index),
@@ -127,10 +172,13 @@ fn vfs(
             "its own driver is wanted",
         );
     }
+    // Many cards set rates only while the link is up, and new VFs take it down for a moment: there
+    // is the most time for it to come back.
+    steps.list.append(&mut late);
 }
 
 /// What the VF's PF, or its own controller, is told.
-fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>) {
+fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>, late: &mut Vec<Step>) {
     if let Some(count) = own.msix.filter(|count| now.msix != Some(*count)) {
         let reason = match now.msix {
             Some(now) => format!("it has {now}"),
@@ -144,7 +192,16 @@ fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>) {
             None if now.fresh => "it is new".to_owned(),
             None => "it is not known".to_owned(),
         };
-        steps.push(Action::Attribute { vf, attribute }, reason);
+        let action = Action::Attribute { vf, attribute };
+        let step = Step {
+            pf: steps.pf.address,
+            action,
+            reason,
+        };
+        match attribute {
+            Attribute::Rates(_) => late.push(step),
+            _ => steps.list.push(step),
+        }
     }
 }
 
@@ -158,12 +215,21 @@ fn binding(
     last: Option<bool>,
     steps: &mut Steps<'_>,
 ) -> Option<Option<DriverName>> {
-    let as_new = if now.fresh && last == Some(true) {
+    let resources = own
+        .resources
+        .filter(|wanted| now.resources != Some(*wanted));
+    // Without queues no driver takes it.
+    let idle = now.resources == Some(Resources::NONE) && resources.is_none();
+    let as_new = if now.fresh && last == Some(true) && !idle {
         Some(Driver::Native)
     } else {
         None
     };
-    let driver = own.driver.clone().or(as_new);
+    let as_was = now
+        .driver
+        .filter(|_| resources.is_some())
+        .and_then(|name| now.as_was(name));
+    let driver = own.driver.clone().or(as_new).or(as_was);
     let kept = |driver: &Driver| match driver {
         Driver::Native => now.driver.is_some_and(|name| {
             !crate::values::is_vfio(name) && now.only.is_none_or(|only| only == name)
@@ -171,7 +237,9 @@ fn binding(
         Driver::Named(name) => now.driver == Some(name.as_str()),
         Driver::Unbound => now.driver.is_none() && now.only.is_none(),
     };
-    let rebind = driver.as_ref().is_some_and(|driver| !kept(driver));
+    // What a controller has can only be changed while nobody drives it.
+    let moved = resources.is_some() && now.driver.is_some();
+    let rebind = driver.as_ref().is_some_and(|driver| moved || !kept(driver));
     // VFIO has domains of its own; the type matters to drivers of the host, and to devices at rest.
     let kind = wanted.group_type.filter(|kind| {
         let differs = now.group.map_or(now.fresh, |group| group != kind.word());
@@ -181,6 +249,7 @@ fn binding(
         let driver = driver.to_owned();
         let reason = match &own.driver {
             Some(wanted) => format!("{wanted} is wanted"),
+            None if moved => "what it has is to change".to_owned(),
             None => "the group's type is to change".to_owned(),
         };
         steps.push(Action::Unbind { vf, driver }, reason);
@@ -188,6 +257,14 @@ fn binding(
     if let Some(kind) = kind {
         let reason = format!("it is {}", now.group.unwrap_or("not known yet"));
         steps.push(Action::GroupType { vf, kind }, reason);
+    }
+    if let Some(resources) = resources {
+        let now = now.resources.unwrap_or_default();
+        let reason = match now {
+            Resources::NONE => "it has none".to_owned(),
+            now => format!("it has {now}"),
+        };
+        steps.push(Action::Resources { vf, resources }, reason);
     }
     let driver = driver.filter(|_| rebind)?;
     let only = match &driver {

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use crate::attribute::Attribute;
 use crate::inventory::{Guard, Inventory, Pf, Vf};
+use crate::nvme::Resources;
 use crate::plan::{Action, Refusal, Step, Why};
 use crate::target::PfTarget;
-use crate::values::{Driver, is_vfio};
+use crate::values::{Driver, EswitchMode, is_vfio};
 
 /// How many VFs in use a sentence names.
 const NAMED: usize = 4;
@@ -47,15 +49,14 @@ pub(super) fn refusals(
         );
         return refusals.list;
     }
-    let remake = steps
-        .iter()
-        .any(|step| matches!(step.action, Action::Count { .. } | Action::Eswitch { .. }));
+    let remake = steps.iter().any(|step| step.action.remakes());
     in_use(pf, steps, remake, &mut refusals);
     if remake {
         guards(pf, &mut refusals);
         numbers(pf, wanted, &mut refusals);
     }
     means(pf, wanted, steps, &mut refusals);
+    resources(pf, wanted, steps, &mut refusals);
     isolation(inventory, pf, wanted, steps, remake, &mut refusals);
     refusals.list
 }
@@ -120,7 +121,10 @@ fn numbers(pf: &Pf, wanted: &PfTarget, refusals: &mut Refusals<'_>) {
         None => refusals.push(
             Why::NoDriver,
             format!("{label}: no driver has it, and a driver makes the VFs"),
-            "load the card's driver (lspci -k names it)",
+            match pf.modules.as_slice() {
+                [] => "load the card's driver; this kernel's modules know none".to_owned(),
+                modules => format!("load the card's driver: modprobe {}", modules.join(" or ")),
+            },
         ),
         Some(name) if is_vfio(name) => refusals.push(
             Why::NoDriver,
@@ -188,6 +192,24 @@ fn means(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>
             "bring its interface into this network namespace, or leave the VFs' attributes out",
         );
     }
+    let rates = |step: &Step| {
+        let Action::Attribute { attribute, .. } = step.action else {
+            return false;
+        };
+        matches!(attribute, Attribute::Rates(_))
+    };
+    let eswitch = wanted.eswitch.or(pf.eswitch);
+    if eswitch == Some(EswitchMode::Switchdev) && steps.iter().any(rates) {
+        refusals.push(
+            Why::Unsupported,
+            format!(
+                "{}: in switchdev mode VFs have no rates of their own",
+                pf.label()
+            ),
+            "leave max_rate and min_rate out, and limit the representors: devlink port function \
+             rate set",
+        );
+    }
     if wanted.eswitch.is_some() && pf.eswitch.is_none() {
         refusals.push(
             Why::Unsupported,
@@ -197,6 +219,76 @@ fn means(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>
             ),
             "leave eswitch out",
         );
+    }
+}
+
+/// Whether VFs of an NVMe controller get what they need, and there is as much.
+fn resources(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>) {
+    let label = pf.label();
+    let given: Vec<(u16, Resources)> = wanted
+        .vfs
+        .iter()
+        .filter_map(|(index, own)| Some((*index, own.resources?)))
+        .collect();
+    let Some(pool) = pf.nvme else {
+        if !given.is_empty() {
+            refusals.push(
+                Why::Unsupported,
+                format!("{label}: it has no flexible resources to give to VFs"),
+                "leave vq and vi out; of an NVMe controller, load its driver",
+            );
+        }
+        return;
+    };
+    let bare = |vf: u16| {
+        let now = pf.vf(vf).and_then(|vf| vf.resources).unwrap_or_default();
+        !given.iter().any(|(index, _)| *index == vf) && now == Resources::NONE
+    };
+    let bound = steps.iter().find_map(|step| match step.action {
+        Action::Bind { vf, .. } if bare(vf) => Some(vf),
+        _ => None,
+    });
+    if let Some(vf) = bound {
+        refusals.push(
+            Why::NoResources,
+            format!("{label}: VF {vf} would have a driver and no queues"),
+            "give it vq and vi, or no driver",
+        );
+    }
+    for (name, flexible, of) in [
+        (
+            "queue pairs",
+            pool.vq,
+            (|has| has.vq) as fn(&Resources) -> u16,
+        ),
+        ("interrupts", pool.vi, |has| has.vi),
+    ] {
+        let sum: u32 = given.iter().map(|(_, has)| u32::from(of(has))).sum();
+        let odd = |has: &Resources| {
+            let (count, step) = (of(has), flexible.step.max(1));
+            flexible.most > 0 && count > flexible.most || count % step != 0
+        };
+        if sum > flexible.total {
+            refusals.push(
+                Why::NoResources,
+                format!(
+                    "{label}: {sum} {name} are wanted, and {} are flexible",
+                    flexible.total
+                ),
+                "lower vq and vi, or vfs",
+            );
+        } else if let Some((vf, has)) = given.iter().find(|(_, has)| odd(has)) {
+            refusals.push(
+                Why::NoResources,
+                format!(
+                    "{label}: {} {name} are wanted for VF {vf}; it can have up to {}, in steps of {}",
+                    of(has),
+                    flexible.most,
+                    flexible.step.max(1)
+                ),
+                "change vq and vi",
+            );
+        }
     }
 }
 

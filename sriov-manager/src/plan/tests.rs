@@ -5,6 +5,7 @@ mod property;
 use super::*;
 use crate::inventory::{Known, scan};
 use crate::model::{Card, Model};
+use crate::nvme::Resources;
 use crate::spec::tests::spec;
 
 pub(crate) const PF: PciAddr = PciAddr::new(0, 1, 0, 0);
@@ -85,6 +86,11 @@ fn another_number_goes_through_none() {
     let lines = lines(&plan);
     assert_eq!(lines[0], "remove all 2 VFs");
     assert!(lines.contains(&"make 3 VFs".to_owned()));
+    let reason = &plan.steps[0].reason;
+    assert!(
+        reason.ends_with("free, and gone then: 0000:01:10.0, 0000:01:10.2"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -314,6 +320,156 @@ fn a_pf_needs_a_driver_that_makes_vfs() {
         }
         assert_eq!(why(&made(&model, &wanted(1, ""))), [Why::NoDriver]);
     }
+    let model = Model::new([Card::new(1)]);
+    let dir = PF.dir().display().to_string();
+    model.state().files.remove(&format!("{dir}/driver"));
+    model
+        .state()
+        .files
+        .file(&format!("{dir}/modalias"), "pci:v8086");
+    let table = "/lib/modules/modules.alias";
+    model.state().files.file(table, "alias pci:v8086* igb\n");
+    let plan = made(&model, &wanted(1, ""));
+    assert_eq!(plan.refusals[0].fix, "load the card's driver: modprobe igb");
+}
+
+/// Such a PF has no interface, and so nothing can be told to its VFs; it makes them all the same.
+#[test]
+fn a_stub_makes_vfs_that_cannot_be_told_anything() {
+    let model = Model::new([Card::new(1)]);
+    {
+        let mut state = model.state();
+        let dir = PF.dir().display().to_string();
+        state.files.remove(&format!("{dir}/driver"));
+        state.files.remove(&format!("{dir}/net"));
+        state.links.clear();
+        let stub = "/sys/bus/pci/drivers/pci-pf-stub";
+        state.files.dir(stub);
+        state.files.link(&format!("{dir}/driver"), stub);
+    }
+    let plain = "[[pf.vf]]\nindex = 0\ndriver = \"vfio-pci\"\n";
+    assert_eq!(made(&model, &wanted(2, plain)).refusals, []);
+    let told = wanted(2, "[[pf.vf]]\nindex = 0\ntrust = true\n");
+    assert_eq!(why(&made(&model, &told)), [Why::NoInterface]);
+}
+
+/// The namespace that a VF was in is deleted: it comes back with another name.
+#[test]
+fn a_vf_that_comes_back_with_another_name_is_the_same() {
+    let model = Model::new([Card::new(1)]);
+    let vfs = make(&model, 1);
+    {
+        let mut state = model.state();
+        let dir = vfs[0].dir().display().to_string();
+        let old = state.files.list(&vfs[0].file("net")).unwrap().remove(0);
+        state.files.remove(&format!("{dir}/net/{old}"));
+        state.files.dir(&format!("{dir}/net/dev7"));
+        state.files.file(&format!("{dir}/net/dev7/ifindex"), "77");
+        let link = state
+            .links
+            .iter_mut()
+            .find(|link| link.name == old)
+            .unwrap();
+        (link.name, link.index) = ("dev7".to_owned(), 77);
+    }
+    let inventory = look(&model);
+    let vf = &inventory.pfs[0].vfs[0];
+    assert_eq!(vf.interface.as_ref().unwrap().name, "dev7");
+    assert!(!vf.is_used(), "{vf:?}");
+    let trusted = wanted(1, "[[pf.vf]]\nindex = 0\ntrust = true\n");
+    assert_eq!(lines(&made(&model, &trusted)), ["VF 0: trust on"]);
+}
+
+#[test]
+fn rates_in_switchdev_mode_are_devlinks() {
+    let model = Model::new([Card {
+        eswitch: Some(EswitchMode::Switchdev),
+        ..Card::new(1)
+    }]);
+    let text = wanted(1, "[[pf.vf]]\nindex = 0\nmax_rate = 100\n");
+    let plan = made(&model, &text);
+    assert_eq!(why(&plan), [Why::Unsupported]);
+    assert!(
+        plan.refusals[0]
+            .fix
+            .contains("devlink port function rate set")
+    );
+    let back = made(
+        &model,
+        &text.replace("vfs = 1", "vfs = 1\neswitch = \"legacy\""),
+    );
+    assert_eq!(back.refusals, []);
+}
+
+/// Kernels that lack files, and devices that say what is no text.
+#[test]
+fn what_cannot_be_read_is_absent_and_everything_else_is_there() {
+    let model = Model::new([Card::new(1)]);
+    make(&model, 1);
+    {
+        let mut state = model.state();
+        let dir = PF.dir().display().to_string();
+        for name in [
+            "sriov_drivers_autoprobe",
+            "config",
+            "resource",
+            "iommu_group",
+            "numa_node",
+        ] {
+            state.files.remove(&format!("{dir}/{name}"));
+        }
+        let real = state.files.resolve(&PF.dir()).unwrap();
+        state
+            .files
+            .bytes(&format!("{}/vendor", real.display()), vec![0xff, 0xfe]);
+        state.files.remove("/proc/interrupts");
+        state.files.remove("/etc/machine-id");
+    }
+    let inventory = look(&model);
+    let pf = &inventory.pfs[0];
+    assert_eq!((pf.count(), pf.vendor, pf.numa), (1, 0, None));
+    assert_eq!((pf.autoprobe, pf.group), (None, None));
+    assert!(!inventory.host.interrupt_remapping);
+    let plan = made(&model, &wanted(2, ""));
+    assert_eq!(plan.refusals, []);
+    assert!(
+        !lines(&plan)
+            .iter()
+            .any(|line| line.contains("get a driver at once"))
+    );
+}
+
+/// The card was pulled while somebody has its VF 1: the interface and the other VFs are gone.
+#[test]
+fn what_is_left_of_a_pulled_card_is_not_touched() {
+    let model = Model::new([Card::new(1)]);
+    let vfs = make(&model, 2);
+    {
+        let mut state = model.state();
+        let dir = PF.dir().display().to_string();
+        state.files.remove(&format!("{dir}/net"));
+        state.files.remove(&format!("{dir}/driver"));
+        state.files.remove(&format!("{dir}/virtfn0"));
+        state.files.remove(&format!("{dir}/virtfn1"));
+        state
+            .files
+            .remove(&format!("{}/physfn", vfs[1].dir().display()));
+        state
+            .files
+            .remove(&format!("{}/device", vfs[0].dir().display()));
+        state.links.clear();
+    }
+    let known = Known {
+        leases: [(vfs[1], "vm42".to_owned())].into(),
+        ..Known::default()
+    };
+    let inventory = scan(model.machine(), &known).unwrap();
+    assert_eq!(inventory.pfs[0].count(), 1);
+    for text in [wanted(2, ""), wanted(0, "")] {
+        let (plan, _) = Plan::make(&inventory, &spec(&text).unwrap());
+        assert_eq!(plan.steps, []);
+        assert!(why(&plan).contains(&Why::InUse), "{plan:?}");
+    }
 }
 
 #[test]
@@ -433,4 +589,92 @@ fn one_pfs_refusal_is_not_anothers() {
     let plan = made(&model, &both);
     assert_eq!(plan.refusals.len(), 1);
     assert_eq!(plan.pfs(), [PciAddr::new(0, 2, 0, 0)]);
+}
+
+/// An NVMe controller with this to deal out, wanted with two VFs and `more`.
+fn nvme(vq: u16, vi: u16, more: &str) -> (Model, Plan) {
+    let nvme = Some(Resources { vq, vi });
+    let model = Model::new([Card {
+        nvme,
+        ..Card::new(1)
+    }]);
+    let plan = made(&model, &wanted(2, more));
+    (model, plan)
+}
+
+const DEALT: &str = "[[pf.vf]]\nrange = \"0-1\"\nvq = 2\nvi = 1\ndriver = \"native\"\n";
+
+#[test]
+fn nvme_vfs_are_given_queues_before_a_driver_has_them() {
+    let (_, plan) = nvme(8, 8, DEALT);
+    assert_eq!(plan.refusals, []);
+    let expected = [
+        "keep 4 queue pairs, 6 interrupts, and reset the controller",
+        "let new VFs have no driver",
+        "make 2 VFs",
+        "VF 0: 2 queue pairs, 1 interrupts",
+        "VF 1: 2 queue pairs, 1 interrupts",
+        "let new VFs get a driver at once",
+        "VF 0: bind to its own driver",
+        "VF 1: bind to its own driver",
+    ];
+    assert_eq!(lines(&plan), expected);
+    // Without any, no driver takes them, and none is tried.
+    let (_, plan) = nvme(8, 8, "");
+    assert!(!lines(&plan).iter().any(|line| line.contains("bind")));
+}
+
+#[test]
+fn nvme_vfs_without_queues_or_with_more_than_there_are_are_refused() {
+    for (vq, vi, more, said) in [
+        (
+            8,
+            8,
+            "driver = \"native\"",
+            "VF 0 would have a driver and no queues",
+        ),
+        (
+            8,
+            8,
+            "driver = \"vfio-pci\"",
+            "VF 0 would have a driver and no queues",
+        ),
+        (
+            8,
+            8,
+            "vq = 9\nvi = 1",
+            "18 queue pairs are wanted, and 8 are flexible",
+        ),
+        (
+            8,
+            8,
+            "vq = 4\nvi = 5",
+            "10 interrupts are wanted, and 8 are flexible",
+        ),
+        (0, 0, "vq = 2\nvi = 1", "it has no flexible resources"),
+    ] {
+        let (model, plan) = nvme(vq, vi, &format!("[[pf.vf]]\nrange = \"0-1\"\n{more}\n"));
+        assert_eq!(model.state().changes, 0);
+        let texts: Vec<_> = plan.refusals.iter().map(|one| one.text.as_str()).collect();
+        assert!(
+            texts.iter().any(|text| text.contains(said)),
+            "{more}: {texts:?}"
+        );
+    }
+    let card = Model::new([Card::new(1)]);
+    assert_eq!(why(&made(&card, &wanted(2, DEALT))), [Why::Unsupported]);
+}
+
+/// The reset of a controller takes all of its VFs along.
+#[test]
+fn a_controller_with_a_vf_in_use_is_not_reset() {
+    let (model, _) = nvme(8, 8, "");
+    let vfs = make(&model, 2);
+    let known = Known {
+        leases: [(vfs[1], "vm42".to_owned())].into(),
+        ..Known::default()
+    };
+    let inventory = scan(model.machine(), &known).unwrap();
+    let (plan, _) = Plan::make(&inventory, &spec(&wanted(2, DEALT)).unwrap());
+    assert_eq!(why(&plan), [Why::InUse]);
 }

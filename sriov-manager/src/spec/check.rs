@@ -14,6 +14,7 @@ use super::{
 };
 use crate::attribute::{Attributes, Rates, Tag};
 use crate::kernel::DEADLINE;
+use crate::nvme::Resources;
 use crate::values::{Driver, Mac, Qos, Rate, VfIndex, Vlan, VlanProtocol};
 
 /// Half a minute, so that drift is not noticed by users first.
@@ -188,9 +189,24 @@ impl Checker<'_> {
             attributes,
             derived_mac: mac.map(Spanned::get_ref) == Some(&MacChoice::Derived),
             msix: table.msix,
+            resources: self.resources(table)?,
             driver,
             pool: table.pool.as_ref().map(|pool| pool.get_ref().clone()),
         })
+    }
+
+    fn resources(&self, table: &VfTable) -> Result<Option<Resources>, ConfigError> {
+        let span = match (&table.vq, &table.vi) {
+            (None, None) => return Ok(None),
+            (Some(vq), Some(vi)) => {
+                let (vq, vi) = (vq.get_ref().get(), vi.get_ref().get());
+                return Ok(Some(Resources { vq, vi }));
+            }
+            (Some(vq), None) => vq.span(),
+            (None, Some(vi)) => vi.span(),
+        };
+        let message = "vq and vi belong together: an NVMe VF needs queue pairs and interrupts";
+        Err(invalid(self.document.place(span), message))
     }
 
     fn driver(&self, table: &VfTable) -> Result<Option<Driver>, ConfigError> {

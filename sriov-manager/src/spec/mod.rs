@@ -16,7 +16,10 @@ use towpath_common::ranged;
 
 use crate::address::PciAddr;
 use crate::attribute::Attributes;
-use crate::values::{Driver, EswitchMode, GroupType, Mac, MsixCount, PciId, VfCount, VfIndex};
+use crate::nvme::Resources;
+use crate::values::{
+    Driver, EswitchMode, GroupType, MsixCount, PciId, StationMac, VfCount, VfIndex,
+};
 
 /// Read unless the command line names another.
 pub const DEFAULT_FILE: &str = "/etc/towpath/sriov-manager.toml";
@@ -133,7 +136,7 @@ pub struct Match {
     pub address: Option<PciAddr>,
     /// The address its interface was made with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<Mac>,
+    pub mac: Option<StationMac>,
     /// Its vendor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendor: Option<PciId>,
@@ -159,6 +162,8 @@ pub struct VfSpec {
     pub derived_mac: bool,
     /// MSI-X vectors.
     pub msix: Option<MsixCount>,
+    /// What it gets of its NVMe controller's flexible resources.
+    pub resources: Option<Resources>,
     /// Its driver.
     pub driver: Option<Driver>,
     /// The pool it is leased from.

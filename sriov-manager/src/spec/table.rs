@@ -9,8 +9,8 @@ use towpath_common::logging::LogFilter;
 
 use super::{Drift, Interval, Match, Pool, Seconds};
 use crate::values::{
-    Driver, EswitchMode, GroupType, Guid, LinkState, Mac, MsixCount, Qos, Rate, VfCount, VfIndex,
-    Vlan, VlanProtocol,
+    Driver, EswitchMode, GroupType, Guid, LinkState, Mac, MsixCount, Qos, Rate, StationMac,
+    VfCount, VfIndex, ViCount, Vlan, VlanProtocol, VqCount,
 };
 
 /// Everything.
@@ -80,6 +80,8 @@ pub(super) struct VfTable {
     pub(super) node_guid: Option<Guid>,
     pub(super) port_guid: Option<Guid>,
     pub(super) msix: Option<MsixCount>,
+    pub(super) vq: Option<Spanned<VqCount>>,
+    pub(super) vi: Option<Spanned<ViCount>>,
     pub(super) driver: Option<Spanned<Driver>>,
     pub(super) pool: Option<Spanned<Name>>,
 }
@@ -98,7 +100,7 @@ impl TryFrom<String> for MacChoice {
     fn try_from(text: String) -> Result<Self, ValueError> {
         match text.as_str() {
             "derived" => Ok(Self::Derived),
-            _ => text.parse().map(Self::Fixed),
+            _ => text.parse().map(|mac: StationMac| Self::Fixed(mac.get())),
         }
     }
 }

@@ -58,6 +58,16 @@ fn windows_line_ends_are_no_mistake() {
     assert_eq!(spec(&FULL.replace('\n', "\r\n")), spec(FULL));
 }
 
+/// As some editors save it, and as some systems install it.
+#[test]
+fn a_byte_order_mark_and_a_link_are_no_mistakes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+    std::fs::write(&file, format!("\u{feff}{FULL}")).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    assert_eq!(Spec::load(&link).unwrap().pfs.len(), 1);
+}
+
 #[test]
 fn a_file_may_say_nothing() {
     let spec = spec("").unwrap();
@@ -88,6 +98,18 @@ fn mistakes_are_refused_with_their_place() {
             "t:2:11: unknown field `nome`",
         ),
         (&format!("{pf}{pf}"), "t:4:1: match"),
+        (
+            "[iommu]\ngroup_type = \"fast\"",
+            "t:2:14: unknown variant `fast`",
+        ),
+        (
+            "[[pf]]\nmatch = { name = \"a\" }\nvfs = 1_000_000",
+            "t:3:7: vfs must be 0 to 65535, not 1000000",
+        ),
+        (
+            "[[pf]]\nmatch = { mac = \"ff:ff:ff:ff:ff:ff\" }\nvfs = 1",
+            "t:2:17: mac \"ff:ff:ff:ff:ff:ff\" is not valid",
+        ),
         (
             "[daemon]\ncontrol = \"/run/a\"\nleases = \"/run/a\"",
             "t:1:1: control and leases are both",
@@ -141,6 +163,14 @@ fn mistakes_about_vfs_are_refused_with_their_place() {
         (
             &format!("{pf}[[pf.vf]]\nrange = \"0-2\"\n[[pf.vf]]\nindex = 2"),
             "t:6:1: VF 2 is already used at t:4:1",
+        ),
+        (
+            &format!("{pf}[[pf.vf]]\nindex = 0\nvq = 2"),
+            "t:6:6: vq and vi belong together",
+        ),
+        (
+            &format!("{pf}[[pf.vf]]\nindex = 0\nvq = 1\nvi = 1"),
+            "t:6:6: vq must be 2 to 65535, not 1",
         ),
         (
             &format!("{pf}[[pf.vf]]\nindex = 0\npool = \"x\""),

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -34,6 +34,7 @@ pub struct Builder {
     script: String,
     accelerator: Option<Accel>,
     echo: Option<fn(&str)>,
+    incoming: Option<PathBuf>,
 }
 
 impl Builder {
@@ -51,6 +52,7 @@ impl Builder {
             script: String::new(),
             accelerator: None,
             echo: None,
+            incoming: None,
         }
     }
 
@@ -106,6 +108,26 @@ impl Builder {
         self
     }
 
+    /// The guest is a Debian: `image` is its disk, which it does not change, and `files` the archive
+    /// on its second one, as [`crate::debian`] makes them.
+    #[must_use]
+    pub fn debian(mut self, image: &Path, files: &Path) -> Self {
+        self.kit = Kit::Debian;
+        let disk = |path: &Path, more: &str| {
+            format!("-drive file={},format=raw,if=virtio,{more}", path.display())
+        };
+        self.devices = vec![disk(image, "snapshot=on"), disk(files, "readonly=on")];
+        self
+    }
+
+    /// The same, on the kernel of [`initramfs::modern`].
+    #[must_use]
+    pub fn iommufd(mut self, devices: &[&str]) -> Self {
+        self = self.sriov(devices);
+        self.kit = Kit::Iommufd;
+        self
+    }
+
     /// Runs beside the other guests of `turn`, instead of alone.
     #[must_use]
     pub fn turn(mut self, turn: &Turn) -> Self {
@@ -138,6 +160,13 @@ impl Builder {
     #[must_use]
     pub fn echo(mut self, echo: fn(&str)) -> Self {
         self.echo = Some(echo);
+        self
+    }
+
+    /// The guest does not boot but arrives, from a QEMU that is told to migrate to this socket.
+    #[must_use]
+    pub fn incoming(mut self, socket: &Path) -> Self {
+        self.incoming = Some(socket.into());
         self
     }
 
@@ -238,9 +267,8 @@ impl Builder {
                 drive.queues, drive.queue_size
             ));
         }
-        for (index, nic) in self.nics.iter().enumerate() {
-            add(&nic.arguments(&format!("nic{index}")));
-        }
+        let nics = self.nics.iter().enumerate();
+        nics.for_each(|(index, nic)| add(&nic.arguments(&format!("nic{index}"))));
         let (iommus, devices) = self.devices();
         // An IOMMU must come before what is behind it.
         iommus.into_iter().for_each(&mut add);
@@ -255,11 +283,14 @@ impl Builder {
             add(&format!("-qmp unix:{monitor},server=on,wait=off"));
         }
         devices.into_iter().for_each(&mut add);
+        if let Some(socket) = &self.incoming {
+            add(&format!("-incoming unix:{}", socket.display()));
+        }
         add(&format!("-serial file:{}", console(dir).display()));
         add("-chardev stdio,id=scenario,signal=off -serial chardev:scenario");
         add(&format!(
             "-kernel {} -initrd {}",
-            initramfs::kernel()?.display(),
+            initramfs::kernel(self.kit)?.display(),
             dir.join("initramfs").display()
         ));
         arguments.push("-append".into());

@@ -128,46 +128,7 @@ impl Nic {
         )
     }
 
-    /// Plugs it into a running machine, at the empty PCI Express port `slot`; `name` makes the
-    /// parts' names.
-    ///
-    /// # Errors
-    /// When QEMU refuses a part.
-    pub fn plug(&self, monitor: &mut Qmp, name: &str, slot: &str) -> Result<()> {
-        let path = self.socket.display().to_string();
-        let mut socket = json!({
-            "addr": { "type": "unix", "data": { "path": path } },
-            "server": self.listens,
-        });
-        if self.listens {
-            socket["wait"] = json!(false);
-        } else {
-            socket["reconnect-ms"] = json!(200);
-        }
-        monitor.execute(
-            "chardev-add",
-            json!({ "id": name, "backend": { "type": "socket", "data": socket } }),
-        )?;
-        monitor.execute(
-            "netdev_add",
-            json!({
-                "type": "vhost-user", "id": format!("net-{name}"), "chardev": name,
-                "queues": self.queues,
-            }),
-        )?;
-        let mut device = json!({
-            "driver": "virtio-net-pci", "id": name, "bus": slot, "mac": self.mac,
-            "netdev": format!("net-{name}"), "disable-legacy": "on", "romfile": "",
-        });
-        if self.queues > 1 {
-            device["mq"] = json!(true);
-            device["vectors"] = json!(2 * self.queues + 2);
-        }
-        monitor.execute("device_add", device)?;
-        Ok(())
-    }
-
-    /// Unplugs what [`Nic::plug`] plugged in, and waits until the guest has let go of it.
+    /// Unplugs what `vswitch attach --qmp` plugged in, and waits until the guest has let go of it.
     ///
     /// # Errors
     /// When QEMU refuses, or the guest does not let go.

@@ -6,6 +6,7 @@
 mod dpdk;
 mod harness;
 mod killed;
+mod migrate;
 mod offloads;
 mod plug;
 mod reconnect;

@@ -33,9 +33,11 @@ fn a_port_is_plugged_in_and_out_and_a_guest_reboots() -> Result<()> {
     // A new port, and a new device on it, while the two go on talking.
     let talking = a.start("talk tcp 10.0.0.2 7 3000000 3000000")?;
     let socket = vswitch.path("p2");
-    vswitch.client(&["port", "add", &format!("p2,socket={}", socket.display())])?;
+    let port = format!("p2,socket={},mac=52:54:00:00:00:03", socket.display());
+    vswitch.client(&["port", "add", &port])?;
+    let qmp = b.vm().monitor_path().display().to_string();
+    vswitch.client(&["attach", "p2", "--qmp", &qmp, "--bus", "slot0"])?;
     let mut monitor = b.vm().monitor()?;
-    hot.plug(&mut monitor, "hot", "slot0")?;
     a.end(talking)?;
     b.run(
         "until [ -e /sys/class/net/eth1 ]; do sleep 0.1; done; ip link set eth1 up; \
@@ -56,7 +58,7 @@ fn a_port_is_plugged_in_and_out_and_a_guest_reboots() -> Result<()> {
     a.run("ping -q -c 1 10.0.0.3; talk tcp 10.0.0.3 7 500000 500000")?;
 
     // Out again, device first.
-    hot.unplug(&mut monitor, "hot")?;
+    hot.unplug(&mut monitor, "p2")?;
     vswitch.client(&["port", "remove", "p2"])?;
     ensure!(vswitch.get("/v1/ports/p2").is_err(), "p2 is still there");
     ensure!(!socket.exists(), "the socket of p2 is still there");

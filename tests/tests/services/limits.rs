@@ -102,7 +102,7 @@ fn a_limited_disk_gets_what_was_configured_and_not_more() -> Result<()> {
         again as f64 > 2_000.0 * took.as_secs_f64(),
         "the limit is gone: {again}"
     );
-    let held_back = vblk.metric("towpath_vblk_throttled_milliseconds_total", "disk=\"d\"")?;
+    let held_back = vblk.metric("towpath_vblk_throttled_seconds_total", "disk=\"d\"")?;
     ensure!(held_back > 0.0, "time held back is counted");
     // Every request went through the stages; those that were notified are fewer.
     for stage in ["queue", "device", "used"] {

@@ -32,6 +32,7 @@ END
 is $(code sriov-manager scan) 0
 said "IOMMU: yes   interrupt remapping: yes   vfio-pci: yes"
 said "eth0 *igb *0/7"
+said "room: .* KiB a VF, .* all VFs reach bus 01, the port bus 0"
 is $(code sriov-manager plan) 3
 said "make 7 VFs"
 is $(code sriov-manager apply) 0

@@ -69,6 +69,8 @@ is $(code sriov-manager plan) 4
 said "its VFs share an IOMMU group with what the host uses: $PF (igb)"
 is $(code sriov-manager doctor) 1
 said "shares IOMMU group"
+is $(code sriov-manager scan) 0
+said "(pcieport), $PF (igb)"
 
 # NVMe: VFs of a controller, for VFIO.
 NVME=$(basename $(readlink -f /sys/class/nvme/nvme0/device))
@@ -77,12 +79,53 @@ conf <<END
 match = { address = "$NVME" }
 vfs = 2
 [[pf.vf]]
-range = "0-1"
+index = 0
+vq = 2
+vi = 1
+driver = "native"
+[[pf.vf]]
+index = 1
+vq = 3
+vi = 2
 driver = "vfio-pci"
 END
+nvf() { basename $(readlink -f /sys/bus/pci/devices/$NVME/virtfn$1); }
+is $(code sriov-manager plan) 3
+said "VF 1: 3 queue pairs, 2 interrupts (it has none)"
 is $(code sriov-manager apply) 0
-is $(driver $(basename $(readlink -f /sys/bus/pci/devices/$NVME/virtfn1))) vfio-pci
+is $(driver $(nvf 0)) nvme
+is $(driver $(nvf 1)) vfio-pci
 is $(code sriov-manager plan) 0
+is $(code sriov-manager scan) 0
+said "flexible: 16 queue pairs and 8 interrupts, of which it has 0 and 0 itself"
+said "$(nvf 1) .* 3 queue pairs, 2 interrupts"
+# The controller of the VF works: it answers its driver.
+is "$(cat /sys/bus/pci/devices/$(nvf 0)/nvme/nvme*/state)" live
+# Another share goes by way of taking the VF from its driver, and no other VF notices.
+sed -i 's/vq = 3/vq = 4/' /etc/towpath/sriov-manager.toml
+is $(code sriov-manager apply) 0
+said "VF 1: take it from vfio-pci"
+is $(driver $(nvf 0)) nvme
+is $(driver $(nvf 1)) vfio-pci
+is $(code sriov-manager plan) 0
+sed -i 's/vi = 2/vi = 1/' /etc/towpath/sriov-manager.toml
+is $(code sriov-manager apply) 0
+said "VF 1: 4 queue pairs, 1 interrupts (it has 4 queue pairs, 2 interrupts)"
+is $(code sriov-manager plan) 0
+cp /etc/towpath/sriov-manager.toml /tmp/good
+sed -i 's/vfs = 2/vfs = 3/' /etc/towpath/sriov-manager.toml
+printf '[[pf.vf]]\nindex = 2\ndriver = "native"\n' >>/etc/towpath/sriov-manager.toml
+is $(code sriov-manager plan) 4
+said "VF 2 would have a driver and no queues"
+sed -e 's/vq = 4/vq = 7/' /tmp/good >/etc/towpath/sriov-manager.toml
+is $(code sriov-manager plan) 4
+said "7 queue pairs are wanted for VF 1; it can have up to 6"
+# The kernel says no as well: a VF without queues has no driver.
+sed -e 's/vfs = 2/vfs = 0/; /pf.vf/,$d' /tmp/good >/etc/towpath/sriov-manager.toml
+is $(code sriov-manager apply) 0
+echo 1 >/sys/bus/pci/devices/$NVME/sriov_numvfs
+[ ! -e /sys/bus/pci/devices/$(nvf 0)/driver ]
+echo 0 >/sys/bus/pci/devices/$NVME/sriov_numvfs
 echo "nvme"
 
 # A controller with more VFs than there is room for, behind a port with little.
@@ -106,7 +149,7 @@ fn what_the_hardware_cannot_is_said_before_it_is_tried() -> Result<()> {
     let card = "-device pcie-root-port,id=plain,chassis=7,disable-acs=on \
          -netdev hubport,id=h1,hubid=0 -device igb,bus=plain,netdev=h1,mac=52:54:00:00:01:00 \
          -device nvme-subsys,id=ss0 -device nvme,bus=slot0,serial=a,subsys=ss0,sriov_max_vfs=4,\
-         sriov_vq_flexible=8,sriov_vi_flexible=4 -device nvme-subsys,id=ss1 \
+         sriov_vq_flexible=16,sriov_vi_flexible=8,sriov_max_vq_per_vf=6,sriov_max_vi_per_vf=4 -device nvme-subsys,id=ss1 \
          -device pcie-root-port,id=small,chassis=8,mem-reserve=1M,pref64-reserve=1M";
     let devices = [IOMMU, "-machine kernel-irqchip=split", card];
     let story = format!("{CONFIGURE}{ODD}");

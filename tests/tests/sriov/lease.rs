@@ -25,11 +25,6 @@ vlan = 100
 index = 2
 pool = "private"
 END
-serve() {
-    sriov-manager serve >/tmp/log 2>&1 &
-    daemon=$!
-    until sriov-manager status >/tmp/out 2>&1; do kill -0 $daemon; sleep 0.2; done
-}
 serve
 said "3 VFs, 0 leased"
 ip link show eth0 >/tmp/out
@@ -37,15 +32,9 @@ said "vf 0 .* vlan 100"
 is $(driver $(vf 0)) vfio-pci
 
 # Nobody, who may lease from one pool and not from the other.
-SOCKET=/run/towpath/sriov-manager-lease.sock
-mkfifo /tmp/hold42 /tmp/hold43
-vfio-user lease $SOCKET fast vm42 </tmp/hold42 >/tmp/vm42 &
-vm42=$!
-exec 4>/tmp/hold42
-until grep -q "using .* as 65534" /tmp/vm42; do
-    ! grep -E "failed|refused" /tmp/vm42 || { cat /tmp/log; exit 9; }
-    sleep 0.1
-done
+vmm vm42
+vm42=$vmm
+mkfifo /tmp/hold43
 is $(code vfio-user lease $SOCKET private other) 2
 said "user 65534 may not lease from private"
 is $(code sriov-manager lease list) 0
@@ -92,6 +81,12 @@ serve
 until [ "$(sriov-manager lease list | grep -c vm42)" = 0 ]; do sleep 0.2; done
 echo "survived"
 
+# Whoever asks and ends before it is answered has nothing.
+is $(code vfio-user ask $SOCKET fast gone) 0
+until sriov-manager status >/tmp/out && grep -q "0 leased" /tmp/out; do sleep 0.2; done
+grep -q "owner=gone" /tmp/log
+echo "nobody"
+
 # For a VMM that opens the device by its name: the node is its user's, and nobody's afterwards.
 sleep 600 &
 vmm=$!
@@ -129,6 +124,7 @@ fn a_lease_lasts_as_long_as_its_owner() -> Result<()> {
         "exec",
         "released",
         "survived",
+        "nobody",
         "by name",
         "drift",
         "ended",

@@ -5,6 +5,8 @@
 mod apply;
 mod hosts;
 mod lease;
+mod modern;
+mod unplug;
 
 use towpath_tests::vm::{Builder, Vm};
 
@@ -32,6 +34,41 @@ vf() { basename $(readlink -f /sys/bus/pci/devices/$PF/virtfn$1); }
 group() { basename $(readlink -f /sys/bus/pci/devices/$1/iommu_group); }
 echo model >/etc/machine-id || { mkdir -p /etc; echo model >/etc/machine-id; }
 ip link set lo up
+# The daemon, once it answers.
+serve() {
+    sriov-manager serve >/tmp/log 2>&1 &
+    daemon=$!
+    until sriov-manager status >/tmp/out 2>&1; do kill -0 $daemon; sleep 0.2; done
+}
+# A VMM as nobody, with the lease of its name.
+SOCKET=/run/towpath/sriov-manager-lease.sock
+vmm() {
+    mkfifo /tmp/hold$1
+    vfio-user lease $SOCKET fast $1 </tmp/hold$1 >/tmp/$1 &
+    vmm=$!
+    exec 4>/tmp/hold$1
+    until grep -q "using .* as 65534" /tmp/$1; do
+        ! grep -E "failed|refused" /tmp/$1 || { cat /tmp/log; exit 9; }
+        sleep 0.1
+    done
+}
+"#;
+
+/// The daemon, a pool for nobody, and three VFs of which two are in it.
+const POOL: &str = r#"
+conf <<END
+[daemon]
+drift_interval = 2
+[[pool]]
+name = "fast"
+uids = [65534]
+[[pf]]
+match = { mac = "52:54:00:00:01:00" }
+vfs = 3
+[[pf.vf]]
+range = "0-1"
+pool = "fast"
+END
 "#;
 
 /// A guest with one card.

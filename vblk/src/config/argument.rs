@@ -27,6 +27,7 @@ const DISK: Syntax = Syntax {
         "group",
         "on-error",
     ],
+    lists: &[],
     numbers: &[
         "queues",
         "connections",
@@ -50,6 +51,7 @@ const DISK: Syntax = Syntax {
 const GROUP: Syntax = Syntax {
     first: "name",
     texts: &["name", "bandwidth", "bandwidth-burst"],
+    lists: &[],
     numbers: &["iops", "iops-burst"],
     switches: &[],
     flags: &[],

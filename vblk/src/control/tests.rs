@@ -207,7 +207,7 @@ fn metrics_follow_from_the_status() {
         "towpath_vblk_request_seconds_bucket{disk=\"a\",type=\"read\",le=\"0.000001024\"} 3",
         "towpath_vblk_request_seconds_count{disk=\"a\",type=\"read\"} 4",
         "towpath_vblk_stage_seconds_count{disk=\"a\",stage=\"device\"} 4",
-        "towpath_vblk_throttled_milliseconds_total{disk=\"a\"} 3",
+        "towpath_vblk_throttled_seconds_total{disk=\"a\"} 0.003",
         "towpath_vblk_held{disk=\"a\"} 2",
         "towpath_vblk_holds_total{disk=\"a\"} 5",
         "towpath_vblk_failed{disk=\"a\"} 1",

@@ -25,6 +25,12 @@ With QEMU, a port is attached by
 
 Signals: SIGTERM and SIGINT send what was taken and exit, SIGHUP reloads.";
 
+pub(super) const ATTACH: &str = "\
+Examples:
+  vswitch attach p0 --print qemu                   words for a command line
+  vswitch attach p0 --print libvirt                XML for virsh edit
+  vswitch attach p0 --qmp /run/vm.qmp --bus slot0  into a machine that runs";
+
 pub(super) const PORT_SYNTAX: &str = "\
 A port for a virtual machine; repeat for more. OPTIONS, separated by commas (,, for a comma in a \
 value):
@@ -33,6 +39,7 @@ value):
   trunk=VLANS       many VLANs, tagged, such as 10:20:30-40
   native=VLAN       the VLAN of a trunk's untagged frames [none: they are dropped]
   mac=ADDRESS       drop frames from other addresses [learn them]
+  macs=A+B+…        further addresses that it may send from
   isolated          reaches uplinks only, and no other guest
   queues=N          most pairs of queues a guest may use, 1 to 64 [16]
   mtu=N             largest payload of a frame, 68 to 9216 [1500]
@@ -47,7 +54,7 @@ value):
 pub(super) const UPLINK_SYNTAX: &str = "\
 A TAP interface to the host's network, created if it does not exist; repeat for more. OPTIONS, \
 separated by commas: name= [the interface's], and of --port access=, trunk=, native=, queues=, \
-mtu=, no-offloads, weight= and cap=. Without access and trunk, an uplink carries all VLANs, \
+mtu=, no-offloads, weight=, cap= and guards.GUARD= (off unless given). Without access and trunk, an uplink carries all VLANs, \
 tagged, and VLAN 1 untagged.";
 
 pub(super) const PORT: &str = "\

@@ -22,6 +22,7 @@ pub const PORT: Syntax = Syntax {
         "guards.byte_rate",
         "guards.byte_burst",
     ],
+    lists: &["macs"],
     numbers: &["access", "native", "queues", "mtu", "weight", "cap"],
     switches: &["guards.bpdu_guard", "guards.source_guard"],
     flags: &[
@@ -34,9 +35,22 @@ pub const PORT: Syntax = Syntax {
 /// `--uplink`.
 pub const UPLINK: Syntax = Syntax {
     first: "tap",
-    texts: &["tap", "name", "trunk"],
+    texts: &[
+        "tap",
+        "name",
+        "trunk",
+        "guards.mac_limit",
+        "guards.broadcast_limit",
+        "guards.multicast_limit",
+        "guards.unknown_limit",
+        "guards.packet_rate",
+        "guards.packet_burst",
+        "guards.byte_rate",
+        "guards.byte_burst",
+    ],
+    lists: &[],
     numbers: &["access", "native", "queues", "mtu", "weight", "cap"],
-    switches: &[],
+    switches: &["guards.bpdu_guard"],
     flags: &[("no-offloads", "offloads", Flag::Bool(false))],
 };
 

@@ -254,7 +254,7 @@ fn arguments_are_refused_with_the_keys_that_exist() {
         (
             "a,socket=s,vlan=1",
             "--port number 1: \"vlan=1\" is not known here; use name=, socket=, mode=, trunk=, \
-             mac=, guards.mac_limit=, access=, native=, queues=, mtu=, weight=, cap=, \
+             mac=, guards.mac_limit=, macs=, access=, native=, queues=, mtu=, weight=, cap=, \
              guards.bpdu_guard=, client, isolated, no-offloads \
              (a comma in a value is written ,,)",
         ),
@@ -478,6 +478,13 @@ tap = \"tap0\"
         }
         let none = apply(&set("b,mtu=1400"));
         assert!(!none.contains("guards"), "{none}");
+    }
+
+    #[test]
+    fn addresses_are_a_list_in_the_file() {
+        let macs = apply(&set("b,macs=52:54:00:00:00:07+52:54:00:00:00:08"));
+        let added = "macs = [\"52:54:00:00:00:07\", \"52:54:00:00:00:08\"]\n";
+        assert_eq!(macs.replace(added, ""), FILE, "{macs}");
     }
 
     #[test]

@@ -335,7 +335,7 @@ fn a_table_is_nearly_full_before_anything_is_displaced() {
     }
 }
 
-/// L1: 2^20 source addresses from one port.
+/// L1: 2^24 source addresses from one port.
 #[test]
 fn a_flood_of_addresses_displaces_none_but_its_own() {
     let fdb = table(16_384);
@@ -343,8 +343,8 @@ fn a_flood_of_addresses_displaces_none_but_its_own() {
     for number in 0..others {
         assert_eq!(learn(&fdb, number, (number % 7) as u16, 0), Learned::New);
     }
-    for number in 0..1 << 20 {
-        learn(&fdb, 1 << 24 | number, 99, 1);
+    for number in 0..1 << 24 {
+        learn(&fdb, 1 << 32 | number, 99, 1);
     }
     for number in 0..others {
         assert_eq!(port(&fdb, number), Some((number % 7) as u16));

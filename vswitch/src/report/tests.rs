@@ -6,6 +6,8 @@ use super::*;
 use towpath_common::config::SocketMode;
 use vswitch::config::Sources;
 use vswitch::control::NamedStats;
+use vswitch::guard::{GuardConfig, Side};
+use vswitch::mirror::MirrorRole;
 use vswitch::service::{FdbEntry, FdbStats, QueueStats, SessionStatus, VlanFlow, WorkerStatus};
 
 fn vid(vid: u16) -> Vid {
@@ -42,6 +44,8 @@ pub(crate) fn sample_port(packets: u64) -> PortStatus {
         native: Some(Vid::DEFAULT),
         macs: vec!["52:54:00:00:00:01".parse().unwrap()],
         isolated: false,
+        guards: GuardConfig::default(),
+        mirror: MirrorRole::None,
         mtu: 1500,
         queues: 16,
         connected: true,
@@ -136,6 +140,9 @@ port fw
   mtu         1500, at most 16 queue pairs
   addresses   1 known; may send from 52:54:00:00:00:01
   isolated    no
+  mirror      no
+  guards      bpdu_guard, source_guard, mac_limit 64, broadcast_limit 1000, \
+multicast_limit 10000, unknown_limit 10000
   connected   yes, link up
   memory      512M
   virtio      CSUM MRG_RXBUF
@@ -152,6 +159,19 @@ port fw
   rings broken by loop: 1
 ";
     assert_eq!(port(&sample_port(10)), expected);
+}
+
+#[test]
+fn a_port_without_guards_and_one_that_gets_copies_say_so() {
+    let mut port = uplink();
+    port.guards = GuardConfig::usual(Side::Uplink);
+    port.mirror = MirrorRole::Output;
+    let text = super::port(&port);
+    assert!(text.contains("  guards      none\n"), "{text}");
+    assert!(
+        text.contains("  mirror      gets copies, and nothing else\n"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -10,8 +10,9 @@ use super::look;
 use crate::address::PciAddr;
 use crate::apply::{Journal, Outcome, State, apply, recover};
 use crate::attribute::{Attributes, Rates, Tag};
-use crate::kernel::Kernel;
+use crate::kernel::{Controllers, Kernel};
 use crate::model::{Card, Fault, Model};
+use crate::nvme::{Kind, Order, Resources};
 use crate::plan::plan;
 use crate::target::{PfTarget, Target, VfTarget};
 use crate::values::{Driver, GroupType, Mac, Qos, Rate, Vlan, VlanProtocol};
@@ -20,6 +21,8 @@ use crate::values::{Driver, GroupType, Mac, Qos, Rate, Vlan, VlanProtocol};
 #[derive(Clone, Debug)]
 struct Case {
     cards: Vec<(Card, u16, Vec<Life>)>,
+    /// How many VFs of the NVMe controller, the last card, have queues.
+    dealt: u16,
     target: Target,
 }
 
@@ -99,6 +102,44 @@ fn driver() -> impl Strategy<Value = Option<Driver>> {
     ]
 }
 
+fn resources() -> impl Strategy<Value = Option<Resources>> {
+    prop::option::of((2..5_u16, 1..4_u16).prop_map(|(vq, vi)| Resources { vq, vi }))
+}
+
+prop_compose! {
+    /// An NVMe controller: its number of VFs, and what they do.
+    fn controller(bus: u8)(
+        vq in 0..20_u16, vi in 0..20_u16, count in 0..=4_u16,
+        lives in prop::collection::vec(life(), 4)
+    ) -> (Card, u16, Vec<Life>) {
+        let nvme = Some(Resources { vq, vi });
+        (Card { nvme, total: 4, ..Card::new(bus) }, count, lives)
+    }
+}
+
+prop_compose! {
+    fn controller_target(bus: u8)(
+        count in 0..=4_u16, autoprobe in any::<Option<bool>>(),
+        primary in prop::option::of((0..3_u16, 0..3_u16)),
+        vfs in prop::collection::btree_map(0..4_u16, (resources(), driver()), 0..4)
+    ) -> PfTarget {
+        let vfs = vfs.into_iter().filter(|(index, _)| *index < count);
+        let vfs = vfs.map(|(index, (resources, driver))| {
+            let driver = driver.filter(|driver| driver.to_string() != "igbvf");
+            (index, VfTarget { resources, driver, ..VfTarget::default() })
+        });
+        PfTarget {
+            address: PciAddr::new(0, bus, 0, 0),
+            count,
+            autoprobe,
+            eswitch: None,
+            group_type: None,
+            primary: primary.map(|(vq, vi)| Resources { vq, vi }),
+            vfs: vfs.collect(),
+        }
+    }
+}
+
 prop_compose! {
     fn pf_target(bus: u8)(
         count in 0..=8_u16, autoprobe in any::<Option<bool>>(),
@@ -114,16 +155,39 @@ prop_compose! {
             })
             .collect();
         let address = PciAddr::new(0, bus, 0, 0);
-        PfTarget { address, count, autoprobe, eswitch: None, group_type, vfs }
+        PfTarget { address, count, autoprobe, eswitch: None, group_type, primary: None, vfs }
     }
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let cards = (card(1), card(2)).prop_map(|(a, b)| vec![a, b]);
-    (cards, pf_target(1), pf_target(2)).prop_map(|(cards, a, b)| Case {
+    let cards = (card(1), card(2), controller(3)).prop_map(|(a, b, c)| vec![a, b, c]);
+    let targets = (pf_target(1), pf_target(2), controller_target(3));
+    (cards, targets, 0..3_u16).prop_map(|(cards, (a, b, c), dealt)| Case {
         cards,
-        target: Target { pfs: vec![a, b] },
+        dealt,
+        target: Target { pfs: vec![a, b, c] },
     })
+}
+
+/// Deals out to VFs of the controller what it can, and binds them.
+fn deal(model: &Model, card: &Card, vfs: &[PciAddr], dealt: u16) {
+    let controller = format!("/dev/nvme{}", card.address.bus());
+    let order = |id, order| model.order(Path::new(&controller), id, order);
+    for (id, vf) in (1..=dealt).zip(vfs) {
+        let given = [
+            Order::Assign(Kind::Vq, 2),
+            Order::Assign(Kind::Vi, 1),
+            Order::Online,
+        ];
+        if given.into_iter().all(|one| order(id, one).is_ok()) {
+            let at = vf.to_string();
+            model
+                .write(Path::new("/sys/bus/pci/drivers_probe"), &at)
+                .unwrap();
+        } else {
+            order(id, Order::Offline).unwrap();
+        }
+    }
 }
 
 /// The host, and its VFs in use.
@@ -131,14 +195,22 @@ fn build(case: &Case) -> (Model, BTreeSet<PciAddr>) {
     let model = Model::new(case.cards.iter().map(|(card, ..)| card.clone()));
     let mut used = BTreeSet::new();
     for (card, count, lives) in &case.cards {
+        let nvme = card.nvme.is_some();
+        if nvme {
+            model.keep(card.address, Resources { vq: 4, vi: 4 });
+        }
         if *count > 0 {
             let path = card.address.file("sriov_numvfs");
             model.write(&path, &count.to_string()).unwrap();
         }
         let vfs = model.state().vfs(card.address);
+        if nvme {
+            deal(&model, card, &vfs, case.dealt);
+        }
         for (vf, life) in vfs.into_iter().zip(lives) {
             match life {
                 Life::Idle => {}
+                Life::Host if nvme => {}
                 Life::Host => {
                     let mut state = model.state();
                     let names = state.files.list(&vf.file("net")).unwrap();
@@ -152,7 +224,7 @@ fn build(case: &Case) -> (Model, BTreeSet<PciAddr>) {
                 }
                 Life::Given | Life::Held => {
                     let at = vf.to_string();
-                    model.write(&vf.file("driver/unbind"), &at).unwrap();
+                    let _it_may_have_none = model.write(&vf.file("driver/unbind"), &at);
                     model
                         .write(&vf.file("driver_override"), "vfio-pci")
                         .unwrap();

@@ -1,4 +1,5 @@
-//! MAC addresses (IEEE 802, 48 bits), as they stand in frames, configuration and output.
+//! MAC addresses (IEEE 802, 48 bits), as they stand in frames, configuration and output, and as
+//! cards are told theirs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,6 +20,16 @@ impl Mac {
     /// All stations.
     pub const BROADCAST: Mac = Mac([0xff; 6]);
 
+    /// No station: what the kernel shows of a VF to which no address was given.
+    pub const ZERO: Mac = Mac([0; 6]);
+
+    /// An address of our own making: the low 46 bits of `seed`, locally administered, individual.
+    #[must_use]
+    pub const fn local(seed: u64) -> Mac {
+        let [_, _, a, b, c, d, e, f] = seed.to_be_bytes();
+        Mac([(a & 0xfc) | 2, b, c, d, e, f])
+    }
+
     /// True for group addresses, the broadcast address among them (IEEE 802, the I/G bit).
     #[inline]
     #[must_use]
@@ -37,7 +48,7 @@ impl Mac {
     #[inline]
     #[must_use]
     pub fn is_zero(self) -> bool {
-        self.0 == [0; 6]
+        self == Mac::ZERO
     }
 
     /// True for 01:80:c2:00:00:00 to 0f: link-local, never forwarded (IEEE 802.1Q, 8.6.3).
@@ -69,7 +80,7 @@ impl Mac {
 impl fmt::Display for Mac {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, f] = self.0;
-        write!(out, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        out.pad(&format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"))
     }
 }
 
@@ -130,6 +141,14 @@ mod tests {
         ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn made_addresses_are_local_and_individual() {
+        for seed in [0, u64::MAX, 0x1234_5678_9abc_def0] {
+            assert_eq!(Mac::local(seed).0[0] & 3, 2, "{seed:x}");
+        }
+        assert_ne!(Mac::local(1), Mac::local(2));
     }
 
     #[test]

@@ -1,0 +1,134 @@
+//! A virtual machine's front-ends, without the machine: what stays attached while daemons restart.
+//!
+//! ```text
+//! tenant disk SOCKET STOP      writes and reads blocks, checks each
+//! tenant ports SOCKET SOCKET STOP   sends numbered frames from the first port to the second
+//! ```
+//!
+//! Goes on until the file STOP exists, then prints what it saw and ends with 0; with 1 when a
+//! connection was closed, an answer was wrong, or nothing came for [`PATIENCE`].
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use towpath_common::testing::blk::{BlkClient, ClientOptions};
+use towpath_common::testing::net::{NetClient, NetOptions};
+
+/// As long as a daemon may be away.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two frames or requests: a machine that works, not one that floods.
+const PAUSE: Duration = Duration::from_millis(2);
+/// A frame that takes longer than this is lost.
+const LATE: Duration = Duration::from_secs(10);
+const SECTORS: u64 = 8;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["disk", socket, stop] => disk(Path::new(socket), Path::new(stop)),
+        ["ports", from, to, stop] => ports(Path::new(from), Path::new(to), Path::new(stop)),
+        _ => Err(anyhow::anyhow!(
+            "usage: tenant disk SOCKET STOP | ports SOCKET SOCKET STOP"
+        )),
+    };
+    match result {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("tenant: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn disk(socket: &Path, stop: &Path) -> Result<String> {
+    let options = ClientOptions {
+        patience: PATIENCE,
+        ..ClientOptions::default()
+    };
+    let mut client = BlkClient::connect(socket, options)?;
+    let blocks = client.capacity()? / SECTORS;
+    ensure!(blocks > 0, "a disk of nothing");
+    let (mut requests, mut longest) = (0u64, Duration::ZERO);
+    println!("attached");
+    while !stop.exists() {
+        let sector = requests / 2 % blocks * SECTORS;
+        let wanted: Vec<u8> = requests.to_le_bytes().repeat(512);
+        let begin = Instant::now();
+        client.write(sector, &wanted).context("a write")?;
+        longest = longest.max(begin.elapsed());
+        let mut bytes = vec![0; wanted.len()];
+        let begin = Instant::now();
+        client.read(sector, &mut bytes).context("a read")?;
+        longest = longest.max(begin.elapsed());
+        ensure!(bytes == wanted, "sector {sector} reads {:?}", &bytes[..8]);
+        requests += 2;
+        std::thread::sleep(PAUSE);
+    }
+    client.flush()?;
+    open(client.frontend().raw().closes_within(Duration::ZERO)?)?;
+    let ms = longest.as_millis();
+    Ok(format!(
+        "disk: {requests} requests, the longest took {ms} ms"
+    ))
+}
+
+fn open(closed: bool) -> Result<()> {
+    if closed {
+        bail!("the connection was closed");
+    }
+    Ok(())
+}
+
+fn ports(from: &Path, to: &Path, stop: &Path) -> Result<String> {
+    let options = NetOptions {
+        patience: PATIENCE,
+        ..NetOptions::default()
+    };
+    let mut sender = NetClient::connect(from, options)?;
+    let mut receiver = NetClient::connect(to, options)?;
+    let (mut sent, mut longest) = (0u64, Duration::ZERO);
+    let mut missing = BTreeSet::new();
+    println!("attached");
+    while !stop.exists() {
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
+        frame.extend(sent.to_le_bytes());
+        frame.resize(60, 0);
+        let begin = Instant::now();
+        missing.insert(sent);
+        sender.pairs()[0]
+            .send(&frame, PATIENCE)
+            .context("a frame is not taken")?;
+        while let Some(got) = receiver.pairs()[0].receive(LATE)? {
+            let number = got.frame.get(14..22).context("a short frame")?;
+            let number = u64::from_le_bytes(number.try_into()?);
+            if number == sent {
+                longest = longest.max(begin.elapsed());
+                missing.remove(&number);
+                break;
+            }
+            // One that was given up may still come, once.
+            ensure!(
+                missing.remove(&number),
+                "frame {number} arrived twice, or was never sent"
+            );
+        }
+        sent += 1;
+        std::thread::sleep(PAUSE);
+    }
+    for client in [&mut sender, &mut receiver] {
+        open(client.frontend().raw().closes_within(Duration::ZERO)?)?;
+    }
+    let ms = longest.as_millis();
+    let lost = missing.len();
+    Ok(format!(
+        "ports: {sent} frames, {lost} lost, the longest took {ms} ms"
+    ))
+}
