@@ -24,7 +24,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES=(qemu-system-x86 qemu-utils busybox-static kmod xz-utils e2fsprogs xfsprogs fio gcc
     libc6-dev iproute2 ethtool tcpdump tshark dpdk-dev nbdkit nbd-server openssl dmsetup
-    mmdebstrap)
+    lvm2 mmdebstrap)
 BENCH_PACKAGES=(openvswitch-switch-dpdk dpdk)
 QEMU_AT_LEAST=1:9.2            # -chardev socket,reconnect-ms=
 KERNEL_SERIES=6.12             # the series whose modules tests/src/initramfs.rs knows

@@ -30,6 +30,8 @@ pub enum Kit {
     Net,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
     Sriov,
+    /// Logical volumes: `lvm` and `vblk`.
+    Lvm,
     /// The same on a [newer kernel](modern), with iommufd and netdevsim, and `eswitch`.
     Iommufd,
     /// A Debian on its first disk, which takes over: no programs.
@@ -50,6 +52,13 @@ impl Kit {
                 "dm-log-writes",
             ],
             Self::Net => &["virtio_net", "8021q"],
+            Self::Lvm => &[
+                "crc32c_generic",
+                "loop",
+                "dm-mod",
+                "dm-snapshot",
+                "dm-thin-pool",
+            ],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
             Self::Iommufd => &["igb", "igbvf", "nvme", "iommufd", "vfio-pci", "netdevsim"],
         }
@@ -65,6 +74,7 @@ impl Kit {
                 &[("towpath-tests", "records"), ("towpath-tests", "exercise")],
             ),
             Self::Net => (&["ethtool"], &[("towpath-tests", "talk")]),
+            Self::Lvm => (&["lvm"], &[("vblk", "vblk")]),
             Self::Sriov => (&["ip"], &[("sriov-manager", "sriov-manager")]),
             Self::Iommufd => (
                 &["ip"],
@@ -156,7 +166,7 @@ pub fn kernel(kit: Kit) -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 6] = [const { OnceLock::new() }; 6];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 7] = [const { OnceLock::new() }; 7];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();

@@ -116,6 +116,13 @@ impl Builder {
         self
     }
 
+    /// A guest for logical volumes.
+    #[must_use]
+    pub fn volumes(mut self) -> Self {
+        self.kit = Kit::Lvm;
+        self
+    }
+
     /// The guest is a Debian: `image` is its disk, which it does not change, and `files` the archive
     /// on its second one, as [`crate::debian`] makes them.
     #[must_use]

@@ -10,6 +10,7 @@ mod harness;
 mod proof;
 mod resize;
 mod restart;
+mod volumes;
 
 use std::fs::File;
 use std::path::Path;

@@ -87,9 +87,10 @@ impl Job {
             let _ = begun.send(Err(ServiceError::busy(&self.name)));
             return;
         };
-        if disk.shape().one_worker && matches!(disk.storage(), crate::storage::Storage::Nbd(_)) {
-            let why = "its NBD server promises nothing about a second connection, which a backup \
-                       needs; back up on the server, or let it allow several";
+        if disk.shape().one_worker {
+            let why = "only the worker that serves it may read it (it is a mirror, or on an NBD \
+                       server that promises nothing about a second connection); back up within \
+                       the guest or on the server, or let the server allow several connections";
             let _ = begun.send(Err(refused(why)));
             return;
         }

@@ -348,3 +348,35 @@ fn a_server_that_is_killed_and_comes_back_costs_nothing_but_time() {
         assert!(fs::read(&image).unwrap() == model, "{kind:?}");
     }
 }
+
+#[test]
+fn a_qcow2_image_comes_through_qemu_nbd_and_what_was_flushed_survives_its_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (image, socket, raw) = (path("image.qcow2"), path("nbd.sock"), path("raw"));
+    let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).output();
+    match qemu_img(&["create", "-q", "-f", "qcow2", &image, &SIZE.to_string()]) {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(error) => {
+            println!("skipped: qemu-img cannot be run: {error}");
+            return;
+        }
+    }
+    // The line of README.md.
+    let args = ["-t", "-k", &socket, "-f", "qcow2", &image];
+    let child = Command::new("qemu-nbd").args(args).spawn().unwrap();
+    let server = Server {
+        child,
+        address: format!("nbd:unix:{socket}"),
+        pid: None,
+    };
+    let mut bench = bench(connect(&server, false, 1));
+    let mut model = vec![0; usize::try_from(SIZE).unwrap()];
+    work(&mut bench, &mut model, 40, &mut 7);
+    let flush = bench.ram.request(FLUSH, 0, &[]);
+    assert_eq!(bench.run(&flush).status, Status::Ok);
+    drop(server);
+    let made = qemu_img(&["convert", "-f", "qcow2", "-O", "raw", &image, &raw]).unwrap();
+    assert!(made.status.success(), "{made:?}");
+    assert!(fs::read(&raw).unwrap() == model);
+}

@@ -1,0 +1,120 @@
+//! vblk on logical volumes, in a guest, since device-mapper is needed: linear, striped and thin ones,
+//! snapshots of them, volumes by their segments, and what is refused.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use towpath_tests::vm::Vm;
+
+/// Twenty times what it takes on an idle machine without KVM.
+const PATIENCE: Duration = Duration::from_secs(400);
+
+const SCENARIO: &str = r#"
+mkdir -p /etc/lvm /run/lock /run/towpath /dev/mapper
+cat >/etc/lvm/lvm.conf <<END
+global { thin_check_executable="" }
+activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 }
+devices { use_devicesfile=0 }
+backup { backup=0 archive=0 }
+END
+for n in 0 1; do
+    truncate -s 128M /tmp/pv$n
+    losetup /dev/loop$n /tmp/pv$n
+done
+lvm pvcreate /dev/loop0 /dev/loop1
+lvm vgcreate -s 1m vg /dev/loop0 /dev/loop1
+lvm lvcreate -y -Wn -L 16m -n lin vg
+lvm lvcreate -y -Wn -L 16m -i 2 -I 64k -n str vg
+lvm lvcreate -y -Wn -an -L 4m -n idle vg
+lvm lvcreate -y --type thin-pool -L 32m -n pool vg
+lvm lvcreate -y -V 64m --thinpool vg/pool -n thin
+echo "volumes"
+
+code() { set +e; "$@" >/tmp/out 2>&1; status=$?; set -e; cat /tmp/out >&2; echo $status; }
+is() { [ "$1" = "$2" ] || { echo "is $1, not $2"; cat /tmp/out; exit 9; }; }
+said() { grep -q -- "$1" /tmp/out || { echo "did not say: $1"; cat /tmp/out; exit 9; }; }
+serve() { code vblk serve --control /run/x --disk "$1,socket=/run/xs"; }
+
+# What is no guest's, or not there, or not active.
+is $(serve lvm:vg/nope) 1
+said 'there is no volume vg/nope'
+is $(serve lvm:vg/idle) 1
+said 'lvchange --activate y vg/idle'
+is $(serve lvm:vg/pool) 1
+said 'a part of another volume'
+is $(serve lvm:vg/thin,map=segments) 1
+said 'map = "file"'
+echo "refused"
+
+cat >/etc/towpath.toml <<END
+[daemon]
+control = "/run/c"
+[[disk]]
+name = "lin"
+path = "lvm:vg/lin"
+socket = "/run/lin"
+[[disk]]
+name = "thin"
+path = "lvm:vg/thin"
+socket = "/run/thin"
+[[disk]]
+name = "str"
+path = "lvm:vg/str"
+map = "segments"
+socket = "/run/str"
+END
+vblk serve --config /etc/towpath.toml 2>/tmp/log &
+until vblk disk list --control /run/c >/tmp/list; do sleep 0.2; done
+cat /tmp/list >&2
+is $(code vblk disk show lin --control /run/c) 0
+said 'size       16M'
+is $(code vblk disk show str --control /run/c) 0
+said 'size       16M'
+# It is held: by its name and by its device, from us and from others.
+is $(serve lvm:vg/lin) 1
+is $(serve /dev/mapper/vg-str) 1
+echo "served"
+
+is $(code vblk snapshot lin lvm:other/x --control /run/c) 1
+said 'lvm:vg/NAME'
+is $(code vblk snapshot lin lvm:vg/lin-monday --control /run/c) 0
+said 'its guest waited'
+is $(code vblk snapshot thin lvm:vg/thin-monday --control /run/c) 0
+said 'its guest waited'
+is $(code vblk snapshot str lvm:vg/x --control /run/c) 1
+said 'served by its segments'
+lvm lvs --noheadings -o lv_name,segtype,origin vg >/tmp/out
+grep -q 'lin-monday *linear *lin' /tmp/out
+grep -q 'thin-monday *thin *thin' /tmp/out
+echo "snapshots"
+
+# A snapshot by other means: the segments of its origin are not used any more.
+lvm lvcreate -y -s -L 4m -n other vg/str
+until vblk disk show str --control /run/c | grep -q 'through device-mapper'; do sleep 0.2; done
+is $(serve lvm:vg/str,map=segments) 1
+said 'it has snapshots'
+grep -q 'do not hold any more' /tmp/log
+echo "moved"
+lvm lvremove -y vg/lin-monday
+lvm lvextend -L 24m vg/lin
+is $(code vblk disk resize lin --control /run/c) 0
+said '25165824'
+echo "done"
+"#;
+
+#[test]
+fn vblk_serves_logical_volumes_and_lets_lvm_take_snapshots() -> Result<()> {
+    let mut vm = Vm::builder("volumes")
+        .volumes()
+        .memory(&[768])
+        .script(SCENARIO)
+        .boot()?;
+    let printed = vm.finish(PATIENCE)?;
+    for mark in ["volumes", "refused", "served", "snapshots", "moved", "done"] {
+        ensure!(
+            printed.iter().any(|line| line == mark),
+            "{mark}: {printed:?}"
+        );
+    }
+    Ok(())
+}
