@@ -175,9 +175,11 @@ impl Device {
             true => String::new(),
             false => "<reconnect enabled='yes' timeout='1'/>".to_owned(),
         };
-        let memory = "<!-- in <domain>: the guest's memory, shared -->\n\
-                      <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n\
-                      <!-- in <devices> -->\n";
+        let memory = "\
+<!-- in <domain>: the guest's memory, shared -->
+<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+<!-- in <devices> -->
+";
         let queues = self.queues;
         let device = match &self.kind {
             Kind::Disk => format!(

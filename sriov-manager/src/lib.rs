@@ -7,8 +7,8 @@
 //! ```
 //!
 //! [`kernel`], [`netlink`] and [`nvme`] are the machine, [`inventory`] what is found there,
-//! [`spec`] what is wanted, [`plan`](mod@plan) what follows from both. Only [`apply`](mod@apply) and
-//! [`lease`] change the machine.
+//! [`spec`] what is wanted, [`plan`](mod@plan) what follows from both. Only [`apply`](mod@apply)
+//! and [`lease`] change the machine.
 
 pub mod address;
 pub mod apply;

@@ -143,7 +143,8 @@ fn answer(op: u32, node: u64, body: &[u8], image: &mut [u8]) -> Option<Result<Ve
         op::FORGET | op::BATCH_FORGET => return None,
         op::INIT => {
             let mut out = Vec::new();
-            // Version 7.31; read-ahead; no flags; background; congestion; most a write; granularity.
+            // Version 7.31; read-ahead; no flags; background; congestion; most a write;
+            // granularity.
             for word in [7_u32, 31, 0, 0] {
                 out.extend(word.to_le_bytes());
             }

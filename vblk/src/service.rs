@@ -5,6 +5,8 @@
 //! since the daemon started, taken from what the workers published last; reading them never makes
 //! a worker wait.
 
+mod outcome;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
@@ -16,6 +18,8 @@ use crate::backup::{Backed, Backups};
 use crate::config::{Config, Limit, OnError};
 use crate::mirror::{MirrorOrder, MirrorStatus};
 use crate::settings::Settings;
+
+pub use outcome::{Resized, SlowRequest, Snapshot};
 
 /// What the control plane may ask of the data plane. All verbs may be called from any thread.
 pub trait Service: Backups + Send + Sync {
@@ -433,57 +437,6 @@ pub struct Latency {
     pub max_ns: u64,
     /// `(upper bound in ns, samples at or below it)`, ascending; the bounds never change.
     pub buckets: Vec<(u64, u64)>,
-}
-
-/// A disk that has another size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resized {
-    /// What it had, in bytes.
-    pub old_bytes: u64,
-    /// What it has.
-    pub new_bytes: u64,
-    /// Whether a front-end was told; else it sees the size when it connects or asks.
-    pub told: bool,
-}
-
-/// A snapshot that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// Size of the disk.
-    pub bytes: u64,
-    /// How long the disk was at rest, in microseconds.
-    pub pause_us: u64,
-    /// It is not complete yet.
-    pub copying: bool,
-}
-
-/// A request that took long, and where its time went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SlowRequest {
-    /// The disk.
-    pub disk: Name,
-    /// The queue.
-    pub queue: u16,
-    /// What it was.
-    pub kind: RequestType,
-    /// First byte on the disk, of its last range if it has several.
-    pub offset: u64,
-    /// Bytes moved.
-    pub bytes: u64,
-    /// What the storage said, zero if it did not fail.
-    pub errno: i32,
-    /// How long ago it completed, in ns.
-    pub age_ns: u64,
-    /// From fetched to notified.
-    pub total_ns: u64,
-    /// From fetched to submitted.
-    pub queue_ns: u64,
-    /// From submitted to completed.
-    pub device_ns: u64,
-    /// From completed to used.
-    pub used_ns: u64,
-    /// From used to notified; zero if the guest wanted no interrupt.
-    pub notify_ns: u64,
 }
 
 /// One worker as it is now.

@@ -123,8 +123,8 @@ impl Builder {
         self
     }
 
-    /// The guest is a Debian: `image` is its disk, which it does not change, and `files` the archive
-    /// on its second one, as [`crate::debian`] makes them.
+    /// The guest is a Debian: `image` is its disk, which it does not change, and `files` the
+    /// archive on its second one, as [`crate::debian`] makes them.
     #[must_use]
     pub fn debian(mut self, image: &Path, files: &Path) -> Self {
         self.kit = Kit::Debian;

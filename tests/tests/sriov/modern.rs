@@ -1,6 +1,6 @@
 //! What Debian's kernel lacks: iommufd with a node for each device, and netdevsim, whose eswitch
-//! can be switched. `make iommufd` fetches a kernel that has them and runs this; without that kernel,
-//! what is here is skipped, and says so.
+//! can be switched. `make iommufd` fetches a kernel that has them and runs this; without that
+//! kernel, what is here is skipped, and says so.
 
 use anyhow::{Result, ensure};
 use towpath_tests::initramfs::modern;

@@ -1,5 +1,5 @@
-//! vblk on logical volumes, in a guest, since device-mapper is needed: linear, striped and thin ones,
-//! snapshots of them, volumes by their segments, and what is refused.
+//! vblk on logical volumes, in a guest, since device-mapper is needed: linear, striped and thin
+//! ones, snapshots of them, volumes by their segments, and what is refused.
 
 use std::time::Duration;
 

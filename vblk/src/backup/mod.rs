@@ -9,8 +9,8 @@
 //! A backup is one moment of the disk. The disk is brought to rest for that moment, which takes as
 //! long as what is in flight; then it goes on, and blocks are copied behind its back. A request
 //! that would change a block before it was copied waits for that one block, which is read next,
-//! into memory, whatever the target does. If the target is so slow that memory is full and a guest has
-//! waited for [`GRACE`], the backup is given up, not the guest.
+//! into memory, whatever the target does. If the target is so slow that memory is full and a guest
+//! has waited for [`GRACE`], the backup is given up, not the guest.
 //!
 //! What changed since the last backup is in a [`Bitmap`], which survives restarts, and crashes of
 //! the process; after a crash of the machine it is not believed, and the next backup is full.

@@ -1,9 +1,9 @@
 //! What workers ask before a disk changes: marks the change, and says whether it may happen yet.
 //!
 //! While a copy is being made, a block that belongs to it and has not been read yet must not
-//! change: the worker lets the request wait and asks for that block, which is read next (copy before
-//! write). Without a copy under way the question costs a look at a bit that is mostly set, and at a
-//! flag.
+//! change: the worker lets the request wait and asks for that block, which is read next (copy
+//! before write). Without a copy under way the question costs a look at a bit that is mostly set,
+//! and at a flag.
 //!
 //! Order: a copy begins while the disk is at rest, and workers learn that it has begun before they
 //! take requests again (their mailbox). A block's bit is cleared, with release, after it was read.

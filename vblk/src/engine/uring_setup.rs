@@ -73,8 +73,8 @@ pub(super) fn has_fixed_vectors(ring: &IoUring) -> bool {
 /// [`MAX_WORKERS`]. By default it has four a processor: so many requests to a server that is gone
 /// would hold up every other disk's.
 pub(super) fn many_io_workers(ring: &IoUring, capacity: u32) {
-    // Zero leaves the other kind, of sockets and the like, as it is. An old kernel (before 5.15) has
-    // no such call, and its limit.
+    // Zero leaves the other kind, of sockets and the like, as it is. An old kernel (before 5.15)
+    // has no such call, and its limit.
     let mut most = [capacity.min(MAX_WORKERS), 0];
     let _ = ring.submitter().register_iowq_max_workers(&mut most);
 }

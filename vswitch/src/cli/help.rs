@@ -54,8 +54,8 @@ value):
 pub(super) const UPLINK_SYNTAX: &str = "\
 A TAP interface to the host's network, created if it does not exist; repeat for more. OPTIONS, \
 separated by commas: name= [the interface's], and of --port access=, trunk=, native=, queues=, \
-mtu=, no-offloads, weight=, cap= and guards.GUARD= (off unless given). Without access and trunk, an uplink carries all VLANs, \
-tagged, and VLAN 1 untagged.";
+mtu=, no-offloads, weight=, cap= and guards.GUARD= (off unless given). Without access and trunk, \
+an uplink carries all VLANs, tagged, and VLAN 1 untagged.";
 
 pub(super) const PORT: &str = "\
 OPTIONS are those of `vswitch serve --port` (see `vswitch serve --help`).";

@@ -15,8 +15,8 @@ use crate::storage::mirror::State;
 use crate::storage::mirror::bits::Bits;
 use crate::storage::mirror::record::{BITS_AT, HEAD, PAGE, PAGE_REGIONS};
 
-/// How long nothing may be written to a region before it is unmarked, in seconds: from one to two of
-/// these.
+/// How long nothing may be written to a region before it is unmarked, in seconds: from one to two
+/// of these.
 const QUIET_SECONDS: u64 = 5;
 
 /// What is being written.

@@ -3,9 +3,9 @@
 //! Its segments are fetched when it is opened, and are right as long as nobody changes the volume:
 //! moves it (pvmove), takes a snapshot of it, puts a cache before it. Each of these loads another
 //! table into device-mapper, and each changes the group's metadata, whose number (`vg_seqno`) is
-//! the map's generation. A thread looks ten times a second at what the volume stands on by sysfs, and
-//! every ten seconds at the number. Where the segments are as before, as when another volume of the
-//! group was changed, a new number is all that changes. Else the disk goes on through
+//! the map's generation. A thread looks ten times a second at what the volume stands on by sysfs,
+//! and every ten seconds at the number. Where the segments are as before, as when another volume of
+//! the group was changed, a new number is all that changes. Else the disk goes on through
 //! device-mapper, and says so; where the kernel has none, its requests fail.
 //!
 //! Between a change and the next look there is a tenth of a second in which a block may be written

@@ -156,7 +156,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_of_regions_is_a_set(steps in prop::collection::vec((0..300_usize, any::<bool>()), 0..200)) {
+        fn a_set_of_regions_is_a_set(
+            steps in prop::collection::vec((0..300_usize, any::<bool>()), 0..200)
+        ) {
             let (mut bits, mut model) = (Bits::new(260), BTreeSet::new());
             for (i, put) in steps {
                 if put {

@@ -6,11 +6,11 @@
 //!
 //! # What is written down
 //!
-//! Which disks are *current*, and in which regions they may differ (`record`), in a file of its own.
-//! A region is marked there, durably, before it is first written; it is unmarked a while after the
-//! last write, once every disk has flushed. So after a crash only the marked regions are copied:
-//! from the first current disk to the others, and until a region was copied it is read from that one
-//! alone. A disk that fails is written down as not current before any write it missed is
+//! Which disks are *current*, and in which regions they may differ (`record`), in a file of its
+//! own. A region is marked there, durably, before it is first written; it is unmarked a while after
+//! the last write, once every disk has flushed. So after a crash only the marked regions are
+//! copied: from the first current disk to the others, and until a region was copied it is read from
+//! that one alone. A disk that fails is written down as not current before any write it missed is
 //! acknowledged; nothing is unmarked until it is back, and it is not read before it has caught up,
 //! whatever happens in between. A mirror without a current disk is not served.
 //!

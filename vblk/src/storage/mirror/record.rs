@@ -5,10 +5,10 @@
 //!  │ head 0 │ head 1 │ one bit a region …
 //! ```
 //!
-//! A head fits into one sector and has a sum; the two take turns, and the one with the higher number
-//! counts, so that a power cut while one is written leaves the other. A disk is known by the
-//! hash of its name in the configuration: one that is not in the head is a stranger, whose every byte
-//! must be copied.
+//! A head fits into one sector and has a sum; the two take turns, and the one with the higher
+//! number counts, so that a power cut while one is written leaves the other. A disk is known by the
+//! hash of its name in the configuration: one that is not in the head is a stranger, whose every
+//! byte must be copied.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

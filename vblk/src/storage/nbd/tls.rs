@@ -3,9 +3,9 @@
 //! A client reads and writes its socket through io_uring, straight from and to guest memory. With
 //! TLS, that socket is one end of a pair, and a thread stands at the other end: it encrypts what
 //! the client writes and decrypts what the server sends. So the client, its retries and what it
-//! promises are the same with TLS and without. The kernel could do it on the TCP socket itself (kTLS), which
-//! would save a copy each way; but that needs a kernel module that many hosts do not have, is for
-//! TCP only, and leaves re-keying and alerts to us all the same.
+//! promises are the same with TLS and without. The kernel could do it on the TCP socket itself
+//! (kTLS), which would save a copy each way; but that needs a kernel module that many hosts do not
+//! have, is for TCP only, and leaves re-keying and alerts to us all the same.
 //!
 //! The relay holds [`BUFFER`] bytes each way, reads from one side only what the other one has room
 //! for, and ends both when either ends.
