@@ -1,3 +1,5 @@
+//! What is printed for each VMM, and what a monitor is asked.
+
 use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::net::UnixListener;
 use std::thread;

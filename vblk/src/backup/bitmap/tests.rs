@@ -1,3 +1,5 @@
+//! Marks kept across restarts, and files that are not believed.
+
 use super::*;
 
 const SIZE: u64 = 100 * BLOCK;
