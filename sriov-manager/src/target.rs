@@ -145,9 +145,10 @@ impl PfTarget {
         // A leased VF is what its lease says; the broker brings it back to what is written here.
         let leased = |index| pf.vf(index).is_some_and(Vf::is_leased);
         let free = wanted.vf.iter().filter(|vf| !leased(vf.index.get()));
+        let seed = Seed::of(&inventory.host.id, pf);
         let vfs = free.map(|vf| {
             let index = vf.index.get();
-            (index, vf_wanted(vf, pf, index, &inventory.host.id))
+            (index, vf_wanted(vf, index, seed))
         });
         Self {
             address: pf.address,
@@ -161,10 +162,10 @@ impl PfTarget {
     }
 }
 
-fn vf_wanted(vf: &VfSpec, pf: &Pf, index: u16, host: &str) -> VfTarget {
+fn vf_wanted(vf: &VfSpec, index: u16, seed: Seed) -> VfTarget {
     let mut attributes = vf.attributes;
     if vf.derived_mac {
-        attributes.mac = Some(derived_mac(host, pf, index));
+        attributes.mac = Some(seed.mac(index));
     }
     VfTarget {
         attributes,
@@ -199,19 +200,35 @@ fn kept(wanted: &PfSpec, pf: &Pf) -> Option<Resources> {
     })
 }
 
-/// An address that stays the same as long as the host, the card and the index do.
-fn derived_mac(host: &str, pf: &Pf, index: u16) -> Mac {
-    let permanent = pf
-        .interface
-        .as_ref()
-        .and_then(|interface| interface.permanent);
-    let card = permanent.map_or_else(|| pf.address.to_string(), |mac| mac.to_string());
-    let text = format!("{host}/{card}/{index}");
-    // FNV-1a and a last mix: any hash that never changes would do.
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    Mac::local(hash ^ (hash >> 29))
+/// What all addresses that are derived for the VFs of one PF have in common.
+#[derive(Clone, Copy)]
+struct Seed(u64);
+
+impl Seed {
+    /// FNV-1a and a last mix: any hash that never changes would do.
+    const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+    fn of(host: &str, pf: &Pf) -> Self {
+        let permanent = pf
+            .interface
+            .as_ref()
+            .and_then(|interface| interface.permanent);
+        let card = permanent.map_or_else(|| pf.address.to_string(), |mac| mac.to_string());
+        Self(Self::START).and(format!("{host}/{card}/").as_bytes())
+    }
+
+    fn and(self, bytes: &[u8]) -> Self {
+        let hash = bytes.iter().fold(self.0, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self(hash)
+    }
+
+    /// An address that stays the same as long as the host, the card and the index do.
+    fn mac(self, index: u16) -> Mac {
+        let Self(hash) = self.and(index.to_string().as_bytes());
+        Mac::local(hash ^ (hash >> 29))
+    }
 }
 
 /// The one PF that is meant.
@@ -276,4 +293,20 @@ fn matches(matching: &Match, pf: &Pf) -> bool {
                 .as_ref()
                 .map(|name| interface.is_some_and(|i| i.name == *name)),
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_addresses_are_those_of_the_whole_text() {
+        let text = "host-id/52:54:00:00:01:00/255";
+        let seed = Seed(Seed::START).and(b"host-id/52:54:00:00:01:00/");
+        let Seed(whole) = Seed(Seed::START).and(text.as_bytes());
+        assert_eq!(seed.mac(255), Mac::local(whole ^ (whole >> 29)));
+        // Written down: a VF keeps its address from one version to the next.
+        assert_eq!(seed.mac(0).to_string(), "");
+        assert_ne!(seed.mac(0), seed.mac(1));
+    }
 }

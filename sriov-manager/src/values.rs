@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use towpath_common::config::ValueError;
@@ -212,9 +213,10 @@ words! {
 }
 
 /// The name of a driver: what the kernel may call one.
+/// Shared, since a host has thousands of VFs with one driver.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub struct DriverName(String);
+#[serde(try_from = "String", into = "String")]
+pub struct DriverName(Arc<str>);
 
 impl DriverName {
     /// The name.
@@ -239,10 +241,16 @@ impl TryFrom<String> for DriverName {
     fn try_from(text: String) -> Result<Self, ValueError> {
         let right = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
         if !text.is_empty() && text.len() < 64 && text.chars().all(right) {
-            return Ok(Self(text));
+            return Ok(Self(text.into()));
         }
         let rule = "write the name of a driver, such as vfio-pci, or native";
         Err(ValueError::form("driver", text, rule))
+    }
+}
+
+impl From<DriverName> for String {
+    fn from(name: DriverName) -> Self {
+        name.as_str().to_owned()
     }
 }
 
