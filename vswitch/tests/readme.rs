@@ -134,6 +134,11 @@ fn the_keys_of_arguments_are_described() {
         );
     }
     for key in UPLINK.keys() {
+        let key = if key.starts_with("guards.") {
+            "guards"
+        } else {
+            key
+        };
         let (all, key) = (section("[[uplink]]"), key.replace("no-", ""));
         assert!(all.contains(&format!("`{key}`")), "{key}");
     }
