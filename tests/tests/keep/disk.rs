@@ -246,3 +246,48 @@ fn an_upgrade_goes_on_with_the_same_connection() -> Result<()> {
     ensure!(!closed, "the connection was closed");
     vblk.daemon().stop()
 }
+
+/// What is installed cannot start, as after an upgrade with a configuration that it refuses.
+#[test]
+fn an_upgrade_that_cannot_start_changes_nothing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    std::fs::File::create(dir.path().join("image"))?.set_len(1 << 20)?;
+    let installed = dir.path().join("vblk");
+    std::fs::copy(program("vblk")?, &installed)?;
+    let disk = "{dir}/image,socket={dir}/disk";
+    let mut vblk = Vblk::serve_as(&installed, dir, &[disk], &["--keep"])?;
+    let keeper = vblk.daemon().process().child().id();
+    let (mut client, mut load) = load(&vblk)?;
+    let before = child(keeper);
+    let broken = vblk.path("vblk.broken");
+    std::fs::write(&broken, "#!/bin/sh\nexit 3\n")?;
+    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::rename(&broken, &installed)?;
+    vblk.daemon().process().signal(Signal::USR2)?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut done = Vec::new();
+    while !vblk.said().contains("the running one goes on") {
+        ensure!(Instant::now() < deadline, "it does not say what happened");
+        load.turn(&mut done)?;
+    }
+    ensure!(before.is_some() && child(keeper) == before, "it was ended");
+    let served = load.finished;
+    while load.finished < served + 100 {
+        ensure!(Instant::now() < deadline, "it does not serve any more");
+        load.turn(&mut done)?;
+    }
+    let mended = vblk.path("vblk.mended");
+    std::fs::copy(program("vblk")?, &mended)?;
+    std::fs::rename(&mended, &installed)?;
+    vblk.daemon().process().signal(Signal::USR2)?;
+    resumed(&vblk, "/v1/disks/image", || load.turn(&mut done).map(drop))?;
+    ensure!(
+        child(keeper) != before,
+        "it was not followed by the mended one"
+    );
+    ensure!(
+        !client.frontend().raw().closes_within(Duration::ZERO)?,
+        "closed"
+    );
+    vblk.daemon().stop()
+}
