@@ -6,7 +6,7 @@ export CARGO_TERM_COLOR ?= auto
 
 RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
-.PHONY: help demo test check bench deb iommufd packages cargo
+.PHONY: help demo test check bench fuzz deb iommufd packages cargo
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,14 @@ bench: cargo ## vblk and vswitch against their peers and the machine's own limit
 iommufd: packages cargo ## sriov-manager on a kernel with iommufd and netdevsim, which is fetched (200 MB)
 	@tests/kernel-iommufd.sh
 	cargo test --package towpath-tests --test sriov modern:: -- --nocapture
+
+# The targets of tests/fuzz, and how long one is run.
+T ?= frames
+S ?= 60
+fuzz: cargo ## one fuzz target for S seconds: T=frames S=60 (a nightly toolchain and cargo-fuzz)
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || { \
+	    echo "needs: rustup toolchain install nightly && cargo install cargo-fuzz" >&2; exit 1; }
+	cargo +nightly fuzz run --fuzz-dir tests/fuzz $(T) -- -max_total_time=$(S) -timeout=60
 
 deb: cargo ## a Debian package of the daemons, in target/debian
 	@systemd/package.sh

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use towpath_common::config::ConfigError;
+use towpath_common::config::{ConfigError, latest};
 use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
 use towpath_common::keep::Keeper;
@@ -85,6 +85,11 @@ pub fn serve(
         return Ok(());
     };
     let waited = keeper.waited();
+    let config = if waited.is_zero() {
+        config
+    } else {
+        latest(config, Config::load(&sources))
+    };
     let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
     let service = start(&config, keeper)?;
     let report = service.apply(&config)?;

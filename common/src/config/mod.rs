@@ -176,6 +176,15 @@ impl Document {
     }
 }
 
+/// What a configuration says now; what it said before, if it is broken meanwhile: a daemon that
+/// follows another one serves on.
+pub fn latest<T>(before: T, now: Result<T, ConfigError>) -> T {
+    now.unwrap_or_else(|error| {
+        tracing::error!(%error, "the configuration is broken; what it was before is served");
+        before
+    })
+}
+
 /// A message that quotes what was written: control characters must not look like lines of ours.
 fn printable(message: &str) -> Cow<'_, str> {
     if !message.contains(char::is_control) {

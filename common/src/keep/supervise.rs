@@ -11,7 +11,8 @@
 //! ```
 //!
 //! One that follows another is started first, and comes as far as reading its configuration while
-//! the other one serves ([`super::standby`]). If it cannot, the other one goes on.
+//! the other one serves ([`super::standby`]). If it cannot, the other one goes on. One that has
+//! served for a moment gets such a follower at its side, for the day on which it is killed.
 //!
 //! A daemon that ends is started again at once, unless that happened again and again before it was
 //! ready or within moments: from the third time on after a pause that doubles each time. One that
@@ -47,6 +48,8 @@ const MOMENT: Duration = Duration::from_millis(50);
 const PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 /// So often in a row it may end early and is started again at once.
 const FREE: u32 = 2;
+/// A daemon that has served so long gets a follower, and this long after that failed another one.
+const SETTLED: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 /// Longest without a sign of progress, once it is ready.
 const WATCHDOG: Duration = Duration::from_secs(30);
 /// A timer that is so late says that this process did not run, nor perhaps the daemon.
@@ -146,6 +149,8 @@ struct Manager {
     ready: bool,
     /// Last sign of progress.
     fed: Instant,
+    /// When it gets a follower, once it is ready.
+    spare: Instant,
 }
 
 /// The daemon as it runs.
@@ -178,6 +183,7 @@ impl Manager {
             next: None,
             ready: false,
             fed: Instant::now(),
+            spare: Instant::now(),
         })
     }
 
@@ -255,6 +261,7 @@ impl Manager {
         };
         self.ready = false;
         self.fed = Instant::now();
+        self.spare = self.fed + SETTLED[0];
         let pid = Pid::from_child(&child);
         Ok(Running { child, pid })
     }
@@ -266,6 +273,7 @@ impl Manager {
             error!(%error, "another daemon cannot be started; the running one goes on");
         }
         self.next = next.ok();
+        self.spare = Instant::now() + SETTLED[1];
         self.next.is_some()
     }
 
@@ -281,6 +289,8 @@ impl Manager {
             }
             let deadline = self.fed + WATCHDOG;
             let late = tokio::time::sleep_until(deadline.into());
+            let wants = self.ready && order.is_none() && self.next.is_none();
+            let settled = tokio::time::sleep_until(self.spare.into());
             let Signals {
                 terminate,
                 interrupt,
@@ -312,6 +322,7 @@ impl Manager {
                     Follows::Unaware => self.next = None,
                     Follows::Gone => (self.next, order) = (None, None),
                 },
+                () = settled, if wants => { self.prepare(); },
                 () = late => {
                     // After a stall of our own, the daemon gets another period.
                     let stalled = deadline.elapsed() > STALL;

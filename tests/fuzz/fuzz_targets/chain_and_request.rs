@@ -1,8 +1,8 @@
 //! libFuzzer invents the input of `chain_and_request`.
 #![no_main]
 
-#[path = "../../tests/hostile/bodies.rs"]
-#[allow(dead_code, reason = "the other target's body")]
+#[path = "../../tests/fuzz/bodies/mod.rs"]
+#[allow(dead_code, reason = "the other targets' bodies")]
 mod bodies;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::chain_and_request(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::vhost::chain_and_request(data));

@@ -4,8 +4,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use rustix::process::Signal;
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Signal, kill_process};
 use towpath_common::testing::blk::{BlkClient, BlkQueue, ClientOptions, Done, OK, Op, Shape};
 use towpath_tests::daemon::{Vblk, program};
 
@@ -284,6 +284,56 @@ fn an_upgrade_that_cannot_start_changes_nothing() -> Result<()> {
     ensure!(
         child(keeper) != before,
         "it was not followed by the mended one"
+    );
+    ensure!(
+        !client.frontend().raw().closes_within(Duration::ZERO)?,
+        "closed"
+    );
+    vblk.daemon().stop()
+}
+
+/// A daemon that has served for a moment has a follower at its side, which knows what the
+/// configuration was before somebody broke it.
+#[test]
+fn a_kill_finds_a_follower_and_a_broken_file_does_not_stop_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    std::fs::File::create(dir.path().join("image"))?.set_len(1 << 20)?;
+    let config = dir.path().join("vblk.toml");
+    std::fs::write(&config, "[daemon]\n")?;
+    let disk = "{dir}/image,socket={dir}/disk";
+    let option = ["--keep", "--config", &config.display().to_string()];
+    let mut vblk = Vblk::serve(dir, &[disk], &option)?;
+    let keeper = vblk.daemon().process().child().id();
+    let (mut client, mut load) = load(&vblk)?;
+    let mut done = Vec::new();
+    let path = format!("/proc/{keeper}/task/{keeper}/children");
+    let mut children = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while children.len() < 2 {
+        ensure!(Instant::now() < deadline, "no follower: {children:?}");
+        load.turn(&mut done)?;
+        let text = std::fs::read_to_string(&path)?;
+        children = text.split_whitespace().map(str::to_owned).collect();
+    }
+    // Started, it has yet to read the file; it waits where it reads its socket.
+    let waits = format!("/proc/{}/wchan", children[1]);
+    while !std::fs::read_to_string(&waits)?.contains("unix_stream") {
+        ensure!(Instant::now() < deadline, "it does not wait");
+        load.turn(&mut done)?;
+    }
+    std::fs::write(&config, "nonsense")?;
+    let killed = child(keeper);
+    kill_process(killed.context("no daemon")?, Signal::KILL)?;
+    resumed(&vblk, "/v1/disks/image", || load.turn(&mut done).map(drop))?;
+    let now = child(keeper).map(|pid| pid.as_raw_nonzero().to_string());
+    ensure!(
+        now.as_ref() == Some(&children[1]),
+        "{now:?} of {children:?}"
+    );
+    ensure!(
+        vblk.said().contains("the configuration is broken"),
+        "{}",
+        vblk.said()
     );
     ensure!(
         !client.frontend().raw().closes_within(Duration::ZERO)?,

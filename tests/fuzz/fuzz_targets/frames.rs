@@ -1,0 +1,8 @@
+//! libFuzzer invents the input of `frames`.
+#![no_main]
+
+#[path = "../../tests/fuzz/bodies/mod.rs"]
+#[allow(dead_code, reason = "the other targets' bodies")]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::frames::frames(data));
