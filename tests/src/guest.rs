@@ -24,8 +24,10 @@ for conf in /proc/sys/net/ipv6/conf/*; do
 done
 # A machine answers only for the addresses of the interface that was asked.
 echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore
-talk serve 7 >/tmp/served 2>&1 &
-until [ -s /tmp/served ]; do sleep 0.1; done
+if [ -x /bin/talk ]; then
+    talk serve 7 >/tmp/served 2>&1 &
+    until [ -s /tmp/served ]; do sleep 0.1; done
+fi
 set +e
 echo ready
 while read -r number command; do
@@ -56,7 +58,15 @@ impl Guest {
     /// # Errors
     /// As [`Builder::boot`].
     pub fn boot(builder: Builder, turn: &Turn) -> Result<Self> {
-        let vm = builder.network().turn(turn).script(LOOP).boot()?;
+        Self::boot_as(builder.network(), turn)
+    }
+
+    /// The same with whatever kit the builder says.
+    ///
+    /// # Errors
+    /// As [`Builder::boot`].
+    pub fn boot_as(builder: Builder, turn: &Turn) -> Result<Self> {
+        let vm = builder.turn(turn).script(LOOP).boot()?;
         Ok(Self {
             vm,
             asked: 0,

@@ -50,6 +50,7 @@ all. OPTIONS, separated by commas (,, for a comma in a value):
   resident=SIZE          most of the page cache to lock in memory, for faster reads [0]
   bitmap=FILE            keeps what changed since the last backup, across restarts [none]
   map=file|extents       through the file system, or past it on the file's blocks [file]
+  lock=open|running      lock a file while it is open, or only while the guest runs [open]
   record=FILE            record of a mirror [beside its first disk]
   prefer=N               disk of a mirror to read from, counted from 1 [the fastest]
   resync-rate=SIZE       most bytes a second to copy to a disk that catches up [100M]

@@ -165,6 +165,10 @@ impl Device for BlkDevice {
 
     fn attach(&self, queue: u16, attach: Attach) -> Result<(), DeviceGone> {
         let worker = self.worker(queue).ok_or(DeviceGone)?;
+        self.disk.begin(queue).map_err(|error| {
+            error!(disk = &*self.name, queue, %error, "a queue cannot run");
+            DeviceGone
+        })?;
         let attach = Box::new(attach);
         let answer = worker.call(|reply| Change::Attach(self.key, queue, attach, reply));
         if answer == Ok(true) {
@@ -177,7 +181,12 @@ impl Device for BlkDevice {
     fn detach(&self, queue: u16) -> Option<Ring> {
         let worker = self.worker(queue)?;
         match worker.call(|reply| Change::Detach(self.key, queue, reply)) {
-            Ok(ring) => Some(ring),
+            Ok(ring) => {
+                if let Err(error) = self.disk.end(queue) {
+                    error!(disk = &*self.name, queue, %error, "given up with data unwritten");
+                }
+                Some(ring)
+            }
             Err(error) => {
                 error!(disk = &*self.name, queue, %error, "queue not given back by its worker");
                 None

@@ -15,6 +15,7 @@
 
 mod error;
 mod lock;
+mod moving;
 mod open;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -115,6 +116,8 @@ pub struct Disk {
     serial: Serial,
     /// Its pages, where they may be read by copying.
     resident: Option<Arc<Resident>>,
+    /// Its lock comes and goes with its queues.
+    moving: Option<moving::Moving>,
     /// Verbs that turned out to be unsupported, one bit each.
     unsupported: AtomicU8,
     sync_failed: AtomicBool,
@@ -162,6 +165,7 @@ impl Disk {
             shape,
             serial,
             resident: None,
+            moving: None,
             unsupported: AtomicU8::new(0),
             sync_failed: AtomicBool::new(false),
             policy: Policy::default(),

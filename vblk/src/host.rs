@@ -169,7 +169,7 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             d.block_size,
             d.serial.clone(),
             d.connections,
-            d.map,
+            (d.map, d.lock),
             d.bitmap.clone(),
             d.record.clone(),
         )

@@ -83,6 +83,18 @@ for round in 1 2 3; do
 done
 echo restarted
 
+# So does one that the kernel ends because memory is short.
+for unit in vblk vswitch; do
+    before=$(pid $unit)
+    echo 1000 >"/proc/$before/oom_score_adj"
+    echo f >/proc/sysrq-trigger
+    again $unit "$before"
+    [ "$(journalctl -k --no-pager | grep -c "Killed process $before ($unit)")" = 1 ]
+done
+sleep 1
+alive
+echo starved
+
 # An upgrade restarts what runs.
 v=$(pid vblk); s=$(pid vswitch)
 dpkg -i towpath_1.1.0_amd64.deb >&2

@@ -7,6 +7,7 @@ mod boot;
 mod device;
 mod filesystem;
 mod harness;
+mod migrate;
 mod proof;
 mod resize;
 mod restart;

@@ -20,6 +20,7 @@ const DISK: Syntax = Syntax {
         "resident",
         "guest-memory",
         "map",
+        "lock",
         "bitmap",
         "record",
         "resync-rate",

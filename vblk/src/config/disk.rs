@@ -55,6 +55,8 @@ pub struct Disk {
     pub connections: Connections,
     /// How a file's blocks are reached.
     pub map: FileMap,
+    /// When a file is locked.
+    pub lock: FileLock,
     /// Where is kept what changed since the last backup.
     pub bitmap: Option<PathBuf>,
     /// The record of a mirror; `None`: beside its first disk, which must be a file then.
@@ -105,6 +107,8 @@ pub(super) struct DiskTable {
     pub(super) connections: Connections,
     #[serde(default)]
     pub(super) map: FileMap,
+    #[serde(default)]
+    pub(super) lock: FileLock,
     pub(super) bitmap: Option<PathBuf>,
     pub(super) record: Option<PathBuf>,
     pub(super) prefer: Option<MirrorDisk>,
@@ -136,6 +140,27 @@ impl DiskTable {
         None
     }
 
+    /// What is wrong with when it is locked, if something is.
+    pub(super) fn lock_mistake(&self) -> Option<&'static str> {
+        if self.lock == FileLock::Open {
+            return None;
+        }
+        if !matches!(self.path, Source::File(_)) || self.map != FileMap::File {
+            Some("lock = \"running\" is for a file, with map = \"file\"")
+        } else if self.cache == Cache::Buffered {
+            Some(
+                "lock = \"running\" needs cache = \"direct\": two hosts would each have a page \
+                 cache of their own",
+            )
+        } else if self.bitmap.is_some() {
+            Some(
+                "lock = \"running\" and bitmap exclude each other: nobody else notes changes there",
+            )
+        } else {
+            None
+        }
+    }
+
     /// The disk under its final name; the serial defaults to as much of the name as fits.
     pub(super) fn complete(self, name: Name) -> Disk {
         Disk {
@@ -158,6 +183,7 @@ impl DiskTable {
             shrink: self.shrink,
             connections: self.connections,
             map: self.map,
+            lock: self.lock,
             bitmap: self.bitmap,
             record: self.record,
             prefer: self.prefer,
@@ -344,4 +370,16 @@ pub enum FileMap {
     Extents,
     /// Past device-mapper, by the segments of a linear or striped logical volume.
     Segments,
+}
+
+/// When a file is locked against others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileLock {
+    /// As long as it is open.
+    #[default]
+    Open,
+    /// While the guest's queues run: two daemons have it, for a virtual machine that moves from one
+    /// to the other.
+    Running,
 }

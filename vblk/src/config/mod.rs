@@ -27,8 +27,8 @@ pub use catalogue::{Content, Storage, Uuid};
 pub use diff::Diff;
 use disk::DiskTable;
 pub use disk::{
-    BlockSize, Cache, Connections, Disk, FileMap, GuestMemory, MirrorDisk, MirrorTimeout, OnError,
-    QueueCount, Serial,
+    BlockSize, Cache, Connections, Disk, FileLock, FileMap, GuestMemory, MirrorDisk, MirrorTimeout,
+    OnError, QueueCount, Serial,
 };
 use qos::GroupTable;
 pub use qos::{Bandwidth, Group, Iops, Limit};
@@ -225,6 +225,9 @@ fn refuse_conflicts(daemon: &Daemon, disks: &[Placed]) -> Result<(), ConfigError
         }
         if table.map == FileMap::Segments && !matches!(table.path, Source::Lvm(_)) {
             let message = "map = \"segments\" is for a logical volume (lvm:GROUP/VOLUME)";
+            return Err(invalid(place, message.to_owned()));
+        }
+        if let Some(message) = table.lock_mistake() {
             return Err(invalid(place, message.to_owned()));
         }
         if let Some(message) = mirror_mistake(table) {

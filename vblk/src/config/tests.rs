@@ -130,6 +130,7 @@ fn a_file_with_everything() {
         shrink: true,
         connections: Connections::default(),
         map: FileMap::File,
+        lock: FileLock::Open,
         bitmap: None,
         record: None,
         prefer: None,
@@ -275,7 +276,7 @@ fn arguments_are_refused_with_the_keys_that_exist() {
         (
             "@/a.img,socket=s,que=1",
             "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, uuid=, \
-             serial=, cache=, resident=, guest-memory=, map=, bitmap=, record=, resync-rate=, \
+             serial=, cache=, resident=, guest-memory=, map=, lock=, bitmap=, record=, resync-rate=, \
              bandwidth=, bandwidth-burst=, group=, on-error=, queues=, connections=, \
              block-size=, weight=, \
              cap=, iops=, iops-burst=, prefer=, mirror-timeout=, client, ro, shrink \

@@ -11,7 +11,7 @@
 //! of a volume, or held by another daemon; here it is found out which.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -34,7 +34,7 @@ const HELD: i64 = 100;
 const DENIED: i64 = 200;
 
 /// Lock a file, for as long as it is open.
-pub(super) fn lock(file: &OwnedFd, spec: &Spec, stat: &Stat) -> Result<(), DiskError> {
+pub(super) fn lock(file: BorrowedFd<'_>, spec: &Spec, stat: &Stat) -> Result<(), DiskError> {
     let in_use = |pid, detail| DiskError::InUse {
         path: spec.path.clone(),
         pid,
@@ -82,6 +82,15 @@ pub(super) fn lock(file: &OwnedFd, spec: &Spec, stat: &Stat) -> Result<(), DiskE
     Ok(())
 }
 
+/// Give back what [`lock`] took, or a part of it.
+pub(super) fn unlock(file: BorrowedFd<'_>) {
+    let mut all = byte_lock(libc::F_UNLCK, HELD);
+    all.l_len = 2 * (DENIED - HELD);
+    // Nothing that is held cannot be given back.
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&all));
+    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+}
+
 fn byte_lock(kind: i32, byte: i64) -> libc::flock {
     libc::flock {
         l_type: i16::try_from(kind).unwrap_or(0),
@@ -92,7 +101,7 @@ fn byte_lock(kind: i32, byte: i64) -> libc::flock {
     }
 }
 
-fn flock(file: &OwnedFd, spec: &Spec, stat: &Stat) -> Result<(), DiskError> {
+fn flock(file: BorrowedFd<'_>, spec: &Spec, stat: &Stat) -> Result<(), DiskError> {
     let how = if spec.read_only {
         FlockOperation::NonBlockingLockShared
     } else {

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use towpath_common::mem::Pages;
 
 use super::lock::{self, lock};
+use super::moving::Moving;
 use super::{BlockSize, Disk, DiskError, Serial};
 use crate::config::Cache;
 use crate::request::SECTOR;
@@ -37,6 +38,17 @@ pub struct Spec {
     pub serial: Option<Serial>,
 }
 
+/// Who else may have it meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// Nobody, as long as it is open.
+    Held,
+    /// Nobody while queues run ([`Disk::open_moving`]).
+    WhileRunning,
+    /// Whoever has it.
+    Shared,
+}
+
 impl Disk {
     /// Open the file or device `spec` names.
     ///
@@ -46,7 +58,7 @@ impl Disk {
     /// # Errors
     /// [`DiskError`].
     pub fn open(spec: &Spec) -> Result<Disk, DiskError> {
-        Disk::open_as(spec, OFlags::EXCL)
+        Disk::open_as(spec, Lock::Held)
     }
 
     /// Open the block device `path` for writing though others have it: a file system is on it,
@@ -62,20 +74,26 @@ impl Disk {
             block_size: None,
             serial: None,
         };
-        Disk::open_as(&spec, OFlags::empty())
+        Disk::open_as(&spec, Lock::Shared)
     }
 
-    fn open_as(spec: &Spec, exclusive: OFlags) -> Result<Disk, DiskError> {
+    pub(super) fn open_as(spec: &Spec, how: Lock) -> Result<Disk, DiskError> {
         let path = &spec.path;
         let io = |what| move |source: Errno| fail(what, path, source);
         // Look before opening: open(2) on a pipe or a tape would wait or act.
         kind_of(rustix::fs::stat(path).map_err(io("find"))?.st_mode, path)?;
-        let file = open_file(spec, exclusive)?;
+        let file = open_file(spec, how)?;
         let stat = rustix::fs::fstat(&file).map_err(io("examine"))?;
         let device = kind_of(stat.st_mode, path)? == FileType::BlockDevice;
-        if !device {
-            lock(&file, spec, &stat)?;
-        } else if spec.read_only {
+        if how == Lock::WhileRunning && device {
+            return Err(DiskError::NotADisk {
+                path: path.clone(),
+                found: "block device, and only files are locked while they run",
+            });
+        }
+        if !device && how != Lock::WhileRunning {
+            lock(file.as_fd(), spec, &stat)?;
+        } else if device && spec.read_only {
             lock::refuse_mounted(stat.st_rdev, path)?;
         }
         let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(io("size"))?;
@@ -125,6 +143,7 @@ impl Disk {
         let serial = spec.serial.unwrap_or_else(|| Serial::of_path(path));
         Ok(Disk {
             resident: pages,
+            moving: (how == Lock::WhileRunning).then(|| Moving::new(spec, stat)),
             ..Disk::of(storage, shape, serial)
         })
     }
@@ -153,7 +172,7 @@ fn kind_of(mode: u32, path: &Path) -> Result<FileType, DiskError> {
     })
 }
 
-fn open_file(spec: &Spec, exclusive: OFlags) -> Result<OwnedFd, DiskError> {
+fn open_file(spec: &Spec, how: Lock) -> Result<OwnedFd, DiskError> {
     let path = &spec.path;
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
     if spec.read_only {
@@ -161,7 +180,10 @@ fn open_file(spec: &Spec, exclusive: OFlags) -> Result<OwnedFd, DiskError> {
     } else {
         // On a block device, O_EXCL without O_CREAT means "nobody else, no mount"; on a regular
         // file it means nothing.
-        flags |= OFlags::RDWR | exclusive;
+        flags |= OFlags::RDWR;
+        if how == Lock::Held {
+            flags |= OFlags::EXCL;
+        }
     }
     if spec.cache == Cache::Direct {
         flags |= OFlags::DIRECT;

@@ -129,6 +129,50 @@ fn one_writer_or_many_readers() {
 }
 
 #[test]
+fn one_that_moves_is_locked_while_its_queues_run() {
+    let dir = dir();
+    let spec = image(&dir, 1 << 20);
+    let (here, there) = (
+        Disk::open_moving(&spec).unwrap(),
+        Disk::open_moving(&spec).unwrap(),
+    );
+    here.begin(0).unwrap();
+    here.begin(1).unwrap();
+    assert!(matches!(Disk::open(&spec), Err(DiskError::InUse { .. })));
+    here.end(0).unwrap();
+    here.end(7).unwrap();
+    let file = there.file().unwrap();
+    assert!(is_locked(file, 101), "one queue runs still");
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| there.begin(0));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        here.end(1).unwrap();
+        waits.join().unwrap().unwrap();
+    });
+    let file = here.file().unwrap();
+    assert!(is_locked(file, 101), "the other one has it");
+    there.end(0).unwrap();
+    assert!(!is_locked(file, 101) && !is_locked(file, 201));
+    let error = Disk::open_moving(&spec_of_a_device()).unwrap_err();
+    assert!(error.to_string().contains("only files"), "{error}");
+}
+
+fn spec_of_a_device() -> Spec {
+    // Refused before it is looked at any further.
+    let loops = std::fs::read_dir("/dev").unwrap().flatten();
+    let block = |path: &Path| {
+        let mode = rustix::fs::stat(path).map(|s| s.st_mode);
+        mode.is_ok_and(|mode| FileType::from_raw_mode(mode) == FileType::BlockDevice)
+    };
+    let path = loops.map(|entry| entry.path()).find(|path| block(path));
+    Spec {
+        cache: Cache::Buffered,
+        read_only: true,
+        ..spec(&path.expect("a machine has a block device"))
+    }
+}
+
+#[test]
 fn the_holder_of_a_lock_is_found_in_proc_locks() {
     let locks = "1: POSIX  ADVISORY  WRITE 11 fd:00:42 0 EOF\n\
                  2: FLOCK  ADVISORY  WRITE 12 fd:00:43 0 EOF\n\

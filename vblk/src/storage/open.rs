@@ -10,7 +10,7 @@ use super::mirror::{Member, Mirror, MirrorError, Options};
 use super::nbd::{Export, NbdError};
 use super::pinned::{PinError, Pinned};
 use super::stripe::{Stripe, StripeError};
-use crate::config::{self, FileMap, Source};
+use crate::config::{self, FileLock, FileMap, Source};
 use crate::disk::{self, Disk, DiskError};
 
 /// Why a storage cannot be opened.
@@ -66,7 +66,10 @@ fn open_source(source: &Source, config: &config::Disk) -> Result<Disk, OpenError
         Source::File(path) => {
             let spec = spec(path.clone());
             match config.map {
-                FileMap::File | FileMap::Segments => Ok(Disk::open(&spec)?),
+                FileMap::File | FileMap::Segments => Ok(match config.lock {
+                    FileLock::Open => Disk::open(&spec)?,
+                    FileLock::Running => Disk::open_moving(&spec)?,
+                }),
                 FileMap::Extents => Ok(Pinned::disk(&spec, serial)?),
             }
         }
