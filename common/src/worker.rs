@@ -38,8 +38,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// request after the other is served without sleeping in between.
 pub const SPIN: Duration = Duration::from_micros(200);
 
-/// How long after its start a worker gives way between two looks that find nothing: the threads that
-/// bring a predecessor's sessions back may share its processor, and would wait for their turn
+/// How long after its start a worker gives way between two looks that find nothing: the threads
+/// that bring a predecessor's sessions back may share its processor, and would wait for their turn
 /// behind it.
 const YOUNG: Duration = Duration::from_millis(300);
 

@@ -260,7 +260,8 @@ fn every_dependency_says_why() {
     for path in tracked()
         .unwrap()
         .into_iter()
-        .filter(|path| path.ends_with("/Cargo.toml"))
+        // The fuzzers' is no member of the workspace and inherits nothing.
+        .filter(|path| path.ends_with("/Cargo.toml") && path != "tests/fuzz/Cargo.toml")
     {
         let text = fs::read_to_string(repository().join(&path)).unwrap();
         let versions = text.lines().filter(|line| line.contains("version = \""));

@@ -18,8 +18,8 @@ use super::state::{Session, lock};
 use super::{Alarm, Device};
 use crate::keep::{Journal, KeepError, Kept as Document, Ticket};
 
-/// How long a session that a process crashed over is served before the next such one is restored: if
-/// it is the one at fault it shows by then, and the next one is not blamed for it.
+/// How long a session that a process crashed over is served before the next such one is restored:
+/// if it is the one at fault it shows by then, and the next one is not blamed for it.
 const PROBATION: Duration = Duration::from_millis(20);
 
 /// A predecessor's session, and the handler for its connection.

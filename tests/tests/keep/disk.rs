@@ -149,8 +149,8 @@ fn a_vblk_that_crashes_does_too() -> Result<()> {
     survives(Signal::ABORT, 2, disk)
 }
 
-/// A crash is blamed on the session at work, and on no other: this daemon aborts in each of its lives
-/// while it is at work on a queue.
+/// A crash is blamed on the session at work, and on no other: this daemon aborts in each of its
+/// lives while it is at work on a queue.
 #[test]
 fn a_disk_that_crashes_its_daemon_is_quarantined_and_the_others_live() -> Result<()> {
     let dir = tempfile::tempdir()?;

@@ -247,7 +247,7 @@ fn values_are_refused_with_their_place() {
             "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `uuid`, `path`, \
              `socket`, `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, \
              `weight`, `cap`, `guest_memory`, `iops`, `iops_burst`, `bandwidth`, \
-             `bandwidth_burst`, `group`, `on_error`, `shrink`, `connections`, `map`, `bitmap`, \
+             `bandwidth_burst`, `group`, `on_error`, `shrink`, `connections`, `map`, `lock`, `bitmap`, \
              `record`, `prefer`, `resync_rate`, `mirror_timeout`",
         ),
     ] {
@@ -276,8 +276,8 @@ fn arguments_are_refused_with_the_keys_that_exist() {
         (
             "@/a.img,socket=s,que=1",
             "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, uuid=, \
-             serial=, cache=, resident=, guest-memory=, map=, lock=, bitmap=, record=, resync-rate=, \
-             bandwidth=, bandwidth-burst=, group=, on-error=, queues=, connections=, \
+             serial=, cache=, resident=, guest-memory=, map=, lock=, bitmap=, record=, \
+             resync-rate=, bandwidth=, bandwidth-burst=, group=, on-error=, queues=, connections=, \
              block-size=, weight=, \
              cap=, iops=, iops-burst=, prefer=, mirror-timeout=, client, ro, shrink \
              (a comma in a value is written ,,)",
