@@ -247,8 +247,8 @@ fn values_are_refused_with_their_place() {
             "@/vblk.toml:4:1: unknown field `readonly`, expected one of `name`, `uuid`, `path`, \
              `socket`, `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, \
              `weight`, `cap`, `guest_memory`, `iops`, `iops_burst`, `bandwidth`, \
-             `bandwidth_burst`, `group`, `on_error`, `shrink`, `connections`, `map`, `lock`, `bitmap`, \
-             `record`, `prefer`, `resync_rate`, `mirror_timeout`",
+             `bandwidth_burst`, `group`, `on_error`, `shrink`, `connections`, `map`, `lock`, \
+             `bitmap`, `record`, `prefer`, `resync_rate`, `mirror_timeout`",
         ),
     ] {
         let text = format!("[[disk]]\npath = \"@/a.img\"\nsocket = \"s\"\n{line}\n");
