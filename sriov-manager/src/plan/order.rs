@@ -1,6 +1,8 @@
 //! The steps for one PF, in the order that the kernel demands.
 
-use crate::attribute::{Attribute, Attributes};
+use std::collections::BTreeSet;
+
+use crate::attribute::{Attribute, Attributes, Key};
 use crate::inventory::{Inventory, Pf};
 use crate::nvme::Resources;
 use crate::plan::{Action, Step};
@@ -39,6 +41,8 @@ struct Steps<'a> {
     list: Vec<Step>,
     /// What the attribute will be at this point.
     autoprobe: Option<bool>,
+    /// What is wanted and done without.
+    lacks: BTreeSet<Key>,
 }
 
 impl Steps<'_> {
@@ -57,11 +61,16 @@ impl Steps<'_> {
 }
 
 /// What it takes to make `pf` what `wanted` says.
-pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<Step> {
+pub(super) fn steps(
+    inventory: &Inventory,
+    pf: &Pf,
+    wanted: &PfTarget,
+) -> (Vec<Step>, BTreeSet<Key>) {
     let mut steps = Steps {
         pf,
         list: Vec::new(),
         autoprobe: pf.autoprobe,
+        lacks: BTreeSet::new(),
     };
     let count = pf.count();
     let eswitch = wanted.eswitch.filter(|mode| pf.eswitch != Some(*mode));
@@ -106,7 +115,7 @@ pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<St
     if let Some(on) = last {
         steps.autoprobe(on, "as it is to be for VFs that others make");
     }
-    steps.list
+    (steps.list, steps.lacks)
 }
 
 /// Which VFs go.
@@ -151,7 +160,7 @@ fn vfs(
             group: group.map(|group| group.kind.as_str()),
             fresh: vf.is_none(),
         };
-        told(index, own, &now, steps, &mut late);
+        told(index, own, wanted, &now, steps, &mut late);
         match binding(index, own, wanted, &now, last, steps) {
             Some(Some(driver)) => named.push((index, driver)),
             Some(None) => native.push(index),
@@ -178,7 +187,14 @@ fn vfs(
 }
 
 /// What the VF's PF, or its own controller, is told.
-fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>, late: &mut Vec<Step>) {
+fn told(
+    vf: u16,
+    own: &VfTarget,
+    wanted: &PfTarget,
+    now: &Now<'_>,
+    steps: &mut Steps<'_>,
+    late: &mut Vec<Step>,
+) {
     if let Some(count) = own.msix.filter(|count| now.msix != Some(*count)) {
         let reason = match now.msix {
             Some(now) => format!("it has {now}"),
@@ -187,6 +203,11 @@ fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>, late: &mu
         steps.push(Action::Msix { vf, count }, reason);
     }
     for attribute in own.attributes.missing_in(&now.attributes) {
+        let key = attribute.key();
+        if steps.pf.lacks.contains(&key) && !wanted.requires(key) {
+            steps.lacks.insert(key);
+            continue;
+        }
         let reason = match now.attributes.reported(&attribute) {
             Some(now) => format!("it is {now}"),
             None if now.fresh => "it is new".to_owned(),

@@ -192,6 +192,22 @@ fn means(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>
             "bring its interface into this network namespace, or leave the VFs' attributes out",
         );
     }
+    let lacking = steps.iter().find_map(|step| match step.action {
+        Action::Attribute { attribute, .. } => {
+            Some(attribute.key()).filter(|key| pf.lacks.contains(key))
+        }
+        _ => None,
+    });
+    if let Some(key) = lacking {
+        refusals.push(
+            Why::Unsupported,
+            format!(
+                "{}: its driver does not support {key}, which is required",
+                pf.label()
+            ),
+            format!("take {key} out of required, or leave it out for this PF"),
+        );
+    }
     let rates = |step: &Step| {
         let Action::Attribute { attribute, .. } = step.action else {
             return false;
