@@ -9,6 +9,7 @@
 //! told to a VF is gone with it when the number of VFs changes, which can only go through none.
 
 mod order;
+mod reason;
 mod refuse;
 
 use std::fmt;
@@ -22,6 +23,8 @@ use crate::nvme::Resources;
 use crate::spec::Spec;
 use crate::target::Target;
 use crate::values::{DriverName, EswitchMode, GroupType};
+
+pub use reason::Reason;
 
 /// Steps and refusals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +65,7 @@ pub struct Step {
     /// What is done.
     pub action: Action,
     /// Why.
-    pub reason: String,
+    pub reason: Reason,
 }
 
 /// What is done to a PF, or to its VF `vf`.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::attribute::{Attribute, Attributes, Key};
 use crate::inventory::{Inventory, Pf};
 use crate::nvme::Resources;
-use crate::plan::{Action, Step};
+use crate::plan::{Action, Reason, Step};
 use crate::target::{PfTarget, VfTarget};
 use crate::values::{Driver, DriverName};
 
@@ -46,13 +46,13 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    fn push(&mut self, action: Action, reason: impl Into<String>) {
+    fn push(&mut self, action: Action, reason: impl Into<Reason>) {
         let (pf, reason) = (self.pf.address, reason.into());
         self.list.push(Step { pf, action, reason });
     }
 
     /// Changes the attribute if it is there and different.
-    fn autoprobe(&mut self, on: bool, reason: &str) {
+    fn autoprobe(&mut self, on: bool, reason: &'static str) {
         if self.autoprobe.is_some_and(|now| now != on) {
             self.autoprobe = Some(on);
             self.push(Action::Autoprobe { on }, reason);
@@ -147,7 +147,9 @@ fn vfs(
             continue;
         }
         let own = own.unwrap_or(&nothing);
-        let group = vf.and_then(|vf| inventory.group(vf.group?));
+        // Nobody asks for it unless a type is wanted.
+        let typed = vf.filter(|_| wanted.group_type.is_some());
+        let group = typed.and_then(|vf| inventory.group(vf.group?));
         let now = Now {
             driver: vf.and_then(|vf| vf.driver.as_deref()),
             only: vf.and_then(|vf| vf.driver_override.as_deref()),
@@ -168,7 +170,7 @@ fn vfs(
         }
     }
     for (vf, driver) in named {
-        let reason = format!("{driver} is wanted");
+        let reason = Reason::Wanted(driver.clone());
         let driver = Some(driver);
         steps.push(Action::Bind { vf, driver }, reason);
     }
@@ -209,9 +211,9 @@ fn told(
             continue;
         }
         let reason = match now.attributes.reported(&attribute) {
-            Some(now) => format!("it is {now}"),
-            None if now.fresh => "it is new".to_owned(),
-            None => "it is not known".to_owned(),
+            Some(now) => Reason::Now(now),
+            None if now.fresh => Reason::Fixed("it is new"),
+            None => Reason::Fixed("it is not known"),
         };
         let action = Action::Attribute { vf, attribute };
         let step = Step {
@@ -294,8 +296,8 @@ fn binding(
     };
     if now.only != only.as_ref().map(DriverName::as_str) {
         let reason = match &only {
-            Some(name) => format!("{name} is wanted and nothing else"),
-            None => "no single driver is wanted".to_owned(),
+            Some(name) => Reason::Only(name.clone()),
+            None => Reason::Fixed("no single driver is wanted"),
         };
         let driver = only.clone();
         steps.push(Action::Override { vf, driver }, reason);

@@ -63,6 +63,9 @@ pub(super) fn refusals(
 
 /// VFs in use that a step would touch: all of them when they are made anew.
 fn in_use(pf: &Pf, steps: &[Step], remake: bool, refusals: &mut Refusals<'_>) {
+    if !pf.vfs.iter().any(Vf::is_used) {
+        return;
+    }
     let touched: BTreeSet<u16> = steps.iter().filter_map(|step| step.action.vf()).collect();
     let used = |vf: &&Vf| vf.is_used() && (remake || touched.contains(&vf.index));
     let used: Vec<&Vf> = pf.vfs.iter().filter(used).collect();
