@@ -83,6 +83,7 @@ pub fn serve(
     logging::init("vswitch", config.daemon.log.as_ref())?;
     let keeper = Keeper::inherit();
     let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
+    let socket = socket.guarded(&config.daemon.access)?;
     let service = start(&config, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
