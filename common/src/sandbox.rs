@@ -86,6 +86,12 @@ pub enum SandboxError {
     Landlock(String),
 }
 
+/// Whether `error` is a kernel without filters, or a filter from outside that forbids more of them.
+fn is_impossible(error: &std::io::Error) -> bool {
+    let known = [libc::EINVAL, libc::ENOSYS, libc::EPERM, libc::EACCES];
+    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
+}
+
 /// Limit all threads of this process to the calls that daemons share and `own`, as `mode` has it.
 /// A kernel without seccomp is said in the log.
 ///
@@ -100,9 +106,9 @@ pub fn limit_calls(mode: Seccomp, own: &[Call]) -> Result<(), SandboxError> {
     for program in &programs {
         match seccomp::install(program) {
             Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                tracing::warn!(%error, "this kernel has no seccomp filters: system calls are not \
-                    limited");
+            Err(error) if is_impossible(&error) => {
+                tracing::warn!(%error, "no seccomp filter can be installed here: system calls are \
+                    not limited by the daemon itself");
                 return Ok(());
             }
             Err(error) => return Err(SandboxError::Seccomp(error.to_string())),

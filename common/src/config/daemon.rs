@@ -24,6 +24,7 @@ pub struct Daemon {
     /// What becomes of system calls that are not declared.
     pub seccomp: Seccomp,
     /// Who is answered: the table `[control]`.
+    #[serde(skip_serializing_if = "Access::is_open")]
     pub access: Access,
 }
 
