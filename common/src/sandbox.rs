@@ -89,7 +89,9 @@ pub enum SandboxError {
 /// Whether `error` is a kernel without filters, or a filter from outside that forbids more of them.
 fn is_impossible(error: &std::io::Error) -> bool {
     let known = [libc::EINVAL, libc::ENOSYS, libc::EPERM, libc::EACCES];
-    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
+    error
+        .raw_os_error()
+        .is_some_and(|errno| known.contains(&errno))
 }
 
 /// Limit all threads of this process to the calls that daemons share and `own`, as `mode` has it.
