@@ -33,6 +33,10 @@ use aio::Aio;
 pub struct Bell(Kind);
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the usual one is the large one, and stays without an indirection"
+)]
 enum Kind {
     Ring(Ring),
     Aio(Aio),
@@ -72,8 +76,9 @@ impl Bell {
     fn aio() -> io::Result<Bell> {
         Ok(Bell(Kind::Aio(Aio::new().map_err(|error| {
             let text = format!(
-                "drivers cannot be notified: this host forbids io_uring, and AIO as well ({error}); \
-                 allow one (kernel.io_uring_disabled, fs.aio-max-nr, the container's seccomp profile)"
+                "drivers cannot be notified: this host forbids io_uring, and AIO as well \
+                 ({error}); allow one (kernel.io_uring_disabled, fs.aio-max-nr, the container's \
+                 seccomp profile)"
             );
             io::Error::new(error.kind(), text)
         })?)))

@@ -31,6 +31,7 @@ mod ledger;
 mod muster;
 pub mod parcel;
 mod pass;
+mod standby;
 pub mod supervise;
 
 use std::io::Write;

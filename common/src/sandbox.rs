@@ -8,11 +8,12 @@
 //! kernel takes the sternest:
 //!
 //! - **What is declared** is let through.
-//! - **What is not** fails with EPERM and is in the kernel's log (audit record 1326, with the number
-//!   of the call). A list like this is never proven complete, and the C library's next version may
-//!   try something new. An error is what every caller here must cope with anyway; to end the daemon
-//!   would interrupt every virtual machine because one corner was forgotten. Not ENOSYS: libraries
-//!   take that for an old kernel and try other ways, so that the mistake is found late.
+//! - **What is not** fails with EPERM and is in the kernel's log (audit record 1326, with the
+//!   number of the call). A list like this is never proven complete, and the C library's next
+//!   version may try something new. An error is what every caller here must cope with anyway; to
+//!   end the daemon would interrupt every virtual machine because one corner was forgotten. Not
+//!   ENOSYS: libraries take that for an old kernel and try other ways, so that the mistake is found
+//!   late.
 //! - **What only an intruder does** (ptrace, executing programs, modules, mounts, …) raises SIGSYS,
 //!   which ends the daemon. It comes back without what intruded, virtual machines go on, and the
 //!   sessions at work are suspected as after any crash.
@@ -34,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 pub use calls::{Argument, Call, call, only};
 
+use crate::bell::Bell;
 use crate::config::ValueError;
 
 /// What becomes of system calls that are not declared.
@@ -81,6 +83,9 @@ pub enum SandboxError {
     /// The filter.
     #[error("no seccomp filter: {0}; seccomp = \"off\" does without")]
     Seccomp(String),
+    /// Nobody could be notified.
+    #[error("{0}")]
+    Bell(std::io::Error),
     /// The rules for files.
     #[error("no Landlock rules: {0}; take `paths` out of [landlock] to do without")]
     Landlock(String),
@@ -92,6 +97,14 @@ fn is_impossible(error: &std::io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|errno| known.contains(&errno))
+}
+
+/// Make sure that drivers can be notified on this host.
+///
+/// # Errors
+/// [`SandboxError::Bell`].
+pub fn check_bell() -> Result<(), SandboxError> {
+    Bell::new().map(drop).map_err(SandboxError::Bell)
 }
 
 /// Limit all threads of this process to the calls that daemons share and `own`, as `mode` has it.

@@ -20,22 +20,22 @@ use crate::settings::Settings;
 
 /// Two workers, and a connected front-end on every disk.
 #[derive(Debug, Default)]
-pub(crate) struct FakeService {
+pub struct FakeService {
     disks: Mutex<Vec<Disk>>,
     steps: [AtomicU64; 2],
 }
 
 impl FakeService {
     /// A disk of this name cannot be set up.
-    pub(crate) const REFUSED: &str = "refused";
+    pub const REFUSED: &str = "refused";
     /// A disk of this name comes with a warning.
-    pub(crate) const ODD: &str = "odd";
+    pub const ODD: &str = "odd";
 
     /// While a disk has this name, a drain never ends.
-    pub(crate) const STUCK: &str = "stuck";
+    pub const STUCK: &str = "stuck";
 
     /// Lets a worker make progress.
-    pub(crate) fn step(&self, worker: usize) {
+    pub fn step(&self, worker: usize) {
         self.steps[worker].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -236,6 +236,6 @@ impl Service for FakeService {
 }
 
 /// The names of disks, for comparison.
-pub(crate) fn names(names: &[&str]) -> Vec<Name> {
+pub fn names(names: &[&str]) -> Vec<Name> {
     names.iter().map(|name| name.parse().unwrap()).collect()
 }

@@ -312,10 +312,7 @@ impl Host {
             key,
             disk,
             queues,
-            match self.engine {
-                Kind::IoUring => config.guest_memory,
-                Kind::Threads => config::GuestMemory::Plain,
-            },
+            self.engine.memory(config.guest_memory),
             handles,
             &config.path.to_string(),
         ));

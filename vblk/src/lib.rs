@@ -42,7 +42,7 @@ mod status;
 pub mod storage;
 mod tune;
 
-#[cfg(test)]
-mod fake;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
 #[cfg(test)]
 mod testing;

@@ -3,10 +3,11 @@
 //! With `TOWPATH_VBLK_DIE=POINT:N` in its environment a worker sends its process SIGKILL when it
 //! comes to POINT for the Nth time with something in hand. What is shared with the guest (rings,
 //! in-flight tables) then stands exactly as it does at that point, which killing from outside meets
-//! only by chance. Without the variable it is one comparison a step.
+//! only by chance. Without the variable it is a few comparisons a step.
 //!
 //! | point | what is in hand |
 //! |---|---|
+//! | `working` | requests of one queue; it aborts, as a fault in handling them would have it |
 //! | `fetched` | requests popped and marked in flight, nothing submitted |
 //! | `submitted` | requests with the kernel, none completed yet as far as is known |
 //! | `completed` | requests that are done, written to the used ring, its index not moved |
@@ -20,6 +21,8 @@ pub const VARIABLE: &str = "TOWPATH_VBLK_DIE";
 /// Where to die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
+    /// At work on a queue.
+    Working,
     /// Popped, not submitted.
     Fetched,
     /// Submitted, not reaped.
@@ -32,7 +35,8 @@ pub enum Point {
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 4] = [
+    pub const ALL: [Point; 5] = [
+        Point::Working,
         Point::Fetched,
         Point::Submitted,
         Point::Completed,
@@ -43,6 +47,7 @@ impl Point {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Point::Working => "working",
             Point::Fetched => "fetched",
             Point::Submitted => "submitted",
             Point::Completed => "completed",
@@ -85,14 +90,17 @@ impl Mortal {
         {
             *left -= 1;
             if *left == 0 {
-                die();
+                die(point);
             }
         }
     }
 }
 
 #[cold]
-fn die() -> ! {
+fn die(point: Point) -> ! {
+    if point == Point::Working {
+        std::process::abort();
+    }
     loop {
         // Cannot fail: one may kill oneself.
         let _ = kill_process(getpid(), Signal::KILL);

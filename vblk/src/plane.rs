@@ -168,6 +168,7 @@ impl<E: Engine> BlkPlane<E> {
             dirty,
             burst,
             ranges,
+            mortal,
             ..
         } = self;
         sched.wake_all();
@@ -196,6 +197,7 @@ impl<E: Engine> BlkPlane<E> {
                 };
                 let was_dirty = queue.dirty;
                 let visited = queue.visit(Visit {
+                    mortal: &mut *mortal,
                     io: &mut *io,
                     burst: &mut *burst,
                     ranges: &mut *ranges,

@@ -22,6 +22,7 @@ use towpath_common::session::{Alarm, Attach, Update};
 
 use crate::engine::{DiskId, Engine, MemId};
 use crate::io::{Finished, Io, Origin, Started};
+use crate::mortal::{Mortal, Point};
 use crate::request::{Broken, Data, Kind, Limits, Ranges, Reject, Request, Status};
 use crate::stages::Reaped;
 use crate::stats::{QueueCounters, QueueShared};
@@ -60,6 +61,8 @@ pub struct Queue {
 /// What a visit needs beside the queue.
 #[derive(Debug)]
 pub struct Visit<'a, E: Engine> {
+    /// A death to come.
+    pub mortal: &'a mut Mortal,
     /// Requests in flight.
     pub io: &'a mut Io<E>,
     /// Room for chains.
@@ -181,6 +184,7 @@ impl Queue {
             key,
             now,
             most,
+            mortal,
         } = visit;
         let mut visited = Visited {
             popped: self.ring.pop(burst, io.room_for(disk).min(most)),
@@ -221,6 +225,7 @@ impl Queue {
                 Started::InFlight => visited.started += 1,
             }
         }
+        mortal.at(Point::Working);
         if let Some(cell) = &self.cell {
             cell.set_busy(false);
         }

@@ -77,14 +77,17 @@ pub fn serve(
     let started = Instant::now();
     let config = Config::load(&sources)?;
     logging::init("vblk", config.daemon.log.as_ref())?;
-    let keeper = Keeper::inherit();
+    let Some(keeper) = Keeper::inherit() else {
+        return Ok(());
+    };
+    let waited = keeper.waited();
     let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
     let socket = socket.guarded(&config.daemon.access)?;
     let service = start(&config, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
     let daemon = Arc::new(Daemon {
-        started,
+        started: started + waited,
         ..Daemon::new(sources, service, config)
     });
     let routes = control::routes(Arc::clone(&daemon));

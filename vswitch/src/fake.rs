@@ -15,7 +15,7 @@ use crate::vlan::Vid;
 
 /// Two workers, a connected front-end on every port, and one learned address at the first port.
 #[derive(Debug, Default)]
-pub(crate) struct FakeService {
+pub struct FakeService {
     config: Mutex<Option<Config>>,
     flushed: AtomicU64,
     steps: [AtomicU64; 2],
@@ -23,14 +23,14 @@ pub(crate) struct FakeService {
 
 impl FakeService {
     /// A port of this name cannot be set up.
-    pub(crate) const REFUSED: &str = "refused";
+    pub const REFUSED: &str = "refused";
     /// A port of this name comes with a warning.
-    pub(crate) const ODD: &str = "odd";
+    pub const ODD: &str = "odd";
     /// While a port has this name, a drain never ends.
-    pub(crate) const STUCK: &str = "stuck";
+    pub const STUCK: &str = "stuck";
 
     /// Lets a worker make progress.
-    pub(crate) fn step(&self, worker: usize) {
+    pub fn step(&self, worker: usize) {
         self.steps[worker].fetch_add(1, Ordering::Relaxed);
     }
 

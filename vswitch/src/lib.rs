@@ -16,8 +16,8 @@ pub mod ctrl;
 pub mod device;
 pub mod discard;
 pub mod egress;
-#[cfg(test)]
-mod fake;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
 pub mod fdb;
 pub mod features;
 mod flow;

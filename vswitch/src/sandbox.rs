@@ -53,6 +53,7 @@ const CALLS: &[Call] = &[
 /// # Errors
 /// As there, and [`ServiceError::Sandbox`].
 pub fn start(config: &Config, keeper: Keeper) -> Result<Arc<dyn Service>, ServiceError> {
+    sandbox::check_bell()?;
     sandbox::limit_calls(config.daemon.seccomp, CALLS)?;
     host::start(config, keeper)
 }

@@ -11,6 +11,7 @@ mod daemon;
 mod difference;
 pub mod value;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -61,7 +62,7 @@ impl fmt::Display for Place {
                 write!(f, "{}:{line}:{column}", path.display())
             }
             Self::Argument { option, ordinal } => write!(f, "{option} number {ordinal}"),
-            Self::Running(what) => f.write_str(what),
+            Self::Running(what) => f.write_str(&printable(what)),
         }
     }
 }
@@ -84,7 +85,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// A value, key or the syntax is wrong.
-    #[error("{place}: {message}")]
+    #[error("{place}: {}", printable(message))]
     Invalid {
         /// Where.
         place: Place,
@@ -92,7 +93,7 @@ pub enum ConfigError {
         message: String,
     },
     /// Two items contend for the same thing.
-    #[error("{second}: {what} is already used at {first}; {fix}")]
+    #[error("{second}: {} is already used at {first}; {fix}", printable(what))]
     Conflict {
         /// What they contend for, such as `socket "/run/a.sock"`.
         what: String,
@@ -175,6 +176,21 @@ impl Document {
     }
 }
 
+/// A message that quotes what was written: control characters must not look like lines of ours.
+fn printable(message: &str) -> Cow<'_, str> {
+    if !message.contains(char::is_control) {
+        return message.into();
+    }
+    let shown = |c: char| {
+        let escaped = c.is_control().then(|| c.escape_default());
+        escaped
+            .into_iter()
+            .flatten()
+            .chain((!c.is_control()).then_some(c))
+    };
+    message.chars().flat_map(shown).collect::<String>().into()
+}
+
 /// Folds a parser's message of several lines into one, so that it fits one log line.
 fn one_line(message: &str) -> String {
     message
@@ -189,6 +205,15 @@ fn one_line(message: &str) -> String {
 mod tests {
     use super::*;
     use serde::Deserialize;
+
+    #[test]
+    fn what_is_quoted_stays_in_its_line() {
+        let error = ConfigError::Invalid {
+            place: Place::Running("a\rb".to_owned()),
+            message: "queues=\n4\u{1b}[31m: é".to_owned(),
+        };
+        assert_eq!(error.to_string(), "a\\rb: queues=\\n4\\u{1b}[31m: é");
+    }
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]

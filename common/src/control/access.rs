@@ -1,9 +1,10 @@
 //! Who may ask a daemon, and who may change something: the table `[control]`.
 //!
-//! Without it the socket's mode decides, as for any file: whoever can connect may do everything. With
-//! it the kernel's word about the peer decides ([`Peer`]), and the socket is open to all: `write` may
-//! do everything, `read` may look (GET), root and the daemon's own user may do everything always,
-//! others nothing. A client without the right is answered 403, with what it lacks.
+//! Without it the socket's mode decides, as for any file: whoever can connect may do everything.
+//! With it the kernel's word about the peer decides ([`Peer`]), and the socket is open to all:
+//! `write` may do everything, `read` may look (GET), root and the daemon's own user may do
+//! everything always, others nothing. A client without the right is answered 403, with what it
+//! lacks.
 
 use std::fs;
 

@@ -2,8 +2,8 @@
 //! blame, who was served when somebody killed it is not.
 //!
 //! One word of shared memory that outlives the process, set by signals that say that a program is
-//! broken (SIGSEGV, SIGILL, SIGFPE, SIGSYS, which `crate::sandbox` has raised, and SIGABRT, which is
-//! also what a watchdog sends) and by a worker's panic. A SIGKILL sets nothing.
+//! broken (SIGSEGV, SIGILL, SIGFPE, SIGSYS, which `crate::sandbox` has raised, and SIGABRT, which
+//! is also what a watchdog sends) and by a worker's panic. A SIGKILL sets nothing.
 
 // UNSAFETY: installing signal handlers, and raising the signal again inside them.
 #![expect(unsafe_code, reason = "sigaction and raise have no safe form")]

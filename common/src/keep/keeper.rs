@@ -19,12 +19,13 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::crash::Crash;
+use super::standby::Wait;
 use super::{KeepError, Kept, Muster, SESSION, pass};
 
 /// Longest wait for a manager that does not read.
@@ -57,6 +58,8 @@ struct Inner {
     failures: AtomicU64,
     /// The process before this one crashed.
     crashed: AtomicBool,
+    /// How long this process waited for it to end, in nanoseconds.
+    waited: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -70,10 +73,25 @@ enum Shelf {
 
 impl Keeper {
     /// The manager that started this process, if it keeps things, and what it kept. Later calls
-    /// know of nothing that was kept.
+    /// know of nothing that was kept. A process that is to follow another one waits here until that
+    /// one has ended; none if it is not needed after all.
     #[must_use]
-    pub fn inherit() -> Keeper {
-        let kept = pass::inherited();
+    pub fn inherit() -> Option<Keeper> {
+        let mut kept = pass::inherited();
+        let mut waited = Duration::ZERO;
+        if let Some(wait) = Wait::among(&mut kept) {
+            // What takes a moment, and nobody waits for yet.
+            let _ = crate::clock::Clock::new();
+            let began = Instant::now();
+            match wait.wait() {
+                Ok(given) => kept = given?,
+                Err(error) => {
+                    error!(%error, "the manager does not say what to go on with");
+                    return None;
+                }
+            }
+            waited = began.elapsed();
+        }
         let offered = std::env::var("FDSTORE").ok().and_then(|n| n.parse().ok());
         let socket = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from);
         let shelf = match (offered, socket) {
@@ -81,12 +99,14 @@ impl Keeper {
             _ => Shelf::None,
         };
         let keeper = Keeper::new(shelf, kept);
+        let nanos = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        keeper.0.waited.store(nanos, Relaxed);
         if keeper.keeps()
             && let Err(error) = keeper.watch()
         {
             warn!(%error, "a crash will not be told from a kill");
         }
-        keeper
+        Some(keeper)
     }
 
     /// Know whether the process before this one crashed, and let the next one know of this.
@@ -104,6 +124,12 @@ impl Keeper {
             place.put(&kept)?;
         }
         Ok(())
+    }
+
+    /// How long this process, ready to start, waited for the one before it to end.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.0.waited.load(Relaxed))
     }
 
     /// Whether the process before this one ended by a fault of its own.
@@ -146,6 +172,7 @@ impl Keeper {
             control: Mutex::default(),
             failures: AtomicU64::new(0),
             crashed: AtomicBool::new(false),
+            waited: AtomicU64::new(0),
         }));
         keeper.found(kept);
         keeper

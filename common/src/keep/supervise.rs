@@ -6,9 +6,12 @@
 //!
 //! ```text
 //! SIGTERM, SIGINT   stop the daemon, and end when it has
-//! SIGUSR2           stop it and start it again: another build, if the file was replaced
+//! SIGUSR2           follow it with another one: another build, if the file was replaced
 //! SIGHUP            passed on: read the configuration again
 //! ```
+//!
+//! One that follows another is started first, and comes as far as reading its configuration while
+//! the other one serves ([`super::standby`]). If it cannot, the other one goes on.
 //!
 //! A daemon that ends is started again at once, unless that happened again and again before it was
 //! ready or within moments: from the third time on after a pause that doubles each time. One that
@@ -33,6 +36,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{debug, error, warn};
 
 use super::pass;
+use super::standby::{Follows, Standby, follows};
 
 /// Most that is held: 64 disks or ports with their listening sockets, twice, and more.
 const MOST: usize = 1024;
@@ -136,6 +140,8 @@ struct Manager {
     signals: Signals,
     held: Vec<(String, OwnedFd)>,
     most: usize,
+    /// Who is to follow the running daemon.
+    next: Option<Standby>,
     /// The running daemon said that it serves.
     ready: bool,
     /// Last sign of progress.
@@ -169,6 +175,7 @@ impl Manager {
             },
             held: Vec::new(),
             most: MOST,
+            next: None,
             ready: false,
             fed: Instant::now(),
         })
@@ -216,7 +223,7 @@ impl Manager {
         }
     }
 
-    fn start(&mut self) -> Result<Running, Error> {
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.daemon.program);
         command
             .args(&self.daemon.arguments)
@@ -226,13 +233,40 @@ impl Manager {
             .env_remove("WATCHDOG_PID")
             // What a terminal sends is for us; we pass it on once.
             .process_group(0);
-        let fillers = pass::hand_over(&mut command, &self.held)?;
-        let child = command.spawn()?;
-        drop(fillers);
+        command
+    }
+
+    fn start(&mut self) -> Result<Running, Error> {
+        let next = self.next.take().filter(|next| next.here);
+        let next = next.and_then(|next| {
+            let went = next.go(&self.held);
+            went.inspect_err(|error| warn!(%error, "the daemon that was to follow is gone"))
+                .ok()
+        });
+        let child = match next {
+            Some(child) => child,
+            None => {
+                let mut command = self.command();
+                let fillers = pass::hand_over(&mut command, &self.held)?;
+                let child = command.spawn()?;
+                drop(fillers);
+                child
+            }
+        };
         self.ready = false;
         self.fed = Instant::now();
         let pid = Pid::from_child(&child);
         Ok(Running { child, pid })
+    }
+
+    /// Start who is to follow; false if that cannot be.
+    fn prepare(&mut self) -> bool {
+        let next = Standby::start(self.command());
+        if let Err(error) = &next {
+            error!(%error, "another daemon cannot be started; the running one goes on");
+        }
+        self.next = next.ok();
+        self.next.is_some()
     }
 
     /// Until the daemon ends; what was ordered meanwhile.
@@ -240,7 +274,8 @@ impl Manager {
         let (mut order, mut told) = (None, false);
         loop {
             // One that is to be replaced ends well once it has taken up what it was given.
-            if order == Some(Order::Again) && self.ready && !told {
+            let here = self.next.as_ref().is_none_or(|next| next.here);
+            if order == Some(Order::Again) && self.ready && here && !told {
                 running.signal(Number::TERM);
                 told = true;
             }
@@ -264,10 +299,19 @@ impl Manager {
                         return Ok((status, order));
                     }
                 }
-                _ = terminate.recv() => order = Self::stop(running),
-                _ = interrupt.recv() => order = Self::stop(running),
-                _ = again.recv() => { order = order.or(Some(Order::Again)); }
+                _ = terminate.recv() => order = self.stop(running),
+                _ = interrupt.recv() => order = self.stop(running),
+                _ = again.recv() => {
+                    if order != Some(Order::Stop) && !told && self.prepare() {
+                        order = Some(Order::Again);
+                    }
+                }
                 _ = hangup.recv() => running.signal(Number::HUP),
+                follows = follows(&mut self.next) => match follows {
+                    Follows::Here => {}
+                    Follows::Unaware => self.next = None,
+                    Follows::Gone => (self.next, order) = (None, None),
+                },
                 () = late => {
                     // After a stall of our own, the daemon gets another period.
                     let stalled = deadline.elapsed() > STALL;
@@ -291,7 +335,8 @@ impl Manager {
     }
 
     /// It is to end for good, whatever it does now.
-    fn stop(running: &Running) -> Option<Order> {
+    fn stop(&mut self, running: &Running) -> Option<Order> {
+        self.next = None;
         running.signal(Number::TERM);
         Some(Order::Stop)
     }
@@ -304,12 +349,18 @@ impl Manager {
             again,
             ..
         } = &mut self.signals;
+        // The shortest sleep of the runtime is a millisecond, in which guests would wait.
+        let over = async {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        };
         tokio::select! {
             biased;
             _ = terminate.recv() => Some(Order::Stop),
             _ = interrupt.recv() => Some(Order::Stop),
             _ = again.recv() => Some(Order::Again),
-            () = tokio::time::sleep(pause) => None,
+            () = over => None,
         }
     }
 

@@ -1,6 +1,6 @@
-//! Files: what a process may open, make, rename and remove from now on is beneath the directories it
-//! names, and can only become less. Nobody can add a directory to a daemon that runs; it is restarted
-//! for that, which virtual machines do not notice.
+//! Files: what a process may open, make, rename and remove from now on is beneath the directories
+//! it names, and can only become less. Nobody can add a directory to a daemon that runs; it is
+//! restarted for that, which virtual machines do not notice.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -40,8 +40,8 @@ pub struct Reach {
 /// The directories of a process that is limited, for messages.
 static LIMITED: OnceLock<String> = OnceLock::new();
 
-/// Limit this thread, and those it begins, to `reach` and what every process reads. A kernel without
-/// Landlock is said in the log.
+/// Limit this thread, and those it begins, to `reach` and what every process reads. A kernel
+/// without Landlock is said in the log.
 ///
 /// # Errors
 /// [`SandboxError::Landlock`].

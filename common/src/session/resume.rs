@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use tracing::{error, info, warn};
@@ -16,6 +17,10 @@ use super::serve::{Shared, locked};
 use super::state::{Session, lock};
 use super::{Alarm, Device};
 use crate::keep::{Journal, KeepError, Kept as Document, Ticket};
+
+/// How long a session that a process crashed over is served before the next such one is restored:
+/// if it is the one at fault it shows by then, and the next one is not blamed for it.
+const PROBATION: Duration = Duration::from_millis(20);
 
 /// A predecessor's session, and the handler for its connection.
 type Restored<D> = (BackendReqHandler<Mutex<Session<D>>>, Arc<Mutex<Session<D>>>);
@@ -57,7 +62,11 @@ impl Shared {
         if suspect {
             ticket = None;
         }
-        let turn = suspect.then(|| self.keeper.turn());
+        let turn = suspect.then(|| {
+            // The others first: what comes of this one is not to find them half restored.
+            let _ = self.keeper.muster().wait();
+            self.keeper.turn()
+        });
         let restored = if journal.was_handling() {
             place.clear();
             let why = "the process ended while it handled a message".to_owned();
@@ -72,6 +81,9 @@ impl Shared {
                 self.restore(keeping, kept, device, &stream, alarm)
             })
         };
+        if turn.is_some() && restored.is_ok() {
+            std::thread::sleep(PROBATION);
+        }
         drop(turn);
         match restored {
             Ok((handler, session)) => {

@@ -8,8 +8,6 @@
 //!
 //! Names follow two lists: `h01` to `h22` for guests, `m01` to `m14` for front-ends.
 
-mod bodies;
-mod fuzz;
 mod harness;
 mod maps;
 mod memory;

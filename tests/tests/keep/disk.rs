@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use rustix::process::{Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 use towpath_common::testing::blk::{BlkClient, BlkQueue, ClientOptions, Done, OK, Op, Shape};
 use towpath_tests::daemon::{Vblk, forbidding, program};
@@ -170,8 +170,8 @@ fn a_vblk_that_crashes_does_too() -> Result<()> {
     survives(Signal::ABORT, 2, disk)
 }
 
-/// A crash is blamed on the session at work; this one is made to look that way, by a signal at a
-/// moment when it is.
+/// A crash is blamed on the session at work, and on no other: this daemon aborts in each of its
+/// lives while it is at work on a queue.
 #[test]
 fn a_disk_that_crashes_its_daemon_is_quarantined_and_the_others_live() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -182,14 +182,21 @@ fn a_disk_that_crashes_its_daemon_is_quarantined_and_the_others_live() -> Result
         "{dir}/bad,socket={dir}/disk",
         "{dir}/good,socket={dir}/other",
     ];
-    let mut vblk = Vblk::serve(dir, &disks, &["--keep"])?;
-    let keeper = vblk.daemon().process().child().id();
-    let (mut client, mut load) = load(&vblk)?;
+    let crashing = dir.path().join("vblk");
+    let vblk = program("vblk")?;
+    let text = format!(
+        "#!/bin/sh\nTOWPATH_VBLK_DIE=working:200 exec {} \"$@\"\n",
+        vblk.display()
+    );
+    std::fs::write(&crashing, text)?;
+    std::fs::set_permissions(&crashing, std::fs::Permissions::from_mode(0o755))?;
+    let mut vblk = Vblk::serve_as(&crashing, dir, &disks, &["--keep"])?;
     let mut other = BlkClient::connect(&vblk.path("other"), ClientOptions::default())?;
     other.write(0, &[7; 512])?;
-    let (mut done, mut last) = (Vec::new(), None);
+    let (mut client, mut load) = load(&vblk)?;
+    let mut done = Vec::new();
     let deadline = Instant::now() + PATIENCE;
-    let (mut looked, mut served) = (Instant::now(), 0);
+    let mut looked = Instant::now();
     loop {
         ensure!(Instant::now() < deadline, "never quarantined");
         load.turn(&mut done)?;
@@ -197,30 +204,22 @@ fn a_disk_that_crashes_its_daemon_is_quarantined_and_the_others_live() -> Result
             continue;
         }
         looked = Instant::now();
-        let Ok(shown) = vblk.get("/v1/disks/bad") else {
-            continue;
-        };
-        if shown["session"]["quarantined"] == true {
+        let shown = vblk.get("/v1/disks/bad");
+        if shown.is_ok_and(|shown| shown["session"]["quarantined"] == true) {
             break;
-        }
-        // Once it is being served again.
-        let pid = child(keeper).filter(|pid| Some(*pid) != last);
-        if let Some(pid) = pid.filter(|_| load.finished > served + 200) {
-            kill_process(pid, Signal::ABORT)?;
-            (last, served) = (Some(pid), load.finished);
         }
     }
     let mut bytes = [0; 512];
     other.read(0, &mut bytes)?;
     ensure!(bytes == [7; 512], "the other disk lost what was written");
-    let shown = vblk.get("/v1/disks/good")?;
-    ensure!(shown["session"]["resumed"] == true, "{shown}");
+    let shown = resumed(&vblk, "/v1/disks/good", || Ok(()))?;
+    ensure!(shown["session"]["quarantined"] == false, "{shown}");
     let closed = client.frontend().raw().closes_within(Duration::ZERO)?;
     ensure!(!closed, "the connection was closed, and not held");
     ensure!(load.turn(&mut done)? == 0, "it is served in quarantine");
     vblk.client(&["disk", "release", "bad"])?;
+    // As many as it is served in one life at least.
     let before = load.finished;
-    resumed(&vblk, "/v1/disks/bad", || load.turn(&mut done).map(drop))?;
     while load.finished < before + 100 {
         ensure!(Instant::now() < deadline, "not served after its release");
         load.turn(&mut done)?;
@@ -266,5 +265,50 @@ fn an_upgrade_goes_on_with_the_same_connection() -> Result<()> {
     );
     let closed = client.frontend().raw().closes_within(Duration::ZERO)?;
     ensure!(!closed, "the connection was closed");
+    vblk.daemon().stop()
+}
+
+/// What is installed cannot start, as after an upgrade with a configuration that it refuses.
+#[test]
+fn an_upgrade_that_cannot_start_changes_nothing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    std::fs::File::create(dir.path().join("image"))?.set_len(1 << 20)?;
+    let installed = dir.path().join("vblk");
+    std::fs::copy(program("vblk")?, &installed)?;
+    let disk = "{dir}/image,socket={dir}/disk";
+    let mut vblk = Vblk::serve_as(&installed, dir, &[disk], &["--keep"])?;
+    let keeper = vblk.daemon().process().child().id();
+    let (mut client, mut load) = load(&vblk)?;
+    let before = child(keeper);
+    let broken = vblk.path("vblk.broken");
+    std::fs::write(&broken, "#!/bin/sh\nexit 3\n")?;
+    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::rename(&broken, &installed)?;
+    vblk.daemon().process().signal(Signal::USR2)?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut done = Vec::new();
+    while !vblk.said().contains("the running one goes on") {
+        ensure!(Instant::now() < deadline, "it does not say what happened");
+        load.turn(&mut done)?;
+    }
+    ensure!(before.is_some() && child(keeper) == before, "it was ended");
+    let served = load.finished;
+    while load.finished < served + 100 {
+        ensure!(Instant::now() < deadline, "it does not serve any more");
+        load.turn(&mut done)?;
+    }
+    let mended = vblk.path("vblk.mended");
+    std::fs::copy(program("vblk")?, &mended)?;
+    std::fs::rename(&mended, &installed)?;
+    vblk.daemon().process().signal(Signal::USR2)?;
+    resumed(&vblk, "/v1/disks/image", || load.turn(&mut done).map(drop))?;
+    ensure!(
+        child(keeper) != before,
+        "it was not followed by the mended one"
+    );
+    ensure!(
+        !client.frontend().raw().closes_within(Duration::ZERO)?,
+        "closed"
+    );
     vblk.daemon().stop()
 }

@@ -123,12 +123,20 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]: the first mistake, with its place.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        let file = sources.chosen_file();
+        let document = sources.chosen_file().map(|path| Document::read(&path));
+        Self::load_from(sources, document.transpose()?.as_ref())
+    }
+
+    /// As [`Config::load`], with the text of the file that `sources` choose.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_from(sources: &Sources, file: Option<&Document>) -> Result<Self, ConfigError> {
         if file.is_none() && sources.disks.is_empty() {
             return Err(ConfigError::Empty(NOTHING_TO_SERVE));
         }
         let ((daemon, process), storages, mut disks, mut groups) = match file {
-            Some(path) => read_file(&Document::read(&path)?)?,
+            Some(document) => read_file(document)?,
             None => Default::default(),
         };
         for (index, argument) in sources.disks.iter().enumerate() {

@@ -41,8 +41,8 @@ impl FromStr for EngineChoice {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Landlock {
-    /// Directories that the daemon may reach beside those of its storages and of what it serves when
-    /// it starts; nothing: it is not limited.
+    /// Directories that the daemon may reach beside those of its storages and of what it serves
+    /// when it starts; nothing: it is not limited.
     #[serde(deserialize_with = "absolute")]
     pub paths: Vec<PathBuf>,
 }

@@ -1,8 +1,8 @@
 //! Which engine workers have: io_uring, or threads where the host forbids it.
 //!
 //! A host says no in several ways: `kernel.io_uring_disabled` and container runtimes' seccomp
-//! profiles with EPERM, gVisor and old kernels with ENOSYS. So it is tried: a ring is made as workers
-//! make theirs, once, when the daemon starts.
+//! profiles with EPERM, gVisor and old kernels with ENOSYS. So it is tried: a ring is made as
+//! workers make theirs, once, when the daemon starts.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::threads::Threads;
 use super::uring::Uring;
 use super::{Completions, DiskId, Engine, Guest, MemId, Op, Token};
-use crate::config::EngineChoice;
+use crate::config::{EngineChoice, GuestMemory};
 use crate::disk::Disk;
 
 /// An engine for files and devices.
@@ -62,6 +62,15 @@ impl Kind {
         }
     }
 
+    /// How guest memory is prepared for it, where `wanted` is configured.
+    #[must_use]
+    pub fn memory(self, wanted: GuestMemory) -> GuestMemory {
+        match self {
+            Kind::IoUring => wanted,
+            Kind::Threads => GuestMemory::Plain,
+        }
+    }
+
     /// What it is called in the configuration, logs and the API.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -74,6 +83,10 @@ impl Kind {
 
 /// Either engine, for those whose choice costs nothing: a worker's type has it.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one a backup, where it stays"
+)]
 pub enum Choice {
     /// io_uring.
     Uring(Uring),

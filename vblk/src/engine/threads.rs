@@ -6,12 +6,12 @@
 //! [`THREADS`] operations reach the storage at once. The worker itself takes no lock and makes no
 //! call that waits.
 //!
-//! - `jobs` and `done` are bounded queues without locks, with room for all that may be in flight, so
-//!   that neither ever refuses. A job goes back and forth between them and is allocated once.
+//! - `jobs` and `done` are bounded queues without locks, with room for all that may be in flight,
+//!   so that neither ever refuses. A job goes back and forth between them and is allocated once.
 //! - `work` counts the jobs that may be taken, and is what idle threads read; a count is written
 //!   after its job was queued, so that whoever read one finds one.
-//! - A thread makes a completion visible and then looks whether the worker is armed; the worker arms
-//!   and then looks for completions. One of the two sees the other's.
+//! - A thread makes a completion visible and then looks whether the worker is armed; the worker
+//!   arms and then looks for completions. One of the two sees the other's.
 //! - A job holds the file and the memory it works on, so that a `Threads` dropped while its storage
 //!   does not answer leaves nothing dangling: its threads end when the storage does.
 //!
@@ -167,6 +167,10 @@ pub struct Threads {
     pool: Arc<Pool>,
     threads: Vec<JoinHandle<()>>,
     /// Jobs that carry nothing.
+    #[expect(
+        clippy::vec_box,
+        reason = "a job stays where it is while it goes round"
+    )]
     free: Vec<Box<Job>>,
     /// Jobs queued and not yet allowed to be taken.
     fresh: u64,

@@ -1,8 +1,8 @@
 //! preadv2(2) and pwritev2(2) on guest memory: addresses, never slices.
 //!
 //! The addresses are made and used within one call, in which the memory map they were checked
-//! against is borrowed, so that it cannot be unmapped meanwhile. What the guest does to the bytes is
-//! its own affair: the kernel copies, and nothing here looks at them.
+//! against is borrowed, so that it cannot be unmapped meanwhile. What the guest does to the bytes
+//! is its own affair: the kernel copies, and nothing here looks at them.
 
 // UNSAFETY: two system calls that take raw addresses.
 #![expect(

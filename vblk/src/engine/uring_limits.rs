@@ -3,8 +3,8 @@
 //! seccomp sees of io_uring nothing but `io_uring_enter`. So the ring itself is restricted: it is
 //! made disabled, set up, limited to the lists below, and only then enabled; there is no way back.
 //! Whoever takes over a worker's ring can do with it what a worker does: read, write, sync and
-//! deallocate the files it was given, and no other (FIXED_FILE is required). It cannot open, connect,
-//! send, receive, or act on a descriptor of the process.
+//! deallocate the files it was given, and no other (FIXED_FILE is required). It cannot open,
+//! connect, send, receive, or act on a descriptor of the process.
 //!
 //! Linux has it since 5.10. An older kernel's rings are unlimited, and the log says so.
 
@@ -22,7 +22,7 @@ const OPERATIONS: [u8; 10] = [
     opcode::Writev::CODE, // the same
     opcode::ReadFixed::CODE, // registered guest memory
     opcode::WriteFixed::CODE,
-    opcode::ReadvFixed::CODE, // several pieces of it (6.15; older kernels refuse to be told of them)
+    opcode::ReadvFixed::CODE, // several pieces of it (6.15; see NEW)
     opcode::WritevFixed::CODE,
     opcode::Fsync::CODE,
     opcode::Fallocate::CODE,

@@ -2,9 +2,10 @@
 //!
 //! LVM needs root, ioctls of device-mapper and much else that a daemon with guests does not. So a
 //! small process of its own is begun before the daemon limits its system calls (`crate::sandbox`)
-//! and runs what it is asked for, if it is one of [`COMMANDS`]. They talk over its standard input and
-//! output, one line of JSON each way, one command at a time: a command that hangs holds up those
-//! after it, and no guest. It ends when the daemon does, by whatever means, because its input ends.
+//! and runs what it is asked for, if it is one of [`COMMANDS`]. They talk over its standard input
+//! and output, one line of JSON each way, one command at a time: a command that hangs holds up
+//! those after it, and no guest. It ends when the daemon does, by whatever means, because its input
+//! ends.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

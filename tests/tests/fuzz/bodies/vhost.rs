@@ -1,12 +1,4 @@
-//! What the fuzzers run, as plain functions: `tests/fuzz/` calls them with what libFuzzer invents,
-//! and `fuzz.rs` beside this with fixed seeds and a small corpus.
-//!
-//! Both panic if the code under test breaks a promise; anything else is fine, whatever the input.
-
-#![allow(
-    clippy::unwrap_used,
-    reason = "an input that cannot be set up has failed"
-)]
+//! Rings and block requests; what is said on a vhost-user socket.
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
@@ -151,7 +143,7 @@ pub(crate) fn session_messages(script: &[u8]) {
 }
 
 /// The session behind this connection answers `GET_FEATURES`.
-fn answered(raw: &RawFrontend) {
+pub(crate) fn answered(raw: &RawFrontend) {
     raw.send(1, 1, &[], &[]).unwrap();
     raw.recv().unwrap();
     // Nothing is left of it when the next input comes.

@@ -1,35 +1,7 @@
-//! The fuzzers' bodies over fixed seeds and a small corpus, so that every test run has them.
-//!
-//! Seeds are shaped, or nothing would get past the first check: rings whose words are mostly
-//! plausible, scripts that start as a handshake.
+//! Rings whose words are mostly plausible; scripts that start as a handshake.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a seed that cannot be shaped has failed"
-)]
-
-use crate::bodies::{AVAIL, QUEUE, chain_and_request, session_messages};
-
-/// xorshift64*: the same numbers in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 33) % n
-    }
-
-    /// One of `choices`.
-    fn one<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[usize::try_from(self.below(choices.len() as u64)).unwrap()]
-    }
-}
+use crate::bodies::vhost::{AVAIL, QUEUE, chain_and_request, session_messages};
+use crate::numbers::Numbers;
 
 /// A descriptor, plausible more often than not.
 fn descriptor(n: &mut Numbers, table: u64) -> [u8; 16] {
