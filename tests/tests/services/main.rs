@@ -2,6 +2,8 @@
 //! resized, limited, and asked where the time went.
 
 mod backup;
+mod confined;
+mod forbidden;
 mod hung;
 mod kills;
 mod limits;

@@ -33,6 +33,7 @@ use rustix::io::Errno;
 use towpath_common::mem::{Mem, Segment};
 
 use super::uring_donor::{Buffers, MAX_BUFFERS};
+use super::uring_limits;
 use super::uring_setup::{self, MAX_SQ, SETUPS, Setup};
 use super::{
     Completion, Completions, DiskId, Engine, Guest, MAX_MEM_PLACES, MAX_PLACES, MemId, Op, Token,
@@ -133,7 +134,7 @@ impl Uring {
         if !(1..=MAX_CAPACITY).contains(&capacity) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut ring = uring_setup::build(capacity, setups)?;
+        let (mut ring, disabled) = uring_setup::build(capacity, setups)?;
         if !ring.params().is_feature_submit_stable() || !ring.params().is_feature_nodrop() {
             let old = "io_uring is too old: SUBMIT_STABLE or NODROP is missing (Linux 5.5)";
             return Err(io::Error::new(io::ErrorKind::Unsupported, old));
@@ -148,9 +149,11 @@ impl Uring {
         let wake = rustix::event::eventfd(0, flags)?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
         ring.completion().disable_eventfd();
+        let fixed_vectors = uring_setup::has_fixed_vectors(&ring);
+        uring_limits::enable(&ring, disabled, fixed_vectors)?;
         Ok(Uring {
             places: vec![false; places],
-            fixed_vectors: uring_setup::has_fixed_vectors(&ring),
+            fixed_vectors,
             mems: (0..MAX_MEM_PLACES).map(|_| None).collect(),
             arena: Vec::with_capacity(ARENA),
             wake,

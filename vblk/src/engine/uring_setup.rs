@@ -43,17 +43,23 @@ pub(super) const SETUPS: [Setup; 4] = [
 /// flight on a worker.
 const MAX_WORKERS: u32 = 1024;
 
-/// Make the ring with the best flags this kernel has.
-pub(super) fn build(capacity: u32, setups: &[Setup]) -> io::Result<IoUring> {
+/// Make the ring with the best flags this kernel has; whether it is disabled, to be limited and
+/// enabled ([`super::uring_limits`]).
+pub(super) fn build(capacity: u32, setups: &[Setup]) -> io::Result<(IoUring, bool)> {
     let mut last = io::ErrorKind::Unsupported.into();
-    for setup in setups {
+    // 5.10 has disabled rings.
+    let disabled = setups.iter().map(|setup| (setup, true));
+    for (setup, disabled) in disabled.chain(setups.last().map(|setup| (setup, false))) {
         let mut builder = IoUring::builder();
         builder
             .dontfork()
             .setup_cqsize(capacity.max(MAX_SQ).next_power_of_two());
         setup(&mut builder);
+        if disabled {
+            builder.setup_r_disabled();
+        }
         match builder.build(capacity.min(MAX_SQ).next_power_of_two()) {
-            Ok(ring) => return Ok(ring),
+            Ok(ring) => return Ok((ring, disabled)),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = e,
             Err(e) => return Err(e),
         }
