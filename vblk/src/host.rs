@@ -24,6 +24,7 @@ use crate::backup;
 use crate::config::{self, Config, Daemon};
 use crate::device::BlkDevice;
 use crate::disk::Disk;
+use crate::engine::polled::Polled;
 use crate::engine::router::Router;
 use crate::engine::uring::Uring;
 use crate::io::Io;
@@ -113,7 +114,8 @@ pub fn start(settings: &Daemon, manager: keep::Keeper) -> Result<Arc<dyn Service
         let cpu = cpus.get(index).map(|c| usize::from(c.get()));
         let events = events.clone();
         let worker = Worker::spawn(index, cpu, idle, move |context| {
-            let engine = Router::new(Uring::new(OPERATIONS)?);
+            let uring = Uring::new(OPERATIONS)?;
+            let engine = Router::new(Polled::new(uring, |how| Uring::polling(how, OPERATIONS)));
             context.poller.add(rustix::fd::AsFd::as_fd(&engine))?;
             Ok(BlkPlane::new(Io::new(engine, CAPACITY)?, context, events))
         });
@@ -172,6 +174,7 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             d.map,
             d.bitmap.clone(),
             d.record.clone(),
+            d.polling,
         )
     };
     file(a) == file(b)

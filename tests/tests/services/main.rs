@@ -5,6 +5,7 @@ mod backup;
 mod hung;
 mod kills;
 mod limits;
+mod mirror;
 mod resize;
 mod snapshot;
 

@@ -6,7 +6,9 @@
 mod boot;
 mod device;
 mod filesystem;
+mod fio;
 mod harness;
+mod polled;
 mod proof;
 mod resize;
 mod restart;

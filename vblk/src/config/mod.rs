@@ -28,7 +28,7 @@ pub use diff::Diff;
 use disk::DiskTable;
 pub use disk::{
     BlockSize, Cache, Connections, Disk, FileMap, GuestMemory, MirrorDisk, MirrorTimeout, OnError,
-    QueueCount, Serial,
+    Polling, QueueCount, Serial,
 };
 use qos::GroupTable;
 pub use qos::{Bandwidth, Group, Iops, Limit};
