@@ -1,8 +1,8 @@
 //! fio writes and verifies in a guest whose disk's daemon is killed over and over: fio finds what
 //! it wrote, sees no error, and is never left without an answer.
 //!
-//! `TOWPATH_GUEST_KILLS=20` makes it the long run. (fsx is in no package of Debian's; what it does to
-//! a file, `exercise` does in `proof.rs`.)
+//! `TOWPATH_GUEST_KILLS=20` makes it the long run. (fsx is in no package of Debian's; what it does
+//! to a file, `exercise` does in `proof.rs`.)
 
 use std::time::Duration;
 
