@@ -57,6 +57,7 @@ all. OPTIONS, separated by commas (,, for a comma in a value):
   prefer=N               disk of a mirror to read from, counted from 1 [the fastest]
   resync-rate=SIZE       most bytes a second to copy to a disk that catches up [100M]
   mirror-timeout=N       seconds in which a disk of a mirror has to answer [30]
+  polling=device|thread  the worker, or a thread of the kernel's, asks a device that polls [off]
   connections=N          connections of each worker to an NBD server, 1 to 16 [1]
   block-size=512|4096    logical block size [that of the device, or 512]
   weight=N               share of the worker's time, 1 to 10000 [100]

@@ -167,6 +167,7 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             (d.map, d.lock),
             d.bitmap.clone(),
             d.record.clone(),
+            d.polling,
         )
     };
     file(a) == file(b)

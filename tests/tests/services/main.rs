@@ -7,6 +7,7 @@ mod forbidden;
 mod hung;
 mod kills;
 mod limits;
+mod mirror;
 mod resize;
 mod snapshot;
 

@@ -30,7 +30,7 @@ pub use diff::Diff;
 use disk::DiskTable;
 pub use disk::{
     BlockSize, Cache, Connections, Disk, FileLock, FileMap, GuestMemory, MirrorDisk, MirrorTimeout,
-    OnError, QueueCount, Serial,
+    OnError, Polling, QueueCount, Serial,
 };
 pub use process::{EngineChoice, Landlock, Process, ProcessTable};
 use qos::GroupTable;

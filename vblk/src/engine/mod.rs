@@ -6,7 +6,8 @@
 //! requests or retries: it is given an operation with a token and gives back the token with what
 //! the system call said. [`router::Router`] is the engine that workers have: it gives operations on
 //! files and devices to the one inside as they are, and carries out those on every other kind of
-//! storage by operations of its own.
+//! storage by operations of its own. [`polled::Polled`] stands below it and gives each operation to
+//! the ring that it is for.
 
 mod choice;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod join;
 pub mod memory;
 mod mirror;
 mod nbd;
+pub mod polled;
 #[cfg(test)]
 pub mod recording;
 pub mod router;

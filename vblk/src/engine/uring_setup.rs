@@ -39,6 +39,29 @@ pub(super) const SETUPS: [Setup; 4] = [
     |_| {},
 ];
 
+/// The same for a ring that polls: devices are asked when the worker enters the kernel to reap.
+pub(super) const POLLED: [Setup; 3] = [
+    |b| {
+        b.setup_iopoll();
+        SETUPS[0](b);
+    },
+    |b| {
+        b.setup_iopoll();
+        SETUPS[1](b);
+    },
+    |b| {
+        b.setup_iopoll();
+    },
+];
+
+/// Milliseconds after which a kernel's thread without work sleeps.
+const THREAD_IDLE: u32 = 20;
+
+/// The same for a ring that a thread of the kernel's serves.
+pub(super) const POLLED_BY_THREAD: [Setup; 1] = [|b| {
+    b.setup_iopoll().setup_sqpoll(THREAD_IDLE);
+}];
+
 /// Most threads in which the kernel waits for storage on a ring's behalf: as many as requests in
 /// flight on a worker.
 const MAX_WORKERS: u32 = 1024;

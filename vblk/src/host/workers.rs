@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use towpath_common::worker::{Context, Idle, Worker};
 
+use crate::engine::polled::Polled;
 use crate::engine::router::Router;
 use crate::engine::threads::Threads;
 use crate::engine::uring::Uring;
@@ -33,7 +34,9 @@ pub(super) fn spawn(
 ) -> io::Result<Worker<Change>> {
     match engine {
         Kind::IoUring => Worker::spawn(index, cpu, idle, move |context| {
-            plane(Uring::new(OPERATIONS)?, context, events)
+            let ring = Uring::new(OPERATIONS)?;
+            let engine = Polled::new(ring, |how| Uring::polling(how, OPERATIONS));
+            plane(engine, context, events)
         }),
         Kind::Threads => Worker::spawn(index, cpu, idle, move |context| {
             plane(Threads::new(OPERATIONS)?, context, events)
