@@ -36,6 +36,7 @@ use super::{
     Completion, Completions, DiskId, Engine, Guest, MAX_MEM_PLACES, MAX_PLACES, MemId, Op, Token,
     Verb,
 };
+use crate::config::Polling;
 use crate::disk::Disk;
 
 /// Threads of an engine, hence most operations that storage sees at once: what QEMU's pool has.
@@ -334,6 +335,10 @@ impl Engine for Threads {
         let place = place.ok_or(io::ErrorKind::InvalidInput)?;
         *place = None;
         if let Some(disk) = disk {
+            if disk.polling() != Polling::Off {
+                let why = "polling needs io_uring, and this daemon works without";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+            }
             let file = disk.file().ok_or(io::ErrorKind::Unsupported)?;
             *place = Some(Arc::new(file.try_clone_to_owned()?));
         }
