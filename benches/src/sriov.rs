@@ -80,6 +80,7 @@ fn card(pf: u16, total: u16) -> Pf {
         nvme: None,
         guards: Vec::new(),
         wedged: None,
+        lacks: Default::default(),
         vfs: Vec::new(),
     }
 }

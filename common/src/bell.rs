@@ -12,24 +12,45 @@
 //! take them costs none. A bell that is aimed at nothing makes no system call. A bell is a file
 //! descriptor and a few pages; to make one takes tens of microseconds, so those of rings that are
 //! gone are kept for the next.
+//!
+//! Where io_uring is forbidden, Linux AIO (`aio.rs`) does the same. Where both are, there is no
+//! bell: to write is what this is there to avoid.
 
 // UNSAFETY: pushing a submission. It is a NOP, which names no memory and no file.
 #![expect(unsafe_code, reason = "io_uring cannot know what a submission names")]
+
+mod aio;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{IoUring, opcode};
 
+use aio::Aio;
+
 /// Signals one eventfd at a time.
-pub struct Bell {
+#[derive(Debug)]
+pub struct Bell(Kind);
+
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the usual one is the large one, and stays without an indirection"
+)]
+enum Kind {
+    Ring(Ring),
+    Aio(Aio),
+}
+
+/// A ring, and whether it signals anything.
+struct Ring {
     ring: IoUring,
     aimed: bool,
 }
 
-impl std::fmt::Debug for Bell {
+impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bell")
+        f.debug_struct("Ring")
             .field("aimed", &self.aimed)
             .finish_non_exhaustive()
     }
@@ -39,17 +60,53 @@ impl Bell {
     /// A bell that signals nothing yet.
     ///
     /// # Errors
-    /// If the kernel gives no ring (memory, file descriptors).
+    /// If the kernel gives no ring (memory, file descriptors), or neither a ring nor AIO.
     pub fn new() -> io::Result<Bell> {
-        let ring = IoUring::new(1)?;
-        Ok(Bell { ring, aimed: false })
+        let refused = match IoUring::new(1) {
+            Ok(ring) => return Ok(Bell(Kind::Ring(Ring { ring, aimed: false }))),
+            Err(error) => error,
+        };
+        match refused.raw_os_error() {
+            // How hosts forbid it.
+            Some(libc::EPERM | libc::ENOSYS | libc::EACCES) => Bell::aio(),
+            _ => Err(refused),
+        }
     }
 
-    /// Signal `fd` from now on, or nothing. The kernel keeps the open file; `fd` may be closed.
+    fn aio() -> io::Result<Bell> {
+        Ok(Bell(Kind::Aio(Aio::new().map_err(|error| {
+            let text = format!(
+                "drivers cannot be notified: this host forbids io_uring, and AIO as well \
+                 ({error}); allow one (kernel.io_uring_disabled, fs.aio-max-nr, the container's \
+                 seccomp profile)"
+            );
+            io::Error::new(error.kind(), text)
+        })?)))
+    }
+
+    /// Signal `fd` from now on, or nothing. The open file is kept; `fd` may be closed.
     ///
     /// # Errors
     /// If `fd` is not an eventfd; nothing is signalled then.
     pub fn aim(&mut self, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        match &mut self.0 {
+            Kind::Ring(ring) => ring.aim(fd),
+            Kind::Aio(aio) => aio.aim(fd),
+        }
+    }
+
+    /// Signal the eventfd. Never waits.
+    #[inline]
+    pub fn ring(&mut self) {
+        match &mut self.0 {
+            Kind::Ring(ring) => ring.ring(),
+            Kind::Aio(aio) => aio.ring(),
+        }
+    }
+}
+
+impl Ring {
+    fn aim(&mut self, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         if std::mem::take(&mut self.aimed) {
             self.ring.submitter().unregister_eventfd()?;
         }
@@ -60,9 +117,8 @@ impl Bell {
         Ok(())
     }
 
-    /// Signal the eventfd. Never waits.
     #[inline]
-    pub fn ring(&mut self) {
+    fn ring(&mut self) {
         if !self.aimed {
             return;
         }
@@ -89,37 +145,47 @@ mod tests {
         u64::from_ne_bytes(word)
     }
 
+    /// A bell of each kind.
+    fn bells() -> [Bell; 2] {
+        [Bell::new().unwrap(), Bell::aio().unwrap()]
+    }
+
     #[test]
     fn each_signal_counts_one_where_the_bell_is_aimed() {
-        let [a, b] = [0; 2].map(|n| eventfd(n, EventfdFlags::CLOEXEC).unwrap());
-        let mut bell = Bell::new().unwrap();
-        bell.ring(); // at nothing
-        bell.aim(Some(a.as_fd())).unwrap();
-        for _ in 0..5 {
+        for mut bell in bells() {
+            let [a, b] = [0; 2].map(|n| eventfd(n, EventfdFlags::CLOEXEC).unwrap());
+            bell.ring(); // at nothing
+            bell.aim(Some(a.as_fd())).unwrap();
+            // More than there is room for completions.
+            for _ in 0..500 {
+                bell.ring();
+            }
+            bell.aim(Some(b.as_fd())).unwrap();
             bell.ring();
+            bell.aim(None).unwrap();
+            bell.ring();
+            assert_eq!((count(&a), count(&b)), (500, 1), "{bell:?}");
         }
-        bell.aim(Some(b.as_fd())).unwrap();
-        bell.ring();
-        bell.aim(None).unwrap();
-        bell.ring();
-        assert_eq!((count(&a), count(&b)), (5, 1));
     }
 
     #[test]
     fn a_full_and_blocking_eventfd_does_not_hold_it_up() {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        let mut bell = Bell::new().unwrap();
-        bell.aim(Some(fd.as_fd())).unwrap();
-        for _ in 0..5 {
-            bell.ring(); // write(2) would not come back
+        for mut bell in bells() {
+            let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+            rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            bell.aim(Some(fd.as_fd())).unwrap();
+            for _ in 0..5 {
+                bell.ring(); // write(2) would not come back
+            }
+            assert!(count(&fd) >= u64::MAX - 1);
         }
-        assert!(count(&fd) >= u64::MAX - 1);
     }
 
     #[test]
     fn nothing_but_an_eventfd_is_taken() {
-        let file = tempfile::tempfile().unwrap();
-        assert!(Bell::new().unwrap().aim(Some(file.as_fd())).is_err());
+        for mut bell in bells() {
+            let file = tempfile::tempfile().unwrap();
+            assert!(bell.aim(Some(file.as_fd())).is_err());
+        }
     }
 }

@@ -2,7 +2,8 @@
 //! ([`chain`]), virtqueues ([`ring`]), vhost-user connections ([`session`]), polling threads
 //! ([`worker`], [`sched`], [`mailbox`]), state that outlives the process ([`keep`]), and the
 //! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`], [`cli`],
-//! [`attach`]), what stations are called ([`mac`]), and what controllers are told ([`nvme`]).
+//! [`attach`]), what a daemon gives up ([`sandbox`]), what stations are called ([`mac`]), and what
+//! controllers are told ([`nvme`]).
 
 pub mod attach;
 pub mod bell;
@@ -21,6 +22,7 @@ pub mod notify;
 pub mod nvme;
 pub mod qmp;
 pub mod ring;
+pub mod sandbox;
 pub mod sched;
 pub mod session;
 pub mod stats;

@@ -81,6 +81,62 @@ pub struct Attributes {
     pub port_guid: Option<Guid>,
 }
 
+/// Attributes by the keys of the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    /// [`Attributes::mac`].
+    Mac,
+    /// [`Attributes::tag`].
+    Vlan,
+    /// [`Attributes::rates`].
+    #[serde(alias = "min_rate")]
+    MaxRate,
+    /// [`Attributes::spoof_check`].
+    SpoofCheck,
+    /// [`Attributes::trust`].
+    Trust,
+    /// [`Attributes::link_state`].
+    LinkState,
+    /// [`Attributes::rss_query`].
+    RssQuery,
+    /// [`Attributes::node_guid`].
+    NodeGuid,
+    /// [`Attributes::port_guid`].
+    PortGuid,
+}
+
+impl Key {
+    /// As it is written.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Mac => "mac",
+            Self::Vlan => "vlan",
+            Self::MaxRate => "max_rate",
+            Self::SpoofCheck => "spoof_check",
+            Self::Trust => "trust",
+            Self::LinkState => "link_state",
+            Self::RssQuery => "rss_query",
+            Self::NodeGuid => "node_guid",
+            Self::PortGuid => "port_guid",
+        }
+    }
+
+    /// Whether a VF without it would be somebody else, or in another network: never done without.
+    pub const fn is_identity(self) -> bool {
+        matches!(
+            self,
+            Self::Mac | Self::Vlan | Self::NodeGuid | Self::PortGuid
+        )
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
 /// One attribute and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -107,17 +163,17 @@ pub enum Attribute {
 
 impl Attribute {
     /// The key of the specification that is meant.
-    pub const fn key(&self) -> &'static str {
+    pub const fn key(&self) -> Key {
         match self {
-            Self::Mac(_) => "mac",
-            Self::Tag(_) => "vlan",
-            Self::Rates(_) => "max_rate",
-            Self::SpoofCheck(_) => "spoof_check",
-            Self::Trust(_) => "trust",
-            Self::LinkState(_) => "link_state",
-            Self::RssQuery(_) => "rss_query",
-            Self::NodeGuid(_) => "node_guid",
-            Self::PortGuid(_) => "port_guid",
+            Self::Mac(_) => Key::Mac,
+            Self::Tag(_) => Key::Vlan,
+            Self::Rates(_) => Key::MaxRate,
+            Self::SpoofCheck(_) => Key::SpoofCheck,
+            Self::Trust(_) => Key::Trust,
+            Self::LinkState(_) => Key::LinkState,
+            Self::RssQuery(_) => Key::RssQuery,
+            Self::NodeGuid(_) => Key::NodeGuid,
+            Self::PortGuid(_) => Key::PortGuid,
         }
     }
 }
@@ -166,7 +222,7 @@ impl Attributes {
 
     /// Every attribute that has a value, in the order in which they are set. The address comes
     /// first, since a VF's driver reads it when it is bound.
-    pub fn each(&self) -> impl Iterator<Item = Attribute> {
+    pub fn each(&self) -> impl Iterator<Item = Attribute> + use<> {
         [
             self.mac.map(Attribute::Mac),
             self.tag.map(Attribute::Tag),
@@ -200,7 +256,7 @@ impl Attributes {
     /// These, and those of `rest` where these have none.
     #[must_use]
     pub fn or(mut self, rest: &Self) -> Self {
-        let own: Vec<&'static str> = self.each().map(|one| one.key()).collect();
+        let own: Vec<Key> = self.each().map(|one| one.key()).collect();
         for attribute in rest.each() {
             if !own.contains(&attribute.key()) {
                 self.set(attribute);
@@ -226,9 +282,7 @@ impl Attributes {
 
     /// What has to be set so that `now` becomes this.
     pub fn missing_in<'a>(&self, now: &'a Self) -> impl Iterator<Item = Attribute> + use<'a> {
-        let wanted = *self;
-        let all: Vec<Attribute> = wanted.each().collect();
-        all.into_iter().filter(|attribute| !now.holds(attribute))
+        self.each().filter(|attribute| !now.holds(attribute))
     }
 
     /// The reported value of the attribute that `attribute` is another value of.

@@ -49,6 +49,8 @@ pub struct Overview {
     pub refusals: usize,
     /// PFs that could not be brought where they should be.
     pub failures: Vec<String>,
+    /// What VFs are without, because a driver does not support it.
+    pub lacks: Vec<String>,
 }
 
 /// All routes.
@@ -81,9 +83,11 @@ async fn status(State(daemon): State<Arc<Daemon>>) -> Answer<Overview> {
         drift: report.drift.len(),
         refusals: report.left.refusals.len(),
         failures: failures.collect(),
+        lacks: report.left.lacks.iter().map(ToString::to_string).collect(),
     };
     let description = daemon.sentence();
-    if overview.failures.is_empty() && overview.drift == 0 && overview.refusals == 0 {
+    let faults = overview.failures.len() + overview.lacks.len();
+    if faults + overview.drift + overview.refusals == 0 {
         Answer::success(description, overview)
     } else {
         Answer::warning(description, overview)

@@ -151,6 +151,7 @@ impl Keeper {
             let own = Plan {
                 steps,
                 refusals: Vec::new(),
+                lacks: Vec::new(),
             };
             // One card at a time: what one cannot be, the others are.
             let outcome = apply(machine, state, &inventory, &own, &target)?;
@@ -165,6 +166,9 @@ impl Keeper {
         report.left = Plan::make(&inventory, &spec).0;
         for refusal in &report.left.refusals {
             tracing::warn!(why = ?refusal.why, fix = %refusal.fix, "{}", refusal.text);
+        }
+        for lack in &report.left.lacks {
+            tracing::warn!("{lack}");
         }
         report.counters.looks += 1;
         self.broker.notice(&inventory);
@@ -262,7 +266,7 @@ impl Keeper {
 fn note(pf: PciAddr, outcome: &Outcome, report: &mut Report) {
     match outcome {
         Outcome::Nothing => {}
-        Outcome::Applied { steps } => {
+        Outcome::Applied { steps, .. } => {
             report.counters.applied += 1;
             tracing::info!(%pf, steps, "applied");
         }

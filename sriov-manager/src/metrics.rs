@@ -14,6 +14,7 @@ families! {
     WEDGED: Gauge "towpath_sriov_wedged" "1 while a write to a PF does not return.";
     LEFT: Gauge "towpath_sriov_steps_left" "Steps of a PF that are not carried out.";
     DRIFT: Gauge "towpath_sriov_drift" "Settings of a PF that somebody else changed.";
+    LACKS: Gauge "towpath_sriov_lacks" "Attributes that VFs of a PF are without.";
     REFUSED: Gauge "towpath_sriov_refusals" "What is refused now, by reason.";
     LEASES: Gauge "towpath_sriov_leases" "Leases of a pool, by phase.";
     GRANTED: Counter "towpath_sriov_leases_granted_total" "Leases granted.";
@@ -84,6 +85,12 @@ fn add_pf(scrape: &mut Exposition, report: &Report, pf: &Pf) {
     scrape.gauge(&LEFT, &labels, count(report.left.of(pf.address).count()));
     let drifted = report.drift.iter().filter(|step| step.pf == pf.address);
     scrape.gauge(&DRIFT, &labels, count(drifted.count()));
+    let lacks = report
+        .left
+        .lacks
+        .iter()
+        .filter(|lack| lack.pf == pf.address);
+    scrape.gauge(&LACKS, &labels, count(lacks.count()));
     for vf in &pf.vfs {
         add_vf(scrape, &address, vf);
     }

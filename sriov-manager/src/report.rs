@@ -249,6 +249,9 @@ pub(crate) fn plan(plan: &Plan, inventory: &Inventory) -> String {
     for refusal in &plan.refusals {
         let _infallible = writeln!(text, "refused: {}\n  -> {}", refusal.text, refusal.fix);
     }
+    for lack in &plan.lacks {
+        let _infallible = writeln!(text, "warning: {lack}");
+    }
     let _infallible = writeln!(text, "{}", summary(plan));
     text
 }
@@ -279,6 +282,9 @@ pub(crate) fn overview(overview: &Overview, description: &str) -> String {
     );
     for failure in &overview.failures {
         let _infallible = writeln!(text, "failed: {failure}");
+    }
+    for lack in &overview.lacks {
+        let _infallible = writeln!(text, "degraded: {lack}");
     }
     text
 }
@@ -322,7 +328,13 @@ pub(crate) fn outcome(applied: &Applied) -> String {
             "refused; nothing was changed".to_owned()
         }
         Outcome::Nothing => "nothing to do".to_owned(),
-        Outcome::Applied { steps } => format!("applied: {steps} steps"),
+        Outcome::Applied { steps, lacks } if lacks.is_empty() => {
+            format!("applied: {steps} steps")
+        }
+        Outcome::Applied { steps, lacks } => {
+            let lacks: Vec<String> = lacks.iter().map(ToString::to_string).collect();
+            format!("applied: {steps} steps; {}", lacks.join("; "))
+        }
         Outcome::RolledBack { failure } => {
             format!("failed, and everything is as it was: {}", failed(failure))
         }

@@ -3,13 +3,13 @@
 //! A state that was ([`Target::of`]) has the same form, so that rolling back is nothing else than
 //! planning and applying what was there before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
 
 use crate::address::PciAddr;
-use crate::attribute::Attributes;
+use crate::attribute::{Attributes, Key};
 use crate::inventory::{Inventory, Pf, Vf};
 use crate::nvme::{Flexible, Resources};
 use crate::plan::{Refusal, Why};
@@ -39,6 +39,9 @@ pub struct PfTarget {
     /// What an NVMe controller keeps of its flexible resources; `None`: what it has.
     #[serde(default)]
     pub primary: Option<Resources>,
+    /// See [`PfSpec::required`].
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub required: BTreeSet<Key>,
     /// VFs of which something is wanted, by index.
     pub vfs: BTreeMap<u16, VfTarget>,
 }
@@ -110,6 +113,11 @@ impl Target {
 }
 
 impl PfTarget {
+    /// Whether VFs may not be without it.
+    pub fn requires(&self, key: Key) -> bool {
+        key.is_identity() || self.required.contains(&key)
+    }
+
     /// The state that `pf` is in.
     fn of(pf: &Pf) -> Self {
         let vfs = pf.vfs.iter().map(|vf| {
@@ -136,6 +144,7 @@ impl PfTarget {
             eswitch: pf.eswitch,
             group_type: None,
             primary: pf.nvme.map(|pool| pool.primary()),
+            required: BTreeSet::new(),
             vfs: vfs.collect(),
         }
     }
@@ -157,6 +166,7 @@ impl PfTarget {
             eswitch: wanted.eswitch,
             group_type: spec.group_type,
             primary: kept(wanted, pf),
+            required: wanted.required.clone(),
             vfs: vfs.collect(),
         }
     }

@@ -88,3 +88,32 @@ fn every_refusal_has_a_remedy_in_the_readme() {
         assert!(readme.contains(words), "{why:?}");
     }
 }
+
+/// Every test's name that the table of failures speaks of is that of a test.
+#[test]
+fn every_failure_has_its_test() {
+    let mut sources = String::new();
+    let mut open = vec![
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tests/sriov"),
+    ];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(path).unwrap().map(|one| one.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push_str(&fs::read_to_string(path).unwrap());
+        }
+    }
+    let table = read("tests/failures.md");
+    let rows = table.lines().filter(|line| line.starts_with("| "));
+    let mut shown = 0;
+    for row in rows.skip(1) {
+        let column = row.split('|').nth(3).unwrap();
+        for name in column.split('`').skip(1).step_by(2) {
+            assert!(sources.contains(&format!("fn {name}(")), "{name}: {row}");
+            shown += 1;
+        }
+        assert!(column.contains('`'), "no test: {row}");
+    }
+    assert!(shown > 30, "{shown}");
+}

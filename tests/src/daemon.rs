@@ -7,6 +7,7 @@
 
 use std::io::ErrorKind;
 use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -222,6 +223,23 @@ impl Vblk {
     pub fn serve(dir: TempDir, disks: &[&str], more: &[&str]) -> Result<Self> {
         Service::serve("vblk", dir, ("--disk", disks), more, None).map(Self)
     }
+}
+
+/// A program `dir/forbidden` that runs `program` where the host forbids `what` (`forbid` knows
+/// what).
+///
+/// # Errors
+/// When something cannot be built or written.
+pub fn forbidding(what: &str, program: &Path, dir: &Path) -> Result<PathBuf> {
+    let forbid = cargo::program("towpath-tests", "forbid")?;
+    let script = dir.join("forbidden");
+    let (forbid, program) = (forbid.display(), program.display());
+    std::fs::write(
+        &script,
+        format!("#!/bin/sh\nexec {forbid} {what} {program} \"$@\"\n"),
+    )?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    Ok(script)
 }
 
 impl Deref for Vblk {

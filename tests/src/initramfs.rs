@@ -30,8 +30,12 @@ pub enum Kit {
     Net,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
     Sriov,
+    /// A disk that is written and verified by `fio`.
+    Fio,
     /// Logical volumes: `lvm` and `vblk`.
     Lvm,
+    /// An NVMe device of the guest's own, served and used there: `vblk` and `tenant`.
+    Storage,
     /// The same on a [newer kernel](modern), with iommufd and netdevsim, and `eswitch`.
     Iommufd,
     /// A Debian on its first disk, which takes over: no programs.
@@ -43,7 +47,7 @@ impl Kit {
     /// (ext4 asks the crypto layer for crc32c by name, so that table does not list it.)
     fn modules(self) -> &'static [&'static str] {
         match self {
-            Self::Disk | Self::Debian => &["crc32c_generic", "virtio_blk", "ext4"],
+            Self::Disk | Self::Fio | Self::Debian => &["crc32c_generic", "virtio_blk", "ext4"],
             Self::Proof => &[
                 "crc32c_generic",
                 "virtio_blk",
@@ -52,6 +56,7 @@ impl Kit {
                 "dm-log-writes",
             ],
             Self::Net => &["virtio_net", "8021q"],
+            Self::Storage => &["nvme"],
             Self::Lvm => &[
                 "crc32c_generic",
                 "loop",
@@ -74,7 +79,9 @@ impl Kit {
                 &[("towpath-tests", "records"), ("towpath-tests", "exercise")],
             ),
             Self::Net => (&["ethtool"], &[("towpath-tests", "talk")]),
+            Self::Fio => (&["fio"], &[]),
             Self::Lvm => (&["lvm"], &[("vblk", "vblk")]),
+            Self::Storage => (&[], &[("vblk", "vblk"), ("towpath-tests", "tenant")]),
             Self::Sriov => (&["ip"], &[("sriov-manager", "sriov-manager")]),
             Self::Iommufd => (
                 &["ip"],
@@ -166,7 +173,7 @@ pub fn kernel(kit: Kit) -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 7] = [const { OnceLock::new() }; 7];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 9] = [const { OnceLock::new() }; 9];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();

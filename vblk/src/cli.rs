@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand};
 use towpath_common::cli::{Extra, Place};
 use towpath_common::config::{ByteSize, CpuList, DaemonTable, Name, Poll, SocketPath};
 use towpath_common::logging::LogFilter;
-use vblk::config::{DEFAULT_CONTROL, Source, Sources};
+use towpath_common::sandbox::Seccomp;
+use vblk::config::{DEFAULT_CONTROL, EngineChoice, ProcessTable, Source, Sources};
+use vblk::storage::lvm::helper;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,6 +57,7 @@ all. OPTIONS, separated by commas (,, for a comma in a value):
   prefer=N               disk of a mirror to read from, counted from 1 [the fastest]
   resync-rate=SIZE       most bytes a second to copy to a disk that catches up [100M]
   mirror-timeout=N       seconds in which a disk of a mirror has to answer [30]
+  polling=device|thread  the worker, or a thread of the kernel's, asks a device that polls [off]
   connections=N          connections of each worker to an NBD server, 1 to 16 [1]
   block-size=512|4096    logical block size [that of the device, or 512]
   weight=N               share of the worker's time, 1 to 10000 [100]
@@ -124,6 +127,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         sources: SourceArgs,
     },
+    /// Runs lvm for a daemon; not for people.
+    #[command(hide = true, name = helper::SUBCOMMAND)]
+    LvmHelper,
     /// Create an empty, sparse raw image.
     Create {
         /// The file to create; it must not exist.
@@ -404,12 +410,18 @@ pub(crate) struct SourceArgs {
     /// What workers do when idle: adaptive, busy or interrupt [adaptive].
     #[arg(long, value_name = "HOW")]
     poll: Option<Poll>,
+    /// Who does the I/O: io_uring, threads, or auto for threads where io_uring is forbidden [auto].
+    #[arg(long, value_name = "WHO")]
+    engine: Option<EngineChoice>,
     /// Control socket to listen on [/run/towpath/vblk.sock].
     #[arg(long, value_name = "SOCKET")]
     control: Option<SocketPath>,
     /// Lines to log, such as debug or vblk=trace,warn [RUST_LOG, or info].
     #[arg(long, value_name = "FILTER")]
     log: Option<LogFilter>,
+    /// What becomes of system calls the daemon does not declare: enforce, log or off [enforce].
+    #[arg(long, value_name = "HOW")]
+    seccomp: Option<Seccomp>,
 }
 
 impl From<SourceArgs> for Sources {
@@ -423,6 +435,12 @@ impl From<SourceArgs> for Sources {
                 poll: args.poll,
                 control: args.control,
                 log: args.log,
+                seccomp: args.seccomp,
+                ..DaemonTable::default()
+            },
+            process: ProcessTable {
+                engine: args.engine,
+                ..ProcessTable::default()
             },
         }
     }

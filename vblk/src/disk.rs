@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::backup::{BackupError, Bitmap, Tracker};
+use crate::config::Polling;
 use crate::engine::Verb;
 use crate::policy::Policy;
 use crate::request::{ID_BYTES, Limits};
@@ -118,6 +119,7 @@ pub struct Disk {
     resident: Option<Arc<Resident>>,
     /// Its lock comes and goes with its queues.
     moving: Option<moving::Moving>,
+    polling: Polling,
     /// Verbs that turned out to be unsupported, one bit each.
     unsupported: AtomicU8,
     sync_failed: AtomicBool,
@@ -147,6 +149,7 @@ impl Disk {
             physical: BlockSize::PAGE,
             direct: false,
             inline: true,
+            waits: false,
             read_only: false,
             mem_align: 1,
             len_align: 1,
@@ -166,6 +169,7 @@ impl Disk {
             serial,
             resident: None,
             moving: None,
+            polling: Polling::Off,
             unsupported: AtomicU8::new(0),
             sync_failed: AtomicBool::new(false),
             policy: Policy::default(),
@@ -196,6 +200,19 @@ impl Disk {
         let null = std::fs::File::open("/dev/null").unwrap();
         self.storage = Storage::Device(null.into());
         self
+    }
+
+    /// This disk as if its device were polled.
+    #[cfg(test)]
+    pub(crate) fn polled_by(mut self, polling: Polling) -> Disk {
+        self.polling = polling;
+        self
+    }
+
+    /// How the completions of its reads and writes are found.
+    #[must_use]
+    pub fn polling(&self) -> Polling {
+        self.polling
     }
 
     /// What stands behind it.
@@ -245,10 +262,16 @@ impl Disk {
     #[must_use]
     pub fn delegates(&self, verb: Verb) -> bool {
         match verb {
-            Verb::Read => false,
-            Verb::Write => !self.shape.direct && !self.shape.inline,
+            Verb::Read => self.shape.waits,
+            Verb::Write => self.shape.waits || !self.shape.direct && !self.shape.inline,
             Verb::Sync | Verb::Punch | Verb::Zero | Verb::Discard => true,
         }
+    }
+
+    /// True if a system call on it may wait for a server, whatever it is asked.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.shape.waits
     }
 
     /// True if the page cache is bypassed.

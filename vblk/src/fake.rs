@@ -1,6 +1,11 @@
 //! A data plane that does nothing, for tests of the control plane: it accepts every configuration
 //! unless told otherwise and shows made-up figures.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "for tests alone; a lock is poisoned only after another failure"
+)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;

@@ -6,6 +6,7 @@
 //! not close it.
 
 mod together;
+mod workers;
 
 use std::io;
 use std::path::Path;
@@ -21,16 +22,15 @@ use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
 use tracing::warn;
 
 use crate::backup;
-use crate::config::{self, Config, Daemon};
+use crate::config::{self, Config};
 use crate::device::BlkDevice;
 use crate::disk::Disk;
-use crate::engine::router::Router;
-use crate::engine::uring::Uring;
-use crate::io::Io;
+use crate::engine::Kind;
 use crate::keeper::Keeper;
 use crate::mirror::MirrorOrder;
 use crate::monitor::{self, Seen};
-use crate::plane::{BlkPlane, Change, DiskKey, NewDisk};
+use crate::plane::{Change, DiskKey, NewDisk};
+use crate::sandbox::hinted;
 use crate::service::{
     DiskStatus, GroupStatus, Report, Resized, Service, ServiceError, SlowRequest, Snapshot,
     WorkerStatus,
@@ -40,13 +40,6 @@ use crate::stats::{DiskShared, Events};
 use crate::status;
 use crate::storage;
 use crate::tune::{Limited, Shared, share};
-
-/// Requests in flight on one worker: eight disks at depth 128, and few enough that their slots stay
-/// in the second-level cache.
-const CAPACITY: u32 = 1024;
-
-/// Operations in flight on one worker: a request of a composed disk is several.
-const OPERATIONS: u32 = 2 * CAPACITY;
 
 /// A disk being served.
 #[derive(Debug)]
@@ -73,6 +66,8 @@ pub(crate) struct Running {
 #[derive(Debug)]
 pub struct Host {
     workers: Vec<Worker<Change>>,
+    /// What they do I/O with.
+    engine: Kind,
     /// Who keeps sessions for a successor of this process.
     manager: keep::Keeper,
     /// Held while a configuration is applied, however long storage takes.
@@ -98,7 +93,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 ///
 /// # Errors
 /// [`ServiceError::Worker`] if one cannot start (no io_uring, no such processor).
-pub fn start(settings: &Daemon, manager: keep::Keeper) -> Result<Arc<dyn Service>, ServiceError> {
+pub fn start(config: &Config, manager: keep::Keeper) -> Result<Arc<dyn Service>, ServiceError> {
+    let settings = &config.daemon;
+    let engine = Kind::choose(config.process.engine)?;
+    tracing::info!(engine = engine.name(), "who does the I/O");
     let events = Events::default();
     let idle = match settings.poll {
         Poll::Adaptive => Idle::Adaptive(SPIN),
@@ -112,11 +110,7 @@ pub fn start(settings: &Daemon, manager: keep::Keeper) -> Result<Arc<dyn Service
     for index in 0..count {
         let cpu = cpus.get(index).map(|c| usize::from(c.get()));
         let events = events.clone();
-        let worker = Worker::spawn(index, cpu, idle, move |context| {
-            let engine = Router::new(Uring::new(OPERATIONS)?);
-            context.poller.add(rustix::fd::AsFd::as_fd(&engine))?;
-            Ok(BlkPlane::new(Io::new(engine, CAPACITY)?, context, events))
-        });
+        let worker = workers::spawn(engine, index, cpu, idle, events);
         let failed = |e: io::Error| ServiceError::Worker {
             index,
             source: e.into(),
@@ -146,6 +140,7 @@ pub fn start(settings: &Daemon, manager: keep::Keeper) -> Result<Arc<dyn Service
     );
     Ok(Arc::new(Host {
         workers,
+        engine,
         manager,
         applying: Mutex::default(),
         disks,
@@ -172,6 +167,7 @@ fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
             (d.map, d.lock),
             d.bitmap.clone(),
             d.record.clone(),
+            d.polling,
         )
     };
     file(a) == file(b)
@@ -187,7 +183,7 @@ fn same_session(a: &config::Disk, b: &config::Disk) -> bool {
 fn open(config: &config::Disk) -> Result<Disk, ServiceError> {
     let failed = |source| ServiceError::Disk {
         name: config.name.clone(),
-        source,
+        source: hinted(source),
     };
     let disk = storage::open(config).map_err(|e| failed(e.into()))?;
     backup::attach(config, &disk).map_err(|e| failed(e.into()))?;
@@ -227,7 +223,7 @@ impl Host {
     fn listen(&self, config: &config::Disk) -> Result<Listening, ServiceError> {
         let failed = |e: io::Error| ServiceError::Disk {
             name: config.name.clone(),
-            source: e.into(),
+            source: hinted(e.into()),
         };
         Self::endpoint(config)
             .listen_kept(&self.manager)
@@ -317,7 +313,7 @@ impl Host {
             key,
             disk,
             queues,
-            config.guest_memory,
+            self.engine.memory(config.guest_memory),
             handles,
             &config.path.to_string(),
         ));
@@ -446,6 +442,7 @@ impl Service for Host {
                 .ns(towpath_common::clock::Cycles(worker.pulse().busy())),
             sleeps: worker.pulse().sleeps(),
             queues: status::queues_of(&disks, index, self.workers.len()),
+            engine: self.engine,
         };
         self.workers
             .iter()

@@ -216,7 +216,7 @@ impl<E: Engine> Io<E> {
     #[must_use]
     pub fn is_patient(&self) -> bool {
         let lent = self.delegated as usize + self.waiting.len();
-        lent > 0 && lent == self.slab.taken()
+        (lent > 0 && lent == self.slab.taken()) || self.engine.is_patient()
     }
 
     /// Serve `disk` from now on. A disk attached twice has one id, and must be detached twice.

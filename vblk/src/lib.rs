@@ -29,6 +29,7 @@ pub mod queue;
 pub mod request;
 pub mod resident;
 mod resize;
+pub mod sandbox;
 pub mod serve;
 pub mod service;
 pub mod settings;

@@ -7,7 +7,7 @@ mod cli;
 mod client;
 mod report;
 
-use std::io::{Write, stdout};
+use std::io::{Write, stdin, stdout};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -21,6 +21,7 @@ use vblk::image::{self, ImageError};
 use vblk::mirror::MirrorOrder;
 use vblk::serve::{self, ServeError};
 use vblk::storage;
+use vblk::storage::lvm::helper;
 
 use cli::{Cli, Command, DiskCommand, GroupCommand, MirrorCommand};
 
@@ -45,7 +46,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let out = &mut stdout().lock();
     match command {
-        Command::Serve { sources, .. } => Ok(serve::serve(sources.into(), vblk::host::start)?),
+        Command::Serve { sources, .. } => {
+            let sources = Sources::from(sources);
+            let file = sources.file.clone();
+            let start = |config: &_, keeper| vblk::sandbox::start(config, keeper, file.as_deref());
+            Ok(serve::serve(sources, start)?)
+        }
+        Command::LvmHelper => Ok(helper::serve(stdin().lock(), out)?),
         Command::Create { path, size } => Ok(image::create(&path, size)?),
         Command::Disk(DiskCommand::List { target }) => client::disk_list(&target, out),
         Command::Disk(DiskCommand::Show { name, target }) => {

@@ -182,8 +182,7 @@ impl<E: Engine> BlkPlane<E> {
                 return Outcome::Idle;
             };
             let limited = !disk.throttles.is_open();
-            let mut most = usize::MAX;
-            let (mut popped, mut copied) = (0, 0);
+            let (mut most, mut popped, mut copied) = (usize::MAX, 0, 0);
             for &key in &disk.queues {
                 if limited {
                     most = disk.throttles.ask(last);

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use towpath_common::config::{ConfigError, Daemon as Settings, latest};
+use towpath_common::config::{ConfigError, latest};
 use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
 use towpath_common::keep::Keeper;
@@ -72,7 +72,7 @@ impl std::fmt::Debug for Daemon {
 /// [`ServeError`]. Before READY, nothing keeps running after an error.
 pub fn serve(
     sources: Sources,
-    start: impl FnOnce(&Settings, Keeper) -> Result<Arc<dyn Service>, ServiceError>,
+    start: impl FnOnce(&Config, Keeper) -> Result<Arc<dyn Service>, ServiceError>,
 ) -> Result<(), ServeError> {
     let started = Instant::now();
     let config = Config::load(&sources)?;
@@ -87,7 +87,8 @@ pub fn serve(
         latest(config, Config::load(&sources))
     };
     let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
-    let service = start(&config.daemon, keeper)?;
+    let socket = socket.guarded(&config.daemon.access)?;
+    let service = start(&config, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
     let daemon = Arc::new(Daemon {
@@ -178,6 +179,7 @@ impl Daemon {
         let diff = current.diff(&new);
         // The process keeps its settings until it is restarted; a later diff says so again.
         new.daemon = current.daemon.clone();
+        new.process = current.process.clone();
         let report = self.service.apply(&new)?;
         log_warnings(&report);
         *current = new;

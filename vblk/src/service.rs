@@ -14,8 +14,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{Cap, CpuId, Name, SocketMode, SocketPath, Weight};
 
+use towpath_common::sandbox::SandboxError;
+
 use crate::backup::{Backed, Backups};
 use crate::config::{Config, Limit, OnError};
+use crate::engine::{ChoiceError, Kind};
 use crate::mirror::{MirrorOrder, MirrorStatus};
 use crate::settings::Settings;
 
@@ -131,6 +134,12 @@ pub enum ServiceError {
     /// A setting makes no sense with the others.
     #[error("{0}")]
     Setting(&'static str),
+    /// The engine that is insisted on cannot be had.
+    #[error(transparent)]
+    Engine(#[from] ChoiceError),
+    /// Rights could not be given up.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A worker could not be started.
     #[error("worker {index}: {source}")]
     Worker {
@@ -457,4 +466,7 @@ pub struct WorkerStatus {
     pub sleeps: u64,
     /// Queues it serves.
     pub queues: usize,
+    /// What it does I/O with.
+    #[serde(default)]
+    pub engine: Kind,
 }

@@ -216,12 +216,6 @@ impl Slab {
         self.free.len()
     }
 
-    /// Slots in all.
-    #[inline]
-    pub(crate) fn capacity(&self) -> usize {
-        self.slots.len()
-    }
-
     /// Slots taken.
     pub(crate) fn taken(&self) -> usize {
         self.slots.len() - self.free.len()

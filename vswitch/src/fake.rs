@@ -1,5 +1,10 @@
 //! A data plane that is not there: it remembers what was applied and shows made-up counters.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "for tests alone; a lock is poisoned only after another failure"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

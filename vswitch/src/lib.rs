@@ -32,6 +32,7 @@ pub mod offload;
 pub mod plane;
 pub mod port;
 pub mod recent;
+pub mod sandbox;
 pub mod serve;
 pub mod service;
 pub mod stats;

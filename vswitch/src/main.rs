@@ -41,7 +41,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let out = &mut stdout().lock();
     match command {
-        Command::Serve { sources, .. } => Ok(serve::serve(sources.into(), vswitch::host::start)?),
+        Command::Serve { sources, .. } => {
+            Ok(serve::serve(sources.into(), vswitch::sandbox::start)?)
+        }
         Command::Port(command) => client::port(command, out),
         Command::Attach {
             name,

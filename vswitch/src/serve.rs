@@ -91,6 +91,7 @@ pub fn serve(
         latest(config, Config::load(&sources))
     };
     let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
+    let socket = socket.guarded(&config.daemon.access)?;
     let service = start(&config, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);

@@ -13,6 +13,7 @@ use std::error::Error;
 use axum::Router;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{CpuId, Name, SocketMode, SocketPath};
+use towpath_common::sandbox::SandboxError;
 
 use crate::config::Config;
 use crate::guard::GuardConfig;
@@ -94,6 +95,9 @@ pub enum ServiceError {
         /// Why, and what to do.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Rights could not be given up.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A worker could not be started.
     #[error("worker {index}: {source}")]
     Worker {

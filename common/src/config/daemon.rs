@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{CpuList, Poll, SocketPath};
+use crate::control::Access;
 use crate::logging::LogFilter;
+use crate::sandbox::Seccomp;
 
 /// The settings of the process. None of them changes while the daemon runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -19,6 +21,11 @@ pub struct Daemon {
     pub control: SocketPath,
     /// Which lines to log; without it `RUST_LOG` decides, then "info".
     pub log: Option<LogFilter>,
+    /// What becomes of system calls that are not declared.
+    pub seccomp: Seccomp,
+    /// Who is answered: the table `[control]`.
+    #[serde(skip_serializing_if = "Access::is_open")]
+    pub access: Access,
 }
 
 /// The table `[daemon]` as written, or what the command line says of it.
@@ -33,6 +40,11 @@ pub struct DaemonTable {
     pub control: Option<SocketPath>,
     /// See [`Daemon::log`].
     pub log: Option<LogFilter>,
+    /// See [`Daemon::seccomp`].
+    pub seccomp: Option<Seccomp>,
+    /// See [`Daemon::access`]; a table of its own.
+    #[serde(skip)]
+    pub access: Access,
 }
 
 impl DaemonTable {
@@ -48,6 +60,8 @@ impl DaemonTable {
                 .or(self.control)
                 .unwrap_or_else(|| SocketPath::literal(control)),
             log: over.log.or(self.log),
+            seccomp: over.seccomp.or(self.seccomp).unwrap_or_default(),
+            access: self.access,
         }
     }
 }
@@ -66,7 +80,8 @@ mod tests {
 
     #[test]
     fn the_command_line_overrides_the_file_and_the_file_the_defaults() {
-        let file: DaemonTable = toml::from_str("poll = \"busy\"\nlog = \"warn\"").unwrap();
+        let file: DaemonTable =
+            toml::from_str("poll = \"busy\"\nlog = \"warn\"\nseccomp = \"log\"").unwrap();
         let line = DaemonTable {
             poll: Some(Poll::Interrupt),
             cpus: Some("7".parse().unwrap()),
@@ -75,6 +90,7 @@ mod tests {
         let daemon = file.complete(&line, "/run/c.sock");
         assert_eq!(daemon.poll, Poll::Interrupt);
         assert_eq!(daemon.cpus, "7".parse().unwrap());
+        assert_eq!(daemon.seccomp, Seccomp::Log);
         assert_eq!(daemon.log, Some("warn".parse().unwrap()));
         assert_eq!(daemon.control.to_string(), "/run/c.sock");
     }

@@ -85,7 +85,8 @@ async fn run(socket: &ControlSocket, routes: Router, hooks: Hooks) -> Result<(),
     } = hooks;
     let reload = std::sync::Arc::new(reload);
     let mut signals = Signals::new()?;
-    let api = server::serve(socket.listener()?, routes, Patience::default());
+    let (listener, access) = (socket.listener()?, socket.access());
+    let api = server::serve_guarded(listener, routes, Patience::default(), access);
     tokio::pin!(api);
     tokio::spawn(Watchdog::new(progress).run());
     notify::ready(&ready(socket.path()));

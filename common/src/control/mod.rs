@@ -11,15 +11,19 @@
 //! shows of the workers it reads from counters they publish. A client that stalls, or sends too
 //! much, costs one of [`server::MAX_CONNECTIONS`] places for a bounded time and nothing else.
 
+pub mod access;
 pub mod answer;
 pub mod client;
 pub mod exposition;
 pub mod life;
+pub mod peer;
 pub mod print;
 pub mod server;
 pub mod socket;
 
+pub use access::Access;
 pub use answer::{Answer, Body, Status, beside};
 pub use client::{Client, ClientError};
 pub use exposition::Exposition;
+pub use peer::Peer;
 pub use socket::{ControlSocket, SocketError};

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::HttpBody;
+use axum::extract::Request;
 use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::map_response;
-use axum::response::Response;
+use axum::middleware::{Next, from_fn, map_response};
+use axum::response::{IntoResponse, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -25,6 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
+use super::{Access, Peer};
 
 /// Connections served at once; more wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 32;
@@ -66,6 +68,19 @@ pub async fn serve(
     routes: Router,
     patience: Patience,
 ) -> io::Result<()> {
+    serve_guarded(listener, routes, patience, Arc::default()).await
+}
+
+/// [`serve`] for those whom `access` lets.
+///
+/// # Errors
+/// As there.
+pub async fn serve_guarded(
+    listener: std::os::unix::net::UnixListener,
+    routes: Router,
+    patience: Patience,
+    access: Arc<Access>,
+) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
     let routes = routes
         .fallback(unknown_path)
@@ -77,7 +92,7 @@ pub async fn serve(
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let routes = routes.clone();
+                let routes = guard(routes.clone(), &stream, &access);
                 tokio::spawn(async move {
                     converse(stream, routes, patience).await;
                     drop(place);
@@ -89,6 +104,28 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// `routes` for the client of `stream`.
+fn guard(routes: Router, stream: &UnixStream, access: &Arc<Access>) -> Router {
+    if access.is_open() {
+        return routes;
+    }
+    // One that the kernel does not name is nobody.
+    let peer = Peer::of(stream).unwrap_or(Peer {
+        uid: u32::MAX,
+        gids: Vec::new(),
+    });
+    let (access, peer) = (Arc::clone(access), Arc::new(peer));
+    routes.layer(from_fn(move |request: Request, next: Next| {
+        let refused = access.check(&peer, request.method()).err();
+        async move {
+            match refused {
+                None => next.run(request).await,
+                Some(answer) => answer.into_response(),
+            }
+        }
+    }))
 }
 
 /// One connection, one request, one answer, within the deadline unless it is a stream.

@@ -9,9 +9,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Access;
 
 /// Owner and group may connect: what a VM's disks are doing is nobody else's business.
 const SOCKET_MODE: u32 = 0o660;
+/// Of a socket whose clients are judged one by one ([`Access`]).
+const OPEN_MODE: u32 = 0o666;
 /// Anybody may look up the sockets inside; each socket guards itself.
 const DIRECTORY_MODE: u32 = 0o755;
 
@@ -52,6 +57,7 @@ pub struct ControlSocket {
     path: PathBuf,
     /// Of the socket file, if it is ours to remove.
     inode: Option<u64>,
+    access: Arc<Access>,
 }
 
 impl ControlSocket {
@@ -67,6 +73,7 @@ impl ControlSocket {
                 listener: listener.into(),
                 path: path.to_owned(),
                 inode: None,
+                access: Arc::default(),
             }),
         }
     }
@@ -102,7 +109,32 @@ impl ControlSocket {
             listener,
             path: path.to_owned(),
             inode: Some(inode),
+            access: Arc::default(),
         })
+    }
+
+    /// Let `access` decide who is answered, not the socket's mode: where it decides something, the
+    /// socket is opened to all. One that a manager opened has the mode that the manager gave it.
+    ///
+    /// # Errors
+    /// If the mode cannot be set.
+    pub fn guarded(mut self, access: &Access) -> Result<Self, SocketError> {
+        if !access.is_open() && self.inode.is_some() {
+            let open = Permissions::from_mode(OPEN_MODE);
+            fs::set_permissions(&self.path, open).map_err(|source| SocketError::System {
+                action: "set the mode of",
+                path: self.path.clone(),
+                source,
+            })?;
+        }
+        self.access = Arc::new(access.clone());
+        Ok(self)
+    }
+
+    /// Who is answered.
+    #[must_use]
+    pub fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.access)
     }
 
     /// The listener, for [`serve`](super::server::serve).

@@ -2,8 +2,8 @@
 //! blame, who was served when somebody killed it is not.
 //!
 //! One word of shared memory that outlives the process, set by signals that say that a program is
-//! broken (SIGSEGV, SIGILL, SIGFPE, and SIGABRT, which is also what a watchdog sends) and by a
-//! worker's panic. A SIGKILL sets nothing.
+//! broken (SIGSEGV, SIGILL, SIGFPE, SIGSYS, which `crate::sandbox` has raised, and SIGABRT, which
+//! is also what a watchdog sends) and by a worker's panic. A SIGKILL sets nothing.
 
 // UNSAFETY: installing signal handlers, and raising the signal again inside them.
 #![expect(unsafe_code, reason = "sigaction and raise have no safe form")]
@@ -11,6 +11,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
+
+use libc::{SIGABRT, SIGFPE, SIGILL, SIGSEGV, SIGSYS};
 
 use super::KeepError;
 use crate::mem::{Mapping, View};
@@ -46,7 +48,8 @@ impl Crash {
         view.store_u64(0, 0, Ordering::Relaxed);
         // The handlers use it as long as the process lives; the first one stays.
         let _ = WORD.set(view);
-        for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGABRT] {
+        let all = [SIGSEGV, SIGILL, SIGFPE, SIGABRT, SIGSYS];
+        for signal in all {
             install(signal)?;
         }
         let usual = std::panic::take_hook();

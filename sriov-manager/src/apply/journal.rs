@@ -51,6 +51,11 @@ pub enum Entry {
         /// Its number.
         number: usize,
     },
+    /// A step was left out: the driver lacks it, and it is not required.
+    Lacked {
+        /// Its number.
+        number: usize,
+    },
     /// The apply has ended, in this way.
     End(String),
 }
@@ -117,6 +122,10 @@ impl Journal {
         self.write(&Entry::Done { number })
     }
 
+    pub(super) fn lacked(&mut self, number: usize) -> Result<(), StateError> {
+        self.write(&Entry::Lacked { number })
+    }
+
     pub(super) fn end(&mut self, how: &str) -> Result<(), StateError> {
         self.write(&Entry::End(how.to_owned()))?;
         self.sync()
@@ -149,7 +158,7 @@ impl Journal {
                     unfinished = Some(Unfinished { before, target });
                 }
                 Entry::End(_) => unfinished = None,
-                Entry::Doing { .. } | Entry::Done { .. } => {}
+                Entry::Doing { .. } | Entry::Done { .. } | Entry::Lacked { .. } => {}
             }
         }
         Ok(unfinished)

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
 use crate::inventory::{Inventory, scan};
-use crate::kernel::{Machine, WriteError};
-use crate::plan::{Plan, Step, plan, plan_back};
+use crate::kernel::{Machine, WriteError, link_name};
+use crate::plan::{Action, Lack, Plan, Step, plan, plan_back};
 use crate::target::Target;
 
 pub use journal::{Entry, Journal, Unfinished};
@@ -45,6 +45,9 @@ pub enum Outcome {
     Applied {
         /// Steps that were carried out.
         steps: usize,
+        /// What was done without, because a driver does not support it.
+        #[serde(default)]
+        lacks: Vec<Lack>,
     },
     /// A step failed; everything is as it was.
     RolledBack {
@@ -111,11 +114,13 @@ pub fn apply(
             .collect(),
     };
     let mut journal = Journal::begin(state.journal(), &before, &target)?;
-    match carry_out_all(machine, &mut journal, &plan.steps)? {
+    let mut run = Run::new(machine, state, &target);
+    run.lacks.clone_from(&plan.lacks);
+    match run.all(&mut journal, &plan.steps)? {
         None => {
             journal.end("applied")?;
-            let steps = plan.steps.len();
-            Ok(Outcome::Applied { steps })
+            let (steps, lacks) = (plan.steps.len() - run.skipped, run.lacks);
+            Ok(Outcome::Applied { steps, lacks })
         }
         Some(failure) => back(machine, state, journal, &before, failure),
     }
@@ -132,18 +137,20 @@ pub fn recover(machine: Machine<'_>, state: &State) -> Result<Option<String>, Ap
     };
     let mut journal = Journal::resume(state.journal())?;
     let inventory = scan(machine, &state.known()?)?;
-    let forward = plan(&inventory, &present(&target, &inventory));
-    if forward.refusals.is_empty()
-        && carry_out_all(machine, &mut journal, &forward.steps)?.is_none()
-    {
+    let target = present(&target, &inventory);
+    let forward = plan(&inventory, &target);
+    let mut run = Run::new(machine, state, &target);
+    if forward.refusals.is_empty() && run.all(&mut journal, &forward.steps)?.is_none() {
         journal.end("finished")?;
         return Ok(Some("an apply that was interrupted is finished".to_owned()));
     }
     let inventory = scan(machine, &state.known()?)?;
-    let backward = plan_back(&inventory, &present(&before, &inventory));
+    let before = present(&before, &inventory);
+    let backward = plan_back(&inventory, &before);
+    let mut run = Run::new(machine, state, &before);
     let failed = match backward.refusals.first() {
         Some(refusal) => Some(refusal.text.clone()),
-        None => carry_out_all(machine, &mut journal, &backward.steps)?.map(|f| f.error),
+        None => run.all(&mut journal, &backward.steps)?.map(|f| f.error),
     };
     Ok(Some(match failed {
         None => {
@@ -163,29 +170,88 @@ fn present(target: &Target, inventory: &Inventory) -> Target {
     Target { pfs: pfs.collect() }
 }
 
-/// The first failure, if there is one. A failing journal is an error: what is not written down is
-/// not done.
-fn carry_out_all(
-    machine: Machine<'_>,
-    journal: &mut Journal,
-    steps: &[Step],
-) -> Result<Option<Failure>, ApplyError> {
-    for (number, step) in steps.iter().enumerate() {
-        journal.doing(number, step)?;
-        if let Err(error) = carry_out(machine, step) {
-            let wedged = match &error {
-                StepError::Write(WriteError::Wedged { writer }) => Some(*writer),
-                _ => None,
-            };
-            return Ok(Some(Failure {
-                step: step.clone(),
-                error: error.to_string(),
-                wedged,
-            }));
+/// Steps carried out on the way to a target, and what is done without.
+pub(crate) struct Run<'a> {
+    machine: Machine<'a>,
+    state: &'a State,
+    target: &'a Target,
+    /// Each once.
+    pub(crate) lacks: Vec<Lack>,
+    skipped: usize,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(machine: Machine<'a>, state: &'a State, target: &'a Target) -> Self {
+        Self {
+            machine,
+            state,
+            target,
+            lacks: Vec::new(),
+            skipped: 0,
         }
-        journal.done(number)?;
     }
-    Ok(None)
+
+    /// What `step` sets, if its PF may be without it.
+    fn optional(&self, step: &Step) -> Option<Lack> {
+        let Action::Attribute { attribute, .. } = &step.action else {
+            return None;
+        };
+        let (pf, key) = (step.pf, attribute.key());
+        let target = self.target.pf(pf)?;
+        (!target.requires(key)).then_some(Lack { pf, key })
+    }
+
+    /// Does one step; says whether it was done. What a driver lacks is not asked for twice, and
+    /// remembered, so that the next plan does not ask either.
+    pub(crate) fn one(&mut self, step: &Step) -> Result<Result<bool, StepError>, StateError> {
+        let optional = self.optional(step);
+        if optional.is_some_and(|lack| self.lacks.contains(&lack)) {
+            return Ok(Ok(false));
+        }
+        match (carry_out(self.machine, step), optional) {
+            (Err(StepError::Unsupported { .. }), Some(lack)) => {
+                let driver = link_name(self.machine.kernel, &lack.pf.file("driver"));
+                let driver = driver.unwrap_or_default();
+                self.state.remember_lack(lack.pf, &driver, lack.key)?;
+                self.lacks.push(lack);
+                Ok(Ok(false))
+            }
+            (done, _) => Ok(done.map(|()| true)),
+        }
+    }
+
+    /// The first failure, if there is one. A failing journal is an error: what is not written down
+    /// is not done.
+    fn all(
+        &mut self,
+        journal: &mut Journal,
+        steps: &[Step],
+    ) -> Result<Option<Failure>, ApplyError> {
+        for (number, step) in steps.iter().enumerate() {
+            journal.doing(number, step)?;
+            match self.one(step)? {
+                Ok(true) => journal.done(number)?,
+                Ok(false) => {
+                    self.skipped += 1;
+                    journal.lacked(number)?;
+                }
+                Err(error) => return Ok(Some(failure(step, &error))),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn failure(step: &Step, error: &StepError) -> Failure {
+    let wedged = match error {
+        StepError::Write(WriteError::Wedged { writer }) => Some(*writer),
+        _ => None,
+    };
+    Failure {
+        step: step.clone(),
+        error: error.to_string(),
+        wedged,
+    }
 }
 
 /// Goes back to `before`.
@@ -211,7 +277,8 @@ fn back(
             stuck = Some(refusal.text.clone());
             break;
         }
-        let failed = carry_out_all(machine, &mut journal, &backward.steps)?;
+        let mut run = Run::new(machine, state, &before);
+        let failed = run.all(&mut journal, &backward.steps)?;
         let again = failed.as_ref().is_some_and(|one| one.wedged.is_none());
         stuck = failed.map(|failure| failure.error);
         if !again {

@@ -13,7 +13,19 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
-use crate::inventory::Known;
+use crate::attribute::Key;
+use crate::inventory::{Known, Lacks};
+
+/// Another text with every start of the host.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What drivers were found to lack.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Lacking {
+    /// The [`BOOT`] in which they did.
+    boot: String,
+    of: BTreeMap<PciAddr, Lacks>,
+}
 
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +181,35 @@ impl State {
                 .into_iter()
                 .map(|(address, lease)| (address, lease.owner.as_str().to_owned()))
                 .collect(),
+            lacks: self.lacks()?.of,
         })
+    }
+
+    /// What drivers lack, as far as it was found since the host was started.
+    fn lacks(&self) -> Result<Lacking, StateError> {
+        let boot = fs::read_to_string(BOOT).unwrap_or_default();
+        let lacking: Lacking = self.load("lacks.json")?;
+        if lacking.boot == boot {
+            return Ok(lacking);
+        }
+        let of = BTreeMap::new();
+        Ok(Lacking { boot, of })
+    }
+
+    /// Remembers that `driver`, which has `pf`, lacks an attribute: until the host is started
+    /// again, with what may be another kernel.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remember_lack(&self, pf: PciAddr, driver: &str, key: Key) -> Result<(), StateError> {
+        let mut lacking = self.lacks()?;
+        let own = lacking.of.entry(pf).or_default();
+        if own.driver != driver {
+            driver.clone_into(&mut own.driver);
+            own.keys.clear();
+        }
+        own.keys.insert(key);
+        self.save("lacks.json", &lacking)
     }
 
     /// Remembers that `writer` is stuck in a write to `pf`, until it ends.

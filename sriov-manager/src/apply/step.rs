@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::address::PciAddr;
-use crate::attribute::Attribute;
+use crate::attribute::{Attribute, Key};
 use crate::inventory::{controller_of, vf_addresses};
 use crate::kernel::{Kernel, Link, Machine, WriteError, link_name, number, text};
 use crate::nvme::{Family, Kind, Order, Resources};
@@ -42,10 +42,13 @@ pub enum StepError {
         wanted: String,
     },
     /// The driver lacks it.
-    #[error("the driver does not support {key} ({error}); leave {key} out for this PF")]
+    #[error(
+        "the driver does not support {key} ({error}); leave {key} out for this PF, or out of \
+         required"
+    )]
     Unsupported {
         /// The key of the specification.
-        key: &'static str,
+        key: Key,
         /// What it said.
         error: WriteError,
     },
@@ -281,7 +284,7 @@ fn tell(
     };
     let now = report.attributes.reported(attribute);
     Err(StepError::NotSo {
-        what: attribute.key(),
+        what: attribute.key().word(),
         found: now.map_or("not reported".to_owned(), |now| now.to_string()),
         wanted: attribute.to_string(),
     })

@@ -1,6 +1,7 @@
 //! Applies on the model of the kernel: success, failure, and writes that never return.
 
 use super::*;
+use crate::attribute::Key;
 use crate::inventory::Known;
 use crate::kernel::Kernel;
 use crate::model::{Card, Model};
@@ -43,7 +44,8 @@ fn an_attribute_that_the_driver_lacks_is_named_and_all_is_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     make(&model, 2);
     let before = Target::of(&look(&model), &[PF]);
-    let text = wanted(4, "[[pf.vf]]\nindex = 1\nlink_state = \"up\"\n");
+    let text = wanted(4, "[[pf.vf]]\nindex = 1\nlink_state = \"up\"\n")
+        .replace("vfs = 4", "vfs = 4\nrequired = [\"link_state\"]");
     let Outcome::RolledBack { failure } = run(&model, dir.path(), &text) else {
         panic!("not rolled back")
     };
@@ -54,6 +56,73 @@ fn an_attribute_that_the_driver_lacks_is_named_and_all_is_as_it_was() {
         "{failure:?}"
     );
     assert_eq!(Target::of(&look(&model), &[PF]), before);
+}
+
+/// What is not required is done without, said, and not asked for again.
+#[test]
+fn vfs_are_without_what_the_driver_lacks() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let text = wanted(
+        3,
+        "[[pf.vf]]\nrange = \"0-2\"\nvlan = 5\nlink_state = \"up\"\nrss_query = true\n",
+    );
+    let Outcome::Applied { lacks, .. } = run(&model, dir.path(), &text) else {
+        panic!("not applied")
+    };
+    let lack = |key| Lack { pf: PF, key };
+    assert_eq!(lacks, [lack(Key::LinkState), lack(Key::RssQuery)]);
+    let known = State::open(dir.path()).unwrap().known().unwrap();
+    let inventory = scan(model.machine(), &known).unwrap();
+    let (plan, _) = Plan::make(&inventory, &spec(&text).unwrap());
+    assert!(plan.is_empty(), "{plan:?}");
+    assert_eq!(plan.lacks, lacks);
+    let tag = inventory.pfs[0].vfs[2].attributes.tag.unwrap();
+    assert_eq!(tag.vlan.get(), 5);
+    // Required from now on, it is refused before anything is written.
+    let text = text.replace("vfs = 3", "vfs = 3\nrequired = [\"rss_query\"]");
+    let (plan, _) = Plan::make(&inventory, &spec(&text).unwrap());
+    assert_eq!(plan.steps, []);
+    assert!(
+        plan.refusals[0]
+            .text
+            .contains("rss_query, which is required")
+    );
+}
+
+/// A VF without its VLAN would be in another network.
+#[test]
+fn nothing_is_done_without_an_address_or_a_vlan() {
+    for (lacks, vf) in [("vlan", "vlan = 5"), ("mac", "mac = \"derived\"")] {
+        let model = Model::new([Card {
+            lacks: vec![lacks],
+            ..Card::new(1)
+        }]);
+        let dir = tempfile::tempdir().unwrap();
+        let text = wanted(1, &format!("[[pf.vf]]\nindex = 0\n{vf}\n"));
+        let outcome = run(&model, dir.path(), &text);
+        assert!(matches!(outcome, Outcome::RolledBack { .. }), "{outcome:?}");
+    }
+}
+
+/// Another driver, and another kernel, are asked again.
+#[test]
+fn what_a_driver_lacks_is_not_said_of_another() {
+    let model = Model::new([Card::new(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(dir.path()).unwrap();
+    state.remember_lack(PF, "other", Key::Trust).unwrap();
+    let lacks = || {
+        let known = state.known().unwrap();
+        scan(model.machine(), &known).unwrap().pfs[0].lacks.clone()
+    };
+    assert!(lacks().is_empty());
+    state.remember_lack(PF, "igb", Key::Trust).unwrap();
+    assert_eq!(lacks(), [Key::Trust].into());
+    let text = std::fs::read_to_string(dir.path().join("lacks.json")).unwrap();
+    let text = text.replacen("\"boot\": \"", "\"boot\": \"before ", 1);
+    std::fs::write(dir.path().join("lacks.json"), text).unwrap();
+    assert!(lacks().is_empty());
 }
 
 #[test]
@@ -134,7 +203,8 @@ fn what_was_left_by_a_dead_process_is_undone_if_it_cannot_be_finished() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(dir.path()).unwrap();
     let inventory = look(&model);
-    let text = wanted(2, "[[pf.vf]]\nindex = 0\nlink_state = \"up\"\n");
+    let text = wanted(2, "[[pf.vf]]\nindex = 0\nlink_state = \"up\"\n")
+        .replace("vfs = 2", "vfs = 2\nrequired = [\"link_state\"]");
     let (plan, target) = Plan::make(&inventory, &spec(&text).unwrap());
     let before = Target::of(&inventory, &[PF]);
     Journal::begin(state.journal(), &before, &target).unwrap();

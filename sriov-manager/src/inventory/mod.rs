@@ -16,13 +16,13 @@ mod host;
 mod pci;
 mod scan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
-use crate::attribute::Attributes;
+use crate::attribute::{Attributes, Key};
 use crate::kernel::VfCounters;
 use crate::nvme::{Pool, Resources};
 use crate::values::{EswitchMode, Mac};
@@ -49,6 +49,17 @@ pub struct Known {
     pub leases: BTreeMap<PciAddr, String>,
     /// PFs on which a write never returned, and the process that is stuck in it.
     pub wedged: BTreeMap<PciAddr, u32>,
+    /// Drivers of PFs that said they lack something, and what.
+    pub lacks: BTreeMap<PciAddr, Lacks>,
+}
+
+/// What a PF's driver was found to lack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacks {
+    /// The driver; another one is asked again.
+    pub driver: String,
+    /// What it lacks.
+    pub keys: BTreeSet<Key>,
 }
 
 /// A function that can have VFs.
@@ -96,6 +107,9 @@ pub struct Pf {
     pub nvme: Option<Pool>,
     /// The process that is stuck in a write to it.
     pub wedged: Option<u32>,
+    /// Attributes of VFs that its driver was found to lack.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub lacks: BTreeSet<Key>,
     /// Its VFs, by index.
     pub vfs: Vec<Vf>,
 }

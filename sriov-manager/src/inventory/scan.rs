@@ -101,6 +101,9 @@ impl Scan<'_> {
             self.is_left(vf, vf_device).then_some((index, vf))
         });
         let vfs = self.vfs(address, leaving.collect());
+        let lacks = self.known.lacks.get(&address);
+        let lacks = lacks.filter(|lacks| Some(&lacks.driver) == driver.as_ref());
+        let lacks = lacks.map(|lacks| lacks.keys.clone()).unwrap_or_default();
         Some(Pf {
             address,
             vendor: count("vendor").unwrap_or_default(),
@@ -126,6 +129,7 @@ impl Scan<'_> {
             guards: self.guards.of(kernel, address, link),
             nvme,
             wedged: self.known.wedged.get(&address).copied(),
+            lacks,
             vfs: vfs
                 .into_iter()
                 .map(|(index, vf, leaving)| {

@@ -1,6 +1,6 @@
 //! Keeps the leases: grants, ends, and brings them over a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,8 +13,8 @@ use super::hand::{self, How, Opened};
 use super::pick::pick;
 use super::{Granted, Lease, Phase, Request, Shown};
 use crate::address::PciAddr;
-use crate::apply::{ApplyError, Lock, LockError, State, StateError, carry_out};
-use crate::attribute::Attributes;
+use crate::apply::{ApplyError, Lock, LockError, Run, State, StateError};
+use crate::attribute::{Attributes, Key};
 use crate::inventory::{Inventory, Known, scan};
 use crate::kernel::{Kernel, Machine, Sysfs, Writer};
 use crate::plan::plan;
@@ -190,7 +190,11 @@ impl Broker {
         };
         self.put(address, Some((lease, pidfd)))?;
         let wanted = VfTarget { attributes, ..rest };
-        let opened = become_so(machine, &inventory, pf, index, &wanted)
+        // What the owner asks for by name is nothing to be done without.
+        let mut required = required(&target, pf);
+        required.extend(request.attributes().each().map(|one| one.key()));
+        let state = &self.state;
+        let opened = become_so(machine, state, &inventory, pf, index, &wanted, required)
             .and_then(|()| self.hand_over(&kernel, request.how, address, uid));
         match opened {
             Ok((group, opened)) => {
@@ -337,7 +341,11 @@ impl Broker {
             Attributes::default()
         };
         let wanted = VfTarget { attributes, ..rest };
-        become_so(machine, &inventory, pf.address, found.index, &wanted)?;
+        let required = required(&target, pf.address);
+        let (state, index) = (&self.state, found.index);
+        become_so(
+            machine, state, &inventory, pf.address, index, &wanted, required,
+        )?;
         Ok(true)
     }
 
@@ -399,13 +407,21 @@ fn rest(target: &Target, pf: PciAddr, index: u16) -> VfTarget {
     own.cloned().unwrap_or_default()
 }
 
+/// What VFs of `pf` may not be without.
+fn required(target: &Target, pf: PciAddr) -> BTreeSet<Key> {
+    let pf = target.pf(pf);
+    pf.map(|pf| pf.required.clone()).unwrap_or_default()
+}
+
 /// Makes one VF what `wanted` says, and nothing else.
 fn become_so(
     machine: Machine<'_>,
+    state: &State,
     inventory: &Inventory,
     pf: PciAddr,
     index: u16,
     wanted: &VfTarget,
+    required: BTreeSet<Key>,
 ) -> Result<(), LeaseError> {
     let target = PfTarget {
         address: pf,
@@ -414,17 +430,20 @@ fn become_so(
         eswitch: None,
         group_type: None,
         primary: None,
+        required,
         vfs: [(index, wanted.clone())].into(),
     };
-    let made = plan(inventory, &Target { pfs: vec![target] });
+    let target = Target { pfs: vec![target] };
+    let made = plan(inventory, &target);
     if let Some(refusal) = made.refusals.first() {
         return Err(LeaseError::Refused(format!(
             "{}; {}",
             refusal.text, refusal.fix
         )));
     }
+    let mut run = Run::new(machine, state, &target);
     for step in &made.steps {
-        carry_out(machine, step).map_err(|error| {
+        run.one(step)?.map_err(|error| {
             let vf = inventory.pf(pf).and_then(|pf| pf.address_of(index));
             let vf = vf.unwrap_or(pf);
             LeaseError::Step { vf, error }

@@ -57,7 +57,7 @@ impl State {
             return refused(Errno::INVAL);
         };
         let card = &self.cards[&pf];
-        if card.lacks.contains(&attribute.key()) {
+        if card.lacks.contains(&attribute.key().word()) {
             return refused(Errno::OPNOTSUPP);
         }
         match attribute {

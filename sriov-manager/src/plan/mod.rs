@@ -9,6 +9,7 @@
 //! told to a VF is gone with it when the number of VFs changes, which can only go through none.
 
 mod order;
+mod reason;
 mod refuse;
 
 use std::fmt;
@@ -16,12 +17,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
-use crate::attribute::Attribute;
+use crate::attribute::{Attribute, Key};
 use crate::inventory::Inventory;
 use crate::nvme::Resources;
 use crate::spec::Spec;
 use crate::target::Target;
 use crate::values::{DriverName, EswitchMode, GroupType};
+
+pub use reason::Reason;
 
 /// Steps and refusals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,28 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What will not be done.
     pub refusals: Vec<Refusal>,
+    /// What is done without.
+    #[serde(default)]
+    pub lacks: Vec<Lack>,
+}
+
+/// An attribute that is wanted, not required, and not known to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lack {
+    /// The PF.
+    pub pf: PciAddr,
+    /// The attribute.
+    pub key: Key,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pf, key } = self;
+        write!(
+            f,
+            "{pf}: its driver does not support {key}; its VFs are without"
+        )
+    }
 }
 
 /// One thing to do.
@@ -40,7 +65,7 @@ pub struct Step {
     /// What is done.
     pub action: Action,
     /// Why.
-    pub reason: String,
+    pub reason: Reason,
 }
 
 /// What is done to a PF, or to its VF `vf`.
@@ -291,9 +316,12 @@ fn plan_unless(inventory: &Inventory, target: &Target, counts: fn(Why) -> bool) 
             });
             continue;
         };
-        let steps = order::steps(inventory, pf, wanted);
+        let (steps, lacks) = order::steps(inventory, pf, wanted);
         let mut refusals = refuse::refusals(inventory, pf, wanted, &steps);
         refusals.retain(|refusal| counts(refusal.why));
+        let pf = pf.address;
+        plan.lacks
+            .extend(lacks.into_iter().map(|key| Lack { pf, key }));
         if refusals.is_empty() {
             plan.steps.extend(steps);
         } else {

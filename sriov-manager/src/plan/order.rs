@@ -1,9 +1,11 @@
 //! The steps for one PF, in the order that the kernel demands.
 
-use crate::attribute::{Attribute, Attributes};
+use std::collections::BTreeSet;
+
+use crate::attribute::{Attribute, Attributes, Key};
 use crate::inventory::{Inventory, Pf};
 use crate::nvme::Resources;
-use crate::plan::{Action, Step};
+use crate::plan::{Action, Reason, Step};
 use crate::target::{PfTarget, VfTarget};
 use crate::values::{Driver, DriverName};
 
@@ -39,16 +41,18 @@ struct Steps<'a> {
     list: Vec<Step>,
     /// What the attribute will be at this point.
     autoprobe: Option<bool>,
+    /// What is wanted and done without.
+    lacks: BTreeSet<Key>,
 }
 
 impl Steps<'_> {
-    fn push(&mut self, action: Action, reason: impl Into<String>) {
+    fn push(&mut self, action: Action, reason: impl Into<Reason>) {
         let (pf, reason) = (self.pf.address, reason.into());
         self.list.push(Step { pf, action, reason });
     }
 
     /// Changes the attribute if it is there and different.
-    fn autoprobe(&mut self, on: bool, reason: &str) {
+    fn autoprobe(&mut self, on: bool, reason: &'static str) {
         if self.autoprobe.is_some_and(|now| now != on) {
             self.autoprobe = Some(on);
             self.push(Action::Autoprobe { on }, reason);
@@ -57,11 +61,16 @@ impl Steps<'_> {
 }
 
 /// What it takes to make `pf` what `wanted` says.
-pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<Step> {
+pub(super) fn steps(
+    inventory: &Inventory,
+    pf: &Pf,
+    wanted: &PfTarget,
+) -> (Vec<Step>, BTreeSet<Key>) {
     let mut steps = Steps {
         pf,
         list: Vec::new(),
         autoprobe: pf.autoprobe,
+        lacks: BTreeSet::new(),
     };
     let count = pf.count();
     let eswitch = wanted.eswitch.filter(|mode| pf.eswitch != Some(*mode));
@@ -106,7 +115,7 @@ pub(super) fn steps(inventory: &Inventory, pf: &Pf, wanted: &PfTarget) -> Vec<St
     if let Some(on) = last {
         steps.autoprobe(on, "as it is to be for VFs that others make");
     }
-    steps.list
+    (steps.list, steps.lacks)
 }
 
 /// Which VFs go.
@@ -138,7 +147,9 @@ fn vfs(
             continue;
         }
         let own = own.unwrap_or(&nothing);
-        let group = vf.and_then(|vf| inventory.group(vf.group?));
+        // Nobody asks for it unless a type is wanted.
+        let typed = vf.filter(|_| wanted.group_type.is_some());
+        let group = typed.and_then(|vf| inventory.group(vf.group?));
         let now = Now {
             driver: vf.and_then(|vf| vf.driver.as_deref()),
             only: vf.and_then(|vf| vf.driver_override.as_deref()),
@@ -151,7 +162,7 @@ fn vfs(
             group: group.map(|group| group.kind.as_str()),
             fresh: vf.is_none(),
         };
-        told(index, own, &now, steps, &mut late);
+        told(index, own, wanted, &now, steps, &mut late);
         match binding(index, own, wanted, &now, last, steps) {
             Some(Some(driver)) => named.push((index, driver)),
             Some(None) => native.push(index),
@@ -159,7 +170,7 @@ fn vfs(
         }
     }
     for (vf, driver) in named {
-        let reason = format!("{driver} is wanted");
+        let reason = Reason::Wanted(driver.clone());
         let driver = Some(driver);
         steps.push(Action::Bind { vf, driver }, reason);
     }
@@ -178,7 +189,14 @@ fn vfs(
 }
 
 /// What the VF's PF, or its own controller, is told.
-fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>, late: &mut Vec<Step>) {
+fn told(
+    vf: u16,
+    own: &VfTarget,
+    wanted: &PfTarget,
+    now: &Now<'_>,
+    steps: &mut Steps<'_>,
+    late: &mut Vec<Step>,
+) {
     if let Some(count) = own.msix.filter(|count| now.msix != Some(*count)) {
         let reason = match now.msix {
             Some(now) => format!("it has {now}"),
@@ -187,10 +205,15 @@ fn told(vf: u16, own: &VfTarget, now: &Now<'_>, steps: &mut Steps<'_>, late: &mu
         steps.push(Action::Msix { vf, count }, reason);
     }
     for attribute in own.attributes.missing_in(&now.attributes) {
+        let key = attribute.key();
+        if steps.pf.lacks.contains(&key) && !wanted.requires(key) {
+            steps.lacks.insert(key);
+            continue;
+        }
         let reason = match now.attributes.reported(&attribute) {
-            Some(now) => format!("it is {now}"),
-            None if now.fresh => "it is new".to_owned(),
-            None => "it is not known".to_owned(),
+            Some(now) => Reason::Now(now),
+            None if now.fresh => Reason::Fixed("it is new"),
+            None => Reason::Fixed("it is not known"),
         };
         let action = Action::Attribute { vf, attribute };
         let step = Step {
@@ -273,8 +296,8 @@ fn binding(
     };
     if now.only != only.as_ref().map(DriverName::as_str) {
         let reason = match &only {
-            Some(name) => format!("{name} is wanted and nothing else"),
-            None => "no single driver is wanted".to_owned(),
+            Some(name) => Reason::Only(name.clone()),
+            None => Reason::Fixed("no single driver is wanted"),
         };
         let driver = only.clone();
         steps.push(Action::Override { vf, driver }, reason);

@@ -63,6 +63,9 @@ pub(super) fn refusals(
 
 /// VFs in use that a step would touch: all of them when they are made anew.
 fn in_use(pf: &Pf, steps: &[Step], remake: bool, refusals: &mut Refusals<'_>) {
+    if !pf.vfs.iter().any(Vf::is_used) {
+        return;
+    }
     let touched: BTreeSet<u16> = steps.iter().filter_map(|step| step.action.vf()).collect();
     let used = |vf: &&Vf| vf.is_used() && (remake || touched.contains(&vf.index));
     let used: Vec<&Vf> = pf.vfs.iter().filter(used).collect();
@@ -190,6 +193,22 @@ fn means(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>
                 pf.label()
             ),
             "bring its interface into this network namespace, or leave the VFs' attributes out",
+        );
+    }
+    let lacking = steps.iter().find_map(|step| match step.action {
+        Action::Attribute { attribute, .. } => {
+            Some(attribute.key()).filter(|key| pf.lacks.contains(key))
+        }
+        _ => None,
+    });
+    if let Some(key) = lacking {
+        refusals.push(
+            Why::Unsupported,
+            format!(
+                "{}: its driver does not support {key}, which is required",
+                pf.label()
+            ),
+            format!("take {key} out of required, or leave it out for this PF"),
         );
     }
     let rates = |step: &Step| {

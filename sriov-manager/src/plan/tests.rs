@@ -86,7 +86,7 @@ fn another_number_goes_through_none() {
     let lines = lines(&plan);
     assert_eq!(lines[0], "remove all 2 VFs");
     assert!(lines.contains(&"make 3 VFs".to_owned()));
-    let reason = &plan.steps[0].reason;
+    let reason = plan.steps[0].reason.to_string();
     assert!(
         reason.ends_with("free, and gone then: 0000:01:10.0, 0000:01:10.2"),
         "{reason}"

@@ -157,6 +157,7 @@ impl Checker<'_> {
             vfs: table.vfs,
             autoprobe: table.autoprobe,
             eswitch: table.eswitch,
+            required: table.required,
             vf: vfs.into_iter().map(|(_, vf)| vf).collect(),
         })
     }

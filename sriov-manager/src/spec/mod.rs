@@ -6,6 +6,7 @@
 mod check;
 mod table;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use towpath_common::logging::LogFilter;
 use towpath_common::ranged;
 
 use crate::address::PciAddr;
-use crate::attribute::Attributes;
+use crate::attribute::{Attributes, Key};
 use crate::nvme::Resources;
 use crate::values::{
     Driver, EswitchMode, GroupType, MsixCount, PciId, StationMac, VfCount, VfIndex,
@@ -123,6 +124,8 @@ pub struct PfSpec {
     pub autoprobe: Option<bool>,
     /// How the embedded switch is run; `None`: as it is.
     pub eswitch: Option<EswitchMode>,
+    /// Attributes without which its VFs are of no use; see also [`Key::is_identity`].
+    pub required: BTreeSet<Key>,
     /// What is wanted of single VFs, by index.
     pub vf: Vec<VfSpec>,
 }

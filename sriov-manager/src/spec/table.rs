@@ -1,5 +1,6 @@
 //! The file as written: tables, before what ties them together is checked.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -8,6 +9,7 @@ use towpath_common::config::{Name, SocketPath, ValueError};
 use towpath_common::logging::LogFilter;
 
 use super::{Drift, Interval, Match, Pool, Seconds};
+use crate::attribute::Key;
 use crate::values::{
     Driver, EswitchMode, GroupType, Guid, LinkState, Mac, MsixCount, Qos, Rate, StationMac,
     VfCount, VfIndex, ViCount, Vlan, VlanProtocol, VqCount,
@@ -57,6 +59,8 @@ pub(super) struct PfTable {
     pub(super) vfs: VfCount,
     pub(super) autoprobe: Option<bool>,
     pub(super) eswitch: Option<EswitchMode>,
+    #[serde(default)]
+    pub(super) required: BTreeSet<Key>,
     #[serde(default)]
     pub(super) vf: Vec<Spanned<VfTable>>,
 }

@@ -116,6 +116,21 @@ impl Builder {
         self
     }
 
+    /// A guest with `fio`.
+    #[must_use]
+    pub fn fio(mut self) -> Self {
+        self.kit = Kit::Fio;
+        self
+    }
+
+    /// A guest that serves storage itself ([`Kit::Storage`]). `devices` are more words for QEMU.
+    #[must_use]
+    pub fn storage(mut self, devices: &[&str]) -> Self {
+        self.kit = Kit::Storage;
+        self.devices = devices.iter().map(|words| (*words).to_owned()).collect();
+        self
+    }
+
     /// A guest for logical volumes.
     #[must_use]
     pub fn volumes(mut self) -> Self {

@@ -2,12 +2,14 @@
 //! and everything acknowledged is there.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Signal, kill_process};
+use tempfile::TempDir;
 use towpath_common::testing::blk::{BlkClient, BlkQueue, ClientOptions, Done, OK, Op, Shape};
-use towpath_tests::daemon::{Vblk, program};
+use towpath_tests::daemon::{Vblk, forbidding, program};
 
 use crate::harness::{Killer, PATIENCE, child, kills, resumed};
 
@@ -113,9 +115,19 @@ fn load(vblk: &Vblk) -> Result<(BlkClient, Load)> {
 
 fn survives(signal: Signal, count: usize, disk: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
+    survives_as(&program("vblk")?, dir, signal, count, disk)
+}
+
+fn survives_as(
+    program: &Path,
+    dir: TempDir,
+    signal: Signal,
+    count: usize,
+    disk: &str,
+) -> Result<()> {
     let image = std::fs::File::create(dir.path().join("image"))?;
     image.set_len(1 << 20)?;
-    let mut vblk = Vblk::serve(dir, &[disk], &["--keep"])?;
+    let mut vblk = Vblk::serve_as(program, dir, &[disk], &["--keep"])?;
     let keeper = vblk.daemon().process().child().id();
     let (mut client, mut load) = load(&vblk)?;
     let mut killer = Killer::new(keeper, signal, count);
@@ -140,6 +152,15 @@ fn survives(signal: Signal, count: usize, disk: &str) -> Result<()> {
 #[test]
 fn a_killed_vblk_completes_every_request_once() -> Result<()> {
     survives(Signal::KILL, kills(40), "{dir}/image,socket={dir}/disk")
+}
+
+/// Threads hold the image's lock until they are done, as io_uring's requests do.
+#[test]
+fn so_does_one_on_a_host_that_forbids_io_uring() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let program = forbidding("io_uring", &program("vblk")?, dir.path())?;
+    let disk = "{dir}/image,socket={dir}/disk";
+    survives_as(&program, dir, Signal::KILL, kills(20), disk)
 }
 
 #[test]

@@ -26,16 +26,21 @@ for unit in vblk vswitch sriov-manager; do
     [ "$(systemctl is-active $unit || true)" = inactive ]
 done
 [ -d /var/lib/towpath ]
-systemd-analyze verify vblk.service vblk@a.service vswitch.service sriov-manager.service >&2
+systemd-analyze verify vblk.service vblk.socket vblk@a.service vblk@a.socket vswitch.service vswitch.socket sriov-manager.service >&2
 echo installed
 
 vblk create /var/lib/towpath/a.img 16M
+chown towpath: /var/lib/towpath/a.img
 cat >>/etc/towpath/vblk.toml <<'TOML'
 [[disk]]
 name = "a"
 path = "/var/lib/towpath/a.img"
-socket = "/run/towpath/a.sock"
+socket = "/run/towpath/vm/a.sock"
 cache = "buffered"
+[control]
+read = ["group:nogroup"]
+[landlock]
+paths = ["/var/lib/towpath"]
 TOML
 cat >>/etc/towpath/vswitch.toml <<'TOML'
 [[port]]
@@ -45,10 +50,40 @@ socket = "/run/towpath/p0.sock"
 name = "p1"
 socket = "/run/towpath/p1.sock"
 TOML
-systemctl enable --now vblk vswitch >&2
+systemctl enable --now vblk vswitch.socket >&2
+systemctl enable vswitch >&2
+# The switch begins when it is asked for something.
+[ "$(systemctl is-active vswitch || true)" = inactive ]
 vblk disk list >&2
 vswitch port show >&2
-./tenant disk /run/towpath/a.sock /run/stop >/run/disk.out 2>&1 & echo $! >/run/disk.pid
+[ "$(systemctl is-active vswitch)" = active ]
+# Nobody is root, or can become it, and the sandbox stands.
+for unit in vblk vswitch; do
+    status=/proc/$(pid $unit)/status
+    grep -q "^Uid:[[:space:]]*$(id -u towpath)[[:space:]]" "$status"
+    grep -q '^NoNewPrivs:[[:space:]]*1' "$status"
+    grep '^CapEff' "$status" >&2
+    # Those of the unit, and three of its own.
+    [ "$(sed -n 's/^Seccomp_filters:[[:space:]]*//p' "$status")" -gt 3 ]
+    journalctl -u $unit --no-pager | grep -q 'system calls are limited'
+done
+grep -q '^CapEff:[[:space:]]*0*$' "/proc/$(pid vblk)/status"
+journalctl -u vblk --no-pager | grep -q 'files are limited'
+[ "$(stat -c %G /run/towpath/vm/a.sock)" = towpath-vm ]
+echo confined
+
+# Nobody but the group may look, and it may not change anything; others may neither. vswitch has no
+# lists, so its socket's mode decides.
+look() { setpriv --reuid=nobody --regid="$1" --clear-groups vblk disk list >/run/said 2>&1; }
+look nogroup
+if look games; then echo 'a stranger was answered'; exit 1; fi
+grep -q 'may not look' /run/said
+if setpriv --reuid=nobody --regid=nogroup --clear-groups vblk reload >/run/said 2>&1; then exit 1; fi
+grep -q 'may look and not change anything' /run/said
+if setpriv --reuid=nobody --regid=nogroup --clear-groups vswitch port show >/run/said 2>&1; then exit 1; fi
+echo guarded
+
+./tenant disk /run/towpath/vm/a.sock /run/stop >/run/disk.out 2>&1 & echo $! >/run/disk.pid
 ./tenant ports /run/towpath/p0.sock /run/towpath/p1.sock /run/stop >/run/ports.out 2>&1 & echo $! >/run/ports.pid
 for tenant in disk ports; do
     for _ in $(seq 300); do
@@ -66,10 +101,19 @@ echo attached
 cp /etc/towpath/vblk.toml /run/good
 echo 'nonsense = 1' >>/etc/towpath/vblk.toml
 if systemctl reload vblk; then echo 'a mistake was taken'; exit 1; fi
-cp /run/good /etc/towpath/vblk.toml
+cat /run/good >/etc/towpath/vblk.toml
 printf '[[disk]]\nname = "b"\npath = "null:1M"\nsocket = "/run/towpath/b.sock"\n' >>/etc/towpath/vblk.toml
 systemctl reload vblk
 vblk disk show b >&2
+# What Landlock keeps out of reach is refused with the remedy.
+cp /etc/towpath/vblk.toml /run/good
+mkdir -p /srv/more
+truncate -s 1M /srv/more/c.img
+chown -R towpath: /srv/more
+printf '[[disk]]\nname = "c"\npath = "/srv/more/c.img"\nsocket = "/run/towpath/vm/c.sock"\n' >>/etc/towpath/vblk.toml
+if vblk reload >/run/said 2>&1; then echo 'a directory out of reach was reached'; exit 1; fi
+grep -q 'add a directory to `paths`' /run/said
+cat /run/good >/etc/towpath/vblk.toml
 alive
 echo reloaded
 

@@ -28,7 +28,6 @@ fn until_stuck(guest: &mut Guest) -> Result<u64> {
 }
 
 #[test]
-#[ignore = "fails: on FUSE, Linux 6.18 waits within io_uring_enter, and the worker with it"]
 fn storage_that_hangs_holds_up_its_own_disk_alone() -> Result<()> {
     let place = tempfile::tempdir()?;
     let far = match Fuse::mount(place.path(), usize::try_from(IMAGE_BYTES)?) {

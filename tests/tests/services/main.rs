@@ -2,9 +2,12 @@
 //! resized, limited, and asked where the time went.
 
 mod backup;
+mod confined;
+mod forbidden;
 mod hung;
 mod kills;
 mod limits;
+mod mirror;
 mod resize;
 mod snapshot;
 

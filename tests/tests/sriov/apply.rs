@@ -92,20 +92,34 @@ until ! kill -0 $writer 2>/dev/null; do sleep 0.1; done
 echo "let go"
 is $(code sriov-manager plan) 3
 
-# What the driver lacks ends in what was there before.
+# What the driver lacks and is required ends in what was there before.
 is $(code sriov-manager apply) 0
 ip link show eth0 >/tmp/before
 for odd in 'link_state = "up"' 'vlan = 5
 vlan_protocol = "802.1ad"' 'min_rate = 10' 'rss_query = true'; do
     cp /etc/towpath/sriov-manager.toml /tmp/good
     printf '[[pf.vf]]\nindex = 5\n%s\n' "$odd" >>/etc/towpath/sriov-manager.toml
-    sed -i 's/vfs = 7/vfs = 6/' /etc/towpath/sriov-manager.toml
+    sed -i 's/vfs = 7/vfs = 6\nrequired = ["link_state", "rss_query"]/' \
+        /etc/towpath/sriov-manager.toml
     is $(code sriov-manager apply) 1
     said "failed, and everything is as it was"
     cp /tmp/good /etc/towpath/sriov-manager.toml
     is $(code sriov-manager plan) 0
 done
 echo "rolled back"
+
+# What is not required is done without, and said; required, it is now refused.
+cp /etc/towpath/sriov-manager.toml /tmp/good
+printf '[[pf.vf]]\nindex = 5\nlink_state = "up"\n' >>/etc/towpath/sriov-manager.toml
+is $(code sriov-manager apply) 0
+said "its driver does not support link_state"
+is $(code sriov-manager plan) 0
+said "warning: .*link_state"
+sed -i 's/vfs = 7/vfs = 7\nrequired = ["link_state"]/' /etc/towpath/sriov-manager.toml
+is $(code sriov-manager apply) 4
+cp /tmp/good /etc/towpath/sriov-manager.toml
+is $(code sriov-manager plan) 0
+echo "without"
 
 # Killed in the middle; the next one finishes or undoes it.
 sed -i 's/vfs = 7/vfs = 5/' /etc/towpath/sriov-manager.toml
@@ -144,6 +158,7 @@ fn a_card_is_planned_applied_and_held() -> Result<()> {
         "held",
         "let go",
         "rolled back",
+        "without",
         "killed",
         "guarded",
     ];

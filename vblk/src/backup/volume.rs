@@ -15,8 +15,7 @@ use super::BackupError;
 use super::bitmap::BLOCK;
 use crate::disk::Disk;
 use crate::engine::router::Router;
-use crate::engine::uring::Uring;
-use crate::engine::{DiskId, Guest, MemId};
+use crate::engine::{Choice, DiskId, Guest, MemId};
 use crate::io::{Io, Origin, Started};
 use crate::request::{Command, Data, Range, Request, Status};
 
@@ -32,7 +31,7 @@ const TICK: Timespec = Timespec {
 /// A disk, and the means to read and write it here. Not to be moved to another thread.
 #[derive(Debug)]
 pub struct Volume {
-    io: Io<Router<Uring>>,
+    io: Io<Router<Choice>>,
     disk: Arc<Disk>,
     id: DiskId,
     mem: MemId,
@@ -45,7 +44,7 @@ impl Volume {
     /// Open `disk` for this thread.
     ///
     /// # Errors
-    /// If there is no memory, or no io_uring.
+    /// If there is no memory, or no engine.
     pub fn new(disk: Arc<Disk>) -> io::Result<Volume> {
         let len = BLOCK + 4096;
         let file = memfd_create(
@@ -64,7 +63,7 @@ impl Volume {
         let find = |at, len| memory.lookup(at, len, &mut 0).unwrap_or_default();
         let data = find(0, u32::try_from(BLOCK).unwrap_or(0));
         let status = find(BLOCK, 1);
-        let mut io = Io::new(Router::new(Uring::new(OPERATIONS)?), 1)?;
+        let mut io = Io::new(Router::new(Choice::new(OPERATIONS)?), 1)?;
         let id = io.attach(&disk)?;
         let mem = io.adopt(&Guest::plain(Arc::clone(&memory)))?;
         Ok(Volume {

@@ -16,7 +16,7 @@ pub struct Diff {
     /// Groups that are new, gone or changed.
     #[serde(default)]
     pub groups: Changes,
-    /// Keys of `[daemon]` that changed, and take effect at the next start only.
+    /// Keys of `[daemon]` and beside it that changed, and take effect at the next start only.
     pub needs_restart: Vec<String>,
 }
 
@@ -46,7 +46,11 @@ impl Config {
         Diff {
             disks: Changes::between(&self.disks, &new.disks, |disk| disk.name.clone()),
             groups: Changes::between(&self.groups, &new.groups, |group| group.name.clone()),
-            needs_restart: changed_keys(&self.daemon, &new.daemon),
+            needs_restart: [
+                changed_keys(&self.daemon, &new.daemon),
+                changed_keys(&self.process, &new.process),
+            ]
+            .concat(),
         }
     }
 }

@@ -67,6 +67,8 @@ pub struct Disk {
     pub resync_rate: Bandwidth,
     /// How long a disk of a mirror has to answer.
     pub mirror_timeout: MirrorTimeout,
+    /// How a device's completions are found.
+    pub polling: Polling,
 }
 
 /// The table `[[disk]]`, and what `--disk` becomes.
@@ -116,6 +118,8 @@ pub(super) struct DiskTable {
     resync_rate: Bandwidth,
     #[serde(default)]
     mirror_timeout: MirrorTimeout,
+    #[serde(default)]
+    polling: Polling,
 }
 
 impl DiskTable {
@@ -189,6 +193,7 @@ impl DiskTable {
             prefer: self.prefer,
             resync_rate: self.resync_rate,
             mirror_timeout: self.mirror_timeout,
+            polling: self.polling,
             name,
         }
     }
@@ -382,4 +387,18 @@ pub enum FileLock {
     /// While the guest's queues run: two daemons have it, for a virtual machine that moves from one
     /// to the other.
     Running,
+}
+
+/// How it is found out that a block device did what it was asked to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Polling {
+    /// It interrupts.
+    #[default]
+    Off = 0,
+    /// The worker asks the device (IORING_SETUP_IOPOLL).
+    Device = 1,
+    /// A thread of the kernel's submits to the device and asks it (IORING_SETUP_SQPOLL besides).
+    Thread = 2,
 }

@@ -9,6 +9,7 @@ mod argument;
 mod catalogue;
 mod diff;
 mod disk;
+mod process;
 mod qos;
 mod source;
 
@@ -21,6 +22,7 @@ use toml::Spanned;
 use towpath_common::config::{
     ConfigError, DaemonTable, Document, Name, Place, SocketPath, chosen_file,
 };
+use towpath_common::control::Access;
 
 pub use argument::argument_keys;
 pub use catalogue::{Content, Storage, Uuid};
@@ -28,8 +30,9 @@ pub use diff::Diff;
 use disk::DiskTable;
 pub use disk::{
     BlockSize, Cache, Connections, Disk, FileLock, FileMap, GuestMemory, MirrorDisk, MirrorTimeout,
-    OnError, QueueCount, Serial,
+    OnError, Polling, QueueCount, Serial,
 };
+pub use process::{EngineChoice, Landlock, Process, ProcessTable};
 use qos::GroupTable;
 pub use qos::{Bandwidth, Group, Iops, Limit};
 pub use source::Source;
@@ -54,6 +57,8 @@ or describe disks in /etc/towpath/vblk.toml (or another file, with --config):
 pub struct Config {
     /// What concerns the process.
     pub daemon: Daemon,
+    /// The same, of a daemon of disks.
+    pub process: Process,
     /// Where disks and images may be.
     pub storages: Vec<Storage>,
     /// The disks, in the order of the file, then of the command line.
@@ -78,14 +83,21 @@ pub struct Sources {
     pub groups: Vec<String>,
     /// Overrides `[daemon]`.
     pub daemon: DaemonTable,
+    /// Overrides the top-level keys.
+    pub process: ProcessTable,
 }
 
 /// A file as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    engine: Option<EngineChoice>,
     #[serde(default)]
     daemon: DaemonTable,
+    #[serde(default)]
+    control: Access,
+    #[serde(default)]
+    landlock: Landlock,
     #[serde(default, rename = "storage")]
     storages: Vec<Spanned<Storage>>,
     #[serde(default, rename = "disk")]
@@ -99,7 +111,7 @@ type Placed = (Place, DiskTable);
 
 /// All that a file says, with the places of its tables.
 type Written = (
-    DaemonTable,
+    (DaemonTable, ProcessTable),
     Vec<(Place, Storage)>,
     Vec<Placed>,
     Vec<(Place, GroupTable)>,
@@ -123,7 +135,7 @@ impl Config {
         if file.is_none() && sources.disks.is_empty() {
             return Err(ConfigError::Empty(NOTHING_TO_SERVE));
         }
-        let (daemon, storages, mut disks, mut groups) = match file {
+        let ((daemon, process), storages, mut disks, mut groups) = match file {
             Some(document) => read_file(document)?,
             None => Default::default(),
         };
@@ -150,6 +162,7 @@ impl Config {
         refuse_conflicts(&daemon, &disks)?;
         Ok(Self {
             daemon,
+            process: process.complete(&sources.process),
             storages,
             disks: name_all(disks),
             groups: groups.into_iter().map(|(_, g)| g.complete()).collect(),
@@ -172,7 +185,13 @@ fn read_file(document: &Document) -> Result<Written, ConfigError> {
     let groups = file.groups.into_iter().map(place).collect();
     let place = |storage: Spanned<Storage>| (document.place(storage.span()), storage.into_inner());
     let storages = file.storages.into_iter().map(place).collect();
-    Ok((file.daemon, storages, disks, groups))
+    let process = ProcessTable {
+        engine: file.engine,
+        landlock: file.landlock,
+    };
+    let mut daemon = file.daemon;
+    daemon.access = file.control;
+    Ok(((daemon, process), storages, disks, groups))
 }
 
 /// Refuses groups of one name, and disks in groups that are not there.

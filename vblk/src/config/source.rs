@@ -78,7 +78,7 @@ impl Source {
     }
 
     /// The storages it stands on that are not composed of others.
-    pub(super) fn leaves(&self) -> Vec<&Source> {
+    pub(crate) fn leaves(&self) -> Vec<&Source> {
         match self {
             Self::Stripe { of, .. } | Self::Mirror(of) => {
                 of.iter().flat_map(Source::leaves).collect()

@@ -136,6 +136,7 @@ fn a_file_with_everything() {
         prefer: None,
         resync_rate: "100M".parse().unwrap(),
         mirror_timeout: MirrorTimeout::default(),
+        polling: Polling::Off,
     };
     assert_eq!(config.disks, [expected]);
     let gold = Limit {
@@ -248,7 +249,7 @@ fn values_are_refused_with_their_place() {
              `socket`, `mode`, `read_only`, `queues`, `serial`, `cache`, `resident`, `block_size`, \
              `weight`, `cap`, `guest_memory`, `iops`, `iops_burst`, `bandwidth`, \
              `bandwidth_burst`, `group`, `on_error`, `shrink`, `connections`, `map`, `lock`, \
-             `bitmap`, `record`, `prefer`, `resync_rate`, `mirror_timeout`",
+             `bitmap`, `record`, `prefer`, `resync_rate`, `mirror_timeout`, `polling`",
         ),
     ] {
         let text = format!("[[disk]]\npath = \"@/a.img\"\nsocket = \"s\"\n{line}\n");

@@ -44,6 +44,14 @@ pub enum DiskError {
         /// Which file.
         path: PathBuf,
     },
+    /// Its completions cannot be polled for.
+    #[error("{what} cannot be polled: {why}; leave polling out")]
+    NotPolled {
+        /// Which disk.
+        what: String,
+        /// What is missing.
+        why: &'static str,
+    },
     /// O_DIRECT or the device asks for larger blocks than were configured.
     #[error("{}: block-size={asked} is too small, it takes I/O in units of {needed}; \
              use block-size={needed} or, for a file, cache=buffered", path.display())]

@@ -12,7 +12,7 @@ use towpath_common::mem::Pages;
 use super::lock::{self, lock};
 use super::moving::Moving;
 use super::{BlockSize, Disk, DiskError, Serial};
-use crate::config::Cache;
+use crate::config::{Cache, Polling};
 use crate::request::SECTOR;
 use crate::resident::Resident;
 use crate::storage::{Shape, Storage};
@@ -77,6 +77,36 @@ impl Disk {
         Disk::open_as(&spec, Lock::Shared)
     }
 
+    /// This disk, opened as `path`, with its completions found as `polling` says.
+    ///
+    /// # Errors
+    /// [`DiskError::NotPolled`] if that is no device, or one without queues that are polled.
+    pub(crate) fn polled(mut self, path: &Path, polling: Polling) -> Result<Disk, DiskError> {
+        if polling != Polling::Off
+            && let Some(why) = self.unpolled()
+        {
+            let what = path.display().to_string();
+            return Err(DiskError::NotPolled { what, why });
+        }
+        self.polling = polling;
+        Ok(self)
+    }
+
+    /// What polling for this disk's completions lacks, if something.
+    fn unpolled(&self) -> Option<&'static str> {
+        let Storage::Device(file) = self.storage() else {
+            return Some("it is not a block device");
+        };
+        if !self.direct() {
+            return Some("it is not opened with cache=direct");
+        }
+        let polls = rustix::fs::fstat(file).map(|stat| queue_value(stat.st_rdev, "io_poll"));
+        match polls {
+            Ok(Some(1..)) => None,
+            _ => Some("its driver has no queues for that (nvme.poll_queues=2, for one)"),
+        }
+    }
+
     pub(super) fn open_as(spec: &Spec, how: Lock) -> Result<Disk, DiskError> {
         let path = &spec.path;
         let io = |what| move |source: Errno| fail(what, path, source);
@@ -129,6 +159,7 @@ impl Disk {
             physical: align.physical.max(block),
             direct,
             inline,
+            waits: !device && may_wait(&file),
             read_only: spec.read_only,
             mem_align: if direct { align.memory } else { 1 },
             len_align: if direct { align.unit.bytes() } else { 1 },
@@ -227,16 +258,23 @@ fn answer_inline(file: &OwnedFd) -> bool {
     false
 }
 
+/// File systems on this machine's own disks or memory, which say by EAGAIN that a read or write
+/// would wait (`FMODE_NOWAIT`), or do not wait: ext4, XFS, btrfs, f2fs and tmpfs
+/// (include/uapi/linux/magic.h).
+const LOCAL: [u64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
+
+/// May a read or write wait for a server, without saying so? True of every file system that is not
+/// known to be local: what it costs those that are, and not known, is a thread's turn a request.
+/// `RWF_NOWAIT` is no way to ask: FUSE takes it and waits (Linux 6.18).
+fn may_wait(file: &OwnedFd) -> bool {
+    let kind = rustix::fs::fstatfs(file).map(|s| u64::try_from(s.f_type));
+    !matches!(kind, Ok(Ok(kind)) if LOCAL.contains(&kind))
+}
+
 /// Its pages, to be read by copying, where what they are rests with this kernel alone: not over a
 /// network, where a server may say otherwise, nor in a program (FUSE).
 fn resident(file: &OwnedFd, spec: &Spec, size: u64) -> Option<Arc<Resident>> {
-    /// Of ext4, XFS, btrfs and tmpfs, include/uapi/linux/magic.h.
-    const LOCAL: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
-    if spec.cache != Cache::Buffered {
-        return None;
-    }
-    let kind = rustix::fs::fstatfs(file).ok()?.f_type;
-    if !LOCAL.contains(&u64::try_from(kind).ok()?) {
+    if spec.cache != Cache::Buffered || may_wait(file) {
         return None;
     }
     let window = Pages::of_file(file.as_fd(), size).ok()?;
@@ -301,18 +339,18 @@ fn file_discard(file: &OwnedFd, end: u64, unit: i64) -> Option<u32> {
         .filter(|u| u64::from(*u) % SECTOR == 0 && *u > 0)
 }
 
-/// Does this block device discard, and in what unit? Asked of sysfs; a partition's queue is its
-/// disk's.
+/// Does this block device discard, and in what unit?
 fn device_discard(dev: u64) -> Option<u32> {
+    queue_value(dev, "discard_max_bytes").filter(|most| *most > 0)?;
+    let unit = queue_value(dev, "discard_granularity").unwrap_or(SECTOR);
+    u32::try_from(unit.max(SECTOR)).ok()
+}
+
+/// What sysfs says of a block device's queue; a partition's queue is its disk's.
+fn queue_value(dev: u64, name: &str) -> Option<u64> {
     let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
     let base = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    let number = |name: &str| {
-        let own = base.join("queue").join(name);
-        let text = std::fs::read_to_string(own)
-            .or_else(|_| std::fs::read_to_string(base.join("../queue").join(name)));
-        text.ok()?.trim().parse::<u64>().ok()
-    };
-    number("discard_max_bytes").filter(|most| *most > 0)?;
-    let unit = number("discard_granularity").unwrap_or(SECTOR).max(SECTOR);
-    u32::try_from(unit).ok()
+    let own = std::fs::read_to_string(base.join("queue").join(name));
+    let text = own.or_else(|_| std::fs::read_to_string(base.join("../queue").join(name)));
+    text.ok()?.trim().parse().ok()
 }

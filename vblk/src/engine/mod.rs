@@ -1,12 +1,17 @@
-//! Engines do I/O: a small trait, [`uring::Uring`] for files and devices, and
-//! [`memory::Memory`] and `faulty::Faulty` to test what stands on it.
+//! Engines do I/O: a small trait, [`uring::Uring`] for files and devices, [`threads::Threads`] for
+//! the same where io_uring is forbidden, and [`memory::Memory`] and `faulty::Faulty` to test what
+//! stands on it.
 //!
 //! An engine belongs to one worker thread and works for all its disks. It knows nothing of guests,
 //! requests or retries: it is given an operation with a token and gives back the token with what
 //! the system call said. [`router::Router`] is the engine that workers have: it gives operations on
 //! files and devices to the one inside as they are, and carries out those on every other kind of
-//! storage by operations of its own.
+//! storage by operations of its own. [`polled::Polled`] stands below it and gives each operation to
+//! the ring that it is for.
 
+mod choice;
+#[cfg(test)]
+pub(crate) mod contract;
 #[cfg(test)]
 pub mod faulty;
 mod guest;
@@ -14,11 +19,15 @@ mod join;
 pub mod memory;
 mod mirror;
 mod nbd;
+pub mod polled;
 #[cfg(test)]
 pub mod recording;
 pub mod router;
+pub mod threads;
+mod threads_sys;
 pub mod uring;
 mod uring_donor;
+mod uring_limits;
 mod uring_setup;
 
 use std::io;
@@ -29,6 +38,7 @@ use rustix::io::Errno;
 use towpath_common::mem::Segment;
 
 use crate::disk::Disk;
+pub use choice::{Choice, ChoiceError, Kind};
 pub use guest::Guest;
 
 /// Most disks one engine serves.
@@ -184,6 +194,11 @@ pub trait Engine {
 
     /// Take back what [`Engine::arm`] asked for.
     fn disarm(&mut self);
+
+    /// True if all that is in flight is in the hands of threads that need a processor to get on.
+    fn is_patient(&self) -> bool {
+        false
+    }
 
     /// Give the place `id` to a disk, or clear it.
     ///

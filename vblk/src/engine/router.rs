@@ -372,6 +372,10 @@ impl<E: Engine> Engine for Router<E> {
         self.inner.disarm();
     }
 
+    fn is_patient(&self) -> bool {
+        self.inner.is_patient()
+    }
+
     fn set_disk(&mut self, id: DiskId, disk: Option<&Disk>) -> io::Result<()> {
         self.clear(id)?;
         let Some(disk) = disk else {

@@ -10,6 +10,9 @@
 //!   has room for them all. A full submission queue is submitted and then filled further.
 //! - What the kernel refuses to take now (EAGAIN, EBUSY, EINTR) stays in the submission queue, and
 //!   goes with the next call.
+//! - What may wait for a server and cannot say so (NFS, FUSE: [`Disk::waits`]) goes to a thread of
+//!   the kernel's at once. Tried first in `io_uring_enter`, as all else is, it would hold up every
+//!   disk of the worker.
 //!
 //! Why it is sound, whatever callers and guests do. Memory that the kernel reaches is of two kinds:
 //! guest memory, named by segments that [`Mem::host`] checks against the very snapshot whose `Arc`
@@ -33,11 +36,13 @@ use rustix::io::Errno;
 use towpath_common::mem::{Mem, Segment};
 
 use super::uring_donor::{Buffers, MAX_BUFFERS};
+use super::uring_limits;
 use super::uring_setup::{self, MAX_SQ, SETUPS, Setup};
 use super::{
     Completion, Completions, DiskId, Engine, Guest, MAX_MEM_PLACES, MAX_PLACES, MemId, Op, Token,
     Verb,
 };
+use crate::config::Polling;
 use crate::disk::Disk;
 
 /// Room for iovecs: two for each submission of a full queue and always a longest one more.
@@ -95,6 +100,8 @@ impl Adopted {
 pub struct Uring {
     ring: IoUring,
     mems: Vec<Option<Adopted>>,
+    /// Places of disks whose reads and writes are for the kernel's threads.
+    waits: Box<[bool]>,
     /// Places in the ring's buffer table that are taken; no place at all on old kernels.
     places: Vec<bool>,
     /// The kernel has READV_FIXED and WRITEV_FIXED (6.15).
@@ -129,11 +136,25 @@ impl Uring {
         Uring::with(capacity, &SETUPS)
     }
 
+    /// A ring for reads and writes whose completions are found by polling the device, and for
+    /// nothing else.
+    ///
+    /// # Errors
+    /// As [`Uring::new`].
+    pub fn polling(how: Polling, capacity: u32) -> io::Result<Uring> {
+        let setups: &[Setup] = match how {
+            Polling::Off => return Uring::new(capacity),
+            Polling::Device => &uring_setup::POLLED,
+            Polling::Thread => &uring_setup::POLLED_BY_THREAD,
+        };
+        Uring::with(capacity, setups)
+    }
+
     fn with(capacity: u32, setups: &[Setup]) -> io::Result<Uring> {
         if !(1..=MAX_CAPACITY).contains(&capacity) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut ring = uring_setup::build(capacity, setups)?;
+        let (mut ring, disabled) = uring_setup::build(capacity, setups)?;
         if !ring.params().is_feature_submit_stable() || !ring.params().is_feature_nodrop() {
             let old = "io_uring is too old: SUBMIT_STABLE or NODROP is missing (Linux 5.5)";
             return Err(io::Error::new(io::ErrorKind::Unsupported, old));
@@ -148,10 +169,13 @@ impl Uring {
         let wake = rustix::event::eventfd(0, flags)?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
         ring.completion().disable_eventfd();
+        let fixed_vectors = uring_setup::has_fixed_vectors(&ring);
+        uring_limits::enable(&ring, disabled, fixed_vectors)?;
         Ok(Uring {
             places: vec![false; places],
-            fixed_vectors: uring_setup::has_fixed_vectors(&ring),
+            fixed_vectors,
             mems: (0..MAX_MEM_PLACES).map(|_| None).collect(),
+            waits: vec![false; MAX_PLACES as usize].into(),
             arena: Vec::with_capacity(ARENA),
             wake,
             armed: false,
@@ -298,7 +322,10 @@ impl Engine for Uring {
         } else {
             NO_MEM
         };
-        let entry = entry.user_data(u64::from(token.0) | u64::from(mem) << 32);
+        let mut entry = entry.user_data(u64::from(token.0) | u64::from(mem) << 32);
+        if self.waits.get(usize::from(op.disk.0)) == Some(&true) {
+            entry = entry.flags(squeue::Flags::ASYNC);
+        }
         // SAFETY: the memory `entry` names is kept by `mems` (counted below) and `arena`, as the
         // head of this file argues; a fixed file that is not set is an error of the operation.
         let pushed = unsafe { self.ring.submission().push(&entry) };
@@ -327,6 +354,8 @@ impl Engine for Uring {
             let sq = self.ring.submission();
             let more = sq.taskrun() || sq.cq_overflow();
             drop(sq);
+            let polls = self.ring.params().is_setup_iopoll();
+            let more = more || polls;
             if more {
                 self.enter();
             }
@@ -343,7 +372,7 @@ impl Engine for Uring {
                     result: cqe.result(),
                 });
             }
-            if !more || done.is_full() {
+            if !more || polls || done.is_full() {
                 return;
             }
         }
@@ -379,6 +408,9 @@ impl Engine for Uring {
                 None => return Err(io::ErrorKind::Unsupported.into()),
             },
         };
+        if let Some(waits) = self.waits.get_mut(usize::from(id.0)) {
+            *waits = disk.is_some_and(Disk::waits);
+        }
         let set = self
             .ring
             .submitter()
@@ -387,6 +419,9 @@ impl Engine for Uring {
     }
 
     fn set_file(&mut self, id: DiskId, file: BorrowedFd<'_>) -> io::Result<()> {
+        if let Some(waits) = self.waits.get_mut(usize::from(id.0)) {
+            *waits = false;
+        }
         let set = self
             .ring
             .submitter()

@@ -39,21 +39,50 @@ pub(super) const SETUPS: [Setup; 4] = [
     |_| {},
 ];
 
+/// The same for a ring that polls: devices are asked when the worker enters the kernel to reap.
+pub(super) const POLLED: [Setup; 3] = [
+    |b| {
+        b.setup_iopoll();
+        SETUPS[0](b);
+    },
+    |b| {
+        b.setup_iopoll();
+        SETUPS[1](b);
+    },
+    |b| {
+        b.setup_iopoll();
+    },
+];
+
+/// Milliseconds after which a kernel's thread without work sleeps.
+const THREAD_IDLE: u32 = 20;
+
+/// The same for a ring that a thread of the kernel's serves.
+pub(super) const POLLED_BY_THREAD: [Setup; 1] = [|b| {
+    b.setup_iopoll().setup_sqpoll(THREAD_IDLE);
+}];
+
 /// Most threads in which the kernel waits for storage on a ring's behalf: as many as requests in
 /// flight on a worker.
 const MAX_WORKERS: u32 = 1024;
 
-/// Make the ring with the best flags this kernel has.
-pub(super) fn build(capacity: u32, setups: &[Setup]) -> io::Result<IoUring> {
+/// Make the ring with the best flags this kernel has; whether it is disabled, to be limited and
+/// enabled ([`super::uring_limits`]).
+pub(super) fn build(capacity: u32, setups: &[Setup]) -> io::Result<(IoUring, bool)> {
     let mut last = io::ErrorKind::Unsupported.into();
-    for setup in setups {
+    // 5.10 has disabled rings.
+    let disabled = setups.iter().map(|setup| (setup, true));
+    for (setup, disabled) in disabled.chain(setups.last().map(|setup| (setup, false))) {
         let mut builder = IoUring::builder();
         builder
             .dontfork()
             .setup_cqsize(capacity.max(MAX_SQ).next_power_of_two());
         setup(&mut builder);
+        if disabled {
+            builder.setup_r_disabled();
+        }
         match builder.build(capacity.min(MAX_SQ).next_power_of_two()) {
-            Ok(ring) => return Ok(ring),
+            Ok(ring) => return Ok((ring, disabled)),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = e,
             Err(e) => return Err(e),
         }

@@ -171,14 +171,13 @@ impl<E: Engine> Io<E> {
         self.disks.in_flight(disk.0)
     }
 
-    /// Requests of `disk` that can still be started. No disk has more than half of the slots, so
-    /// that one whose storage hangs leaves some to the others.
+    /// Requests of `disk` that can still be started. No disk has more slots than are left to the
+    /// others: one whose storage hangs ends up with half of them, and `n` with an `n + 1`th each.
     #[inline]
     #[must_use]
     pub fn room_for(&self, disk: DiskId) -> usize {
-        let share = (self.slab.capacity() / 2).max(1);
         let taken = self.disks.in_flight(disk.0) as usize;
-        self.slab.room().min(share.saturating_sub(taken))
+        self.slab.room().saturating_sub(taken).div_ceil(2)
     }
 
     /// Requests wait for the storage to get better.

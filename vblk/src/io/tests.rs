@@ -50,6 +50,27 @@ fn errno(end: End) -> (Status, Option<i32>) {
 const OK: (Status, Option<i32>) = (Status::Ok, None);
 
 #[test]
+fn disks_that_hang_leave_slots_to_the_others() {
+    let mut bench = Bench::new(engine(), Disk::ram(SIZE), 16);
+    let others = [(); 2].map(|()| bench.io.attach(&Arc::new(Disk::ram(SIZE))).unwrap());
+    let first = bench.disk;
+    let data = [bench.ram.place(512, 512, 0)];
+    let read = bench.ram.request(IN, 4, &data);
+    for (disk, has) in [(first, 8), (others[0], 4), (others[1], 2)] {
+        bench.disk = disk;
+        let mut started = 0;
+        while bench.io.room_for(disk) > 0 {
+            assert_eq!(bench.start(&read), Ok(None));
+            started += 1;
+        }
+        assert_eq!(started, has);
+    }
+    assert_eq!(bench.io.room(), 2);
+    assert_eq!(bench.drain().len(), 14);
+    assert_eq!(bench.io.room_for(first), 8);
+}
+
+#[test]
 fn a_request_comes_back_with_all_that_its_queue_needs() {
     let (mut bench, bytes) = patterned(engine());
     let data = [bench.ram.place(512, 512, 0), bench.ram.place(1024, 512, 0)];

@@ -29,7 +29,7 @@ fn child() {
         file: Some(file.into()),
         ..Sources::default()
     };
-    let start = |_: &Settings, _: Keeper| -> Result<Arc<dyn Service>, ServiceError> {
+    let start = |_: &Config, _: Keeper| -> Result<Arc<dyn Service>, ServiceError> {
         let service = Arc::new(FakeService::default());
         let workers = Arc::clone(&service);
         std::thread::spawn(move || {
@@ -179,7 +179,7 @@ fn a_second_daemon_on_the_same_socket_starts_nothing() {
     let daemon = Running::start(false);
     daemon.message();
     let file = Some(daemon.dir.path().join("vblk.toml"));
-    let refuse = |_: &Settings, _: Keeper| panic!("workers were started");
+    let refuse = |_: &Config, _: Keeper| panic!("workers were started");
     let error = serve(
         Sources {
             file,

@@ -177,6 +177,8 @@ pub struct Shape {
     /// Reads and writes are carried out in the submitting thread (tmpfs), or by nobody here
     /// (network).
     pub inline: bool,
+    /// A system call on it may wait for a server, so that each is made in a thread of the kernel's.
+    pub waits: bool,
     /// Nothing may be written.
     pub read_only: bool,
     /// Address alignment of I/O buffers, in bytes; 1 if any will do.
@@ -200,6 +202,7 @@ impl Shape {
             physical: a.physical.max(b.physical),
             direct: a.direct || b.direct,
             inline: a.inline && b.inline,
+            waits: a.waits || b.waits,
             read_only: a.read_only || b.read_only,
             mem_align: a.mem_align.max(b.mem_align),
             len_align: a.len_align.max(b.len_align),

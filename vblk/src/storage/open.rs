@@ -10,7 +10,7 @@ use super::mirror::{Member, Mirror, MirrorError, Options};
 use super::nbd::{Export, NbdError};
 use super::pinned::{PinError, Pinned};
 use super::stripe::{Stripe, StripeError};
-use crate::config::{self, FileLock, FileMap, Source};
+use crate::config::{self, FileLock, FileMap, Polling, Source};
 use crate::disk::{self, Disk, DiskError};
 
 /// Why a storage cannot be opened.
@@ -52,6 +52,7 @@ pub fn open(config: &config::Disk) -> Result<Disk, OpenError> {
 
 fn open_source(source: &Source, config: &config::Disk) -> Result<Disk, OpenError> {
     let serial = disk::Serial::new(config.serial.as_str())?;
+    refuse_polling(source, config)?;
     let spec = |path: PathBuf| disk::Spec {
         path,
         read_only: config.read_only,
@@ -66,10 +67,13 @@ fn open_source(source: &Source, config: &config::Disk) -> Result<Disk, OpenError
         Source::File(path) => {
             let spec = spec(path.clone());
             match config.map {
-                FileMap::File | FileMap::Segments => Ok(match config.lock {
-                    FileLock::Open => Disk::open(&spec)?,
-                    FileLock::Running => Disk::open_moving(&spec)?,
-                }),
+                FileMap::File | FileMap::Segments => {
+                    let disk = match config.lock {
+                        FileLock::Open => Disk::open(&spec)?,
+                        FileLock::Running => Disk::open_moving(&spec)?,
+                    };
+                    Ok(disk.polled(path, config.polling)?)
+                }
                 FileMap::Extents => Ok(Pinned::disk(&spec, serial)?),
             }
         }
@@ -103,6 +107,19 @@ fn open_source(source: &Source, config: &config::Disk) -> Result<Disk, OpenError
             Ok(Stripe::disk(children?, chunk.bytes(), serial)?)
         }
     }
+}
+
+/// Only devices, as they are, are polled; of disks made of others each has its own say.
+fn refuse_polling(source: &Source, config: &config::Disk) -> Result<(), DiskError> {
+    let plain = matches!(source, Source::File(_)) && config.map == FileMap::File;
+    let composed = matches!(source, Source::Mirror(_) | Source::Stripe { .. });
+    if config.polling == Polling::Off || plain || composed {
+        return Ok(());
+    }
+    Err(DiskError::NotPolled {
+        what: source.to_string(),
+        why: "it is not a block device, reached as it is",
+    })
 }
 
 fn member(source: &Source, config: &config::Disk) -> Member {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use towpath_common::config::{CpuList, DaemonTable, Name, Poll, SocketPath};
 use towpath_common::logging::LogFilter;
+use towpath_common::sandbox::Seccomp;
 use vswitch::config::{DEFAULT_CONTROL, Direction, Sources};
 use vswitch::mac::Mac;
 use vswitch::service::FdbFilter;
@@ -48,6 +49,9 @@ pub(crate) struct SourceArgs {
     /// Lines to log, such as debug or vswitch=trace,warn [RUST_LOG, or info].
     #[arg(long, value_name = "FILTER")]
     log: Option<LogFilter>,
+    /// What becomes of system calls the daemon does not declare: enforce, log or off [enforce].
+    #[arg(long, value_name = "HOW")]
+    seccomp: Option<Seccomp>,
 }
 
 impl From<SourceArgs> for Sources {
@@ -61,6 +65,8 @@ impl From<SourceArgs> for Sources {
                 poll: args.poll,
                 control: args.control,
                 log: args.log,
+                seccomp: args.seccomp,
+                ..DaemonTable::default()
             },
         }
     }

@@ -22,6 +22,7 @@ use toml::Spanned;
 use towpath_common::config::{
     ConfigError, Daemon, DaemonTable, Document, Place, SocketPath, chosen_file,
 };
+use towpath_common::control::Access;
 
 pub use argument::{PORT, UPLINK};
 pub use change::{Change, ChangeError, FdbKey, PortEdit};
@@ -88,6 +89,8 @@ struct File {
     #[serde(default)]
     daemon: DaemonTable,
     #[serde(default)]
+    control: Access,
+    #[serde(default)]
     switch: Switch,
     #[serde(default, rename = "port")]
     ports: Vec<Spanned<Port>>,
@@ -139,6 +142,7 @@ impl Config {
         if let Some(document) = file {
             let file: File = document.parse()?;
             (daemon, switch) = (file.daemon, file.switch);
+            daemon.access = file.control;
             written = Written {
                 ports: place_all(document, file.ports),
                 uplinks: place_all(document, file.uplinks),

@@ -135,6 +135,7 @@ prop_compose! {
             eswitch: None,
             group_type: None,
             primary: primary.map(|(vq, vi)| Resources { vq, vi }),
+            required: BTreeSet::new(),
             vfs: vfs.collect(),
         }
     }
@@ -155,7 +156,10 @@ prop_compose! {
             })
             .collect();
         let address = PciAddr::new(0, bus, 0, 0);
-        PfTarget { address, count, autoprobe, eswitch: None, group_type, primary: None, vfs }
+        PfTarget {
+            address, count, autoprobe, eswitch: None, group_type, primary: None,
+            required: BTreeSet::new(), vfs,
+        }
     }
 }
 

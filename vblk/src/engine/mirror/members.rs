@@ -336,6 +336,10 @@ impl Mirror {
             }
         }
         self.expire();
+        // Who failed is let go once that is durable: what comes back may be another disk, which a
+        // record must not call current.
+        let head_due = self.state.as_ref().is_none_or(|state| state.head_due);
+        let written = !head_due && !self.is_recording_head();
         for (part, member) in self.members.iter_mut().enumerate() {
             if !std::mem::take(&mut member.sampled) {
                 // One that is not read gets another chance after a while.
@@ -346,7 +350,7 @@ impl Mirror {
             };
             gauge.latency.store(member.latency, Relaxed);
             let failed = gauge.standing() == Standing::Failed;
-            if failed && member.in_flight == 0 && !gauge.closed.load(Acquire) {
+            if failed && written && member.in_flight == 0 && !gauge.closed.load(Acquire) {
                 // Nothing to be done about a place that cannot be cleared.
                 let _ = router.set_disk(member.place, None);
                 member.attached = false;

@@ -9,6 +9,7 @@
 //!
 //! All that is known of LVM comes from its JSON reports ([`report`]).
 
+pub mod helper;
 mod report;
 mod segments;
 

@@ -1,13 +1,11 @@
 //! What LVM says of a volume group, as the JSON of `lvm fullreport`.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 
-use super::{LvmError, Volume};
+use super::{LvmError, Volume, helper};
 
 /// What is asked of each part of the report.
 const FIELDS: [(&str, &str); 5] = [
@@ -158,21 +156,12 @@ pub(super) fn run(words: &[&str]) -> Result<Vec<u8>, LvmError> {
         what: what.to_owned(),
         why,
     };
-    let mut command = Command::new("lvm");
-    // Its messages are shown as they are, and descriptors of ours are no news.
-    command
-        .env("LC_ALL", "C")
-        .env("LVM_SUPPRESS_FD_WARNINGS", "1");
-    let output = command.args(words).stdin(Stdio::null()).output();
-    let output = output.map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => failed("there is no such program; install lvm2".to_owned()),
-        _ => failed(e.to_string()),
-    })?;
-    if output.status.success() {
-        return Ok(output.stdout);
+    let said = helper::run(words).map_err(|e| failed(e.to_string()))?;
+    if said.success {
+        return Ok(said.output.into_bytes());
     }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = text
+    let lines: Vec<&str> = said
+        .error
         .lines()
         .map(str::trim)
         .filter(|l| !l.is_empty())

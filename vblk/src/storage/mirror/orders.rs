@@ -87,7 +87,8 @@ impl Inside {
         }
         if !gauge.closed.load(Ordering::Acquire) {
             return Err(refused(
-                "requests to the failed disk have not ended yet; try again",
+                "requests to the failed disk have not ended, or its failure is not written down; \
+                 try again",
             ));
         }
         // The lock of the file goes with it.

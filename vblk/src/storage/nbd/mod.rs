@@ -377,6 +377,7 @@ fn shape(address: &Address, info: &Info, read_only: bool) -> Result<Shape, NbdEr
         physical: preferred.max(block),
         direct: false,
         inline: true,
+        waits: false,
         read_only,
         mem_align: 1,
         len_align: 1,

@@ -1,0 +1,156 @@
+//! A mirror of a running daemon, by orders and with a disk behind an NBD server: taken out, brought
+//! back, lost, found again. The guest writes throughout and sees no error.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use towpath_tests::daemon::Vblk;
+use towpath_tests::paths;
+use towpath_tests::process::Process;
+
+use crate::kills::{Guest, IMAGE_BYTES};
+use crate::{PATIENCE, create_image};
+
+/// Make the record of `mirror`, whose disks are equal, and serve it.
+fn serve(dir: tempfile::TempDir, mirror: &str, more: &str) -> Result<Vblk> {
+    let mut command = Command::new(towpath_tests::cargo::program("vblk", "vblk")?);
+    command.args(["mirror", "create", mirror, "--assume-clean", "--record"]);
+    let made = command.arg(dir.path().join("record")).output()?;
+    ensure!(made.status.success(), "{made:?}");
+    let disk = "socket={dir}/disk,queues=1,name=m,record={dir}/record";
+    let disk = format!("{mirror},{disk}{more}");
+    Vblk::serve(dir, &[&disk], &[])
+}
+
+fn work(guest: &mut Guest, records: u64) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    let wanted = guest.written().iter().sum::<u64>() + records;
+    while guest.written().iter().sum::<u64>() < wanted {
+        guest.post()?;
+        if guest.reap()? == 0 {
+            std::thread::yield_now();
+        }
+        ensure!(Instant::now() < until, "the mirror stands still");
+    }
+    Ok(())
+}
+
+/// Work until `vblk mirror show` says `what` of the second disk.
+fn until(guest: &mut Guest, vblk: &Vblk, what: &str) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        work(guest, 50)?;
+        let shown = vblk.client(&["mirror", "show", "m"])?;
+        if shown
+            .lines()
+            .any(|l| l.starts_with('2') && l.contains(what))
+        {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < until,
+            "the second disk is not {what}: {shown}"
+        );
+    }
+}
+
+fn equal(one: &Path, other: &Path) -> Result<bool> {
+    Ok(fs::read(one)? == fs::read(other)?)
+}
+
+#[test]
+fn a_disk_is_taken_out_and_brought_back_by_orders() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+    create_image(&one, IMAGE_BYTES)?;
+    create_image(&two, IMAGE_BYTES)?;
+    let mirror = format!("mirror:{}|{}", one.display(), two.display());
+    let mut vblk = serve(dir, &mirror, "")?;
+    let mut guest = Guest::connect(&vblk)?;
+    until(&mut guest, &vblk, "current")?;
+
+    vblk.client(&["mirror", "fail", "m", "2"])?;
+    until(&mut guest, &vblk, "taken out")?;
+    work(&mut guest, 500)?;
+    guest.settle()?;
+    ensure!(!equal(&one, &two)?, "a disk that was taken out is written");
+    let last = vblk.client(&["mirror", "fail", "m", "1"]);
+    ensure!(last.is_err(), "the last disk is taken out: {last:?}");
+
+    vblk.client(&["mirror", "add", "m", "2"])?;
+    until(&mut guest, &vblk, "current")?;
+    guest.settle()?;
+    ensure!(equal(&one, &two)?, "a disk that caught up differs");
+
+    vblk.client(&["mirror", "fail", "m", "2"])?;
+    until(&mut guest, &vblk, "taken out")?;
+    vblk.client(&["mirror", "add", "m", "2", "--full"])?;
+    until(&mut guest, &vblk, "current")?;
+
+    // A daemon that starts opens all its disks: what missed something catches up.
+    vblk.client(&["mirror", "fail", "m", "2"])?;
+    until(&mut guest, &vblk, "taken out")?;
+    work(&mut guest, 100)?;
+    guest.settle()?;
+    vblk.daemon().stop()?;
+    ensure!(!equal(&one, &two)?, "a disk that was taken out is written");
+    vblk.start_again()?;
+    guest.reconnect(&vblk)?;
+    until(&mut guest, &vblk, "current")?;
+    guest.settle()?;
+    ensure!(
+        equal(&one, &two)?,
+        "a disk that was out over a restart differs"
+    );
+    guest.check(&fs::File::open(&two)?)?;
+    vblk.daemon().stop()
+}
+
+/// `qemu-nbd` with `image`, once it listens.
+fn server(socket: &Path, image: &Path) -> Result<Option<Process>> {
+    let Ok(program) = paths::program("qemu-nbd") else {
+        println!("skipped: there is no qemu-nbd");
+        return Ok(None);
+    };
+    let mut command = Command::new(program);
+    command.args(["-t", "-e", "8", "-f", "raw", "-k"]);
+    let server = Process::start(command.arg(socket).arg(image))?;
+    let until = Instant::now() + PATIENCE;
+    while std::os::unix::net::UnixStream::connect(socket).is_err() {
+        ensure!(Instant::now() < until, "qemu-nbd does not listen");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    Ok(Some(server))
+}
+
+#[test]
+fn a_disk_behind_a_server_is_lost_with_it_and_comes_back_by_itself() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let [near, far] = ["near", "far"].map(|name| dir.path().join(name));
+    create_image(&near, IMAGE_BYTES)?;
+    create_image(&far, IMAGE_BYTES)?;
+    let socket = dir.path().join("nbd");
+    let Some(gone) = server(&socket, &far)? else {
+        return Ok(());
+    };
+    let mirror = format!("mirror:{}|nbd:unix:{}", near.display(), socket.display());
+    let mut vblk = serve(dir, &mirror, ",mirror-timeout=1")?;
+    let mut guest = Guest::connect(&vblk)?;
+    until(&mut guest, &vblk, "current")?;
+
+    drop(gone);
+    until(&mut guest, &vblk, "FAILED")?;
+    work(&mut guest, 500)?;
+    let Some(back) = server(&socket, &far)? else {
+        return Ok(());
+    };
+    until(&mut guest, &vblk, "current")?;
+    guest.settle()?;
+    vblk.daemon().stop()?;
+    drop(back);
+    ensure!(equal(&near, &far)?, "a disk that came back differs");
+    guest.check(&fs::File::open(&far)?)
+}

@@ -1,0 +1,120 @@
+//! What concerns the process and only a daemon of disks has: top-level keys, and options that
+//! override them. Like `[daemon]`, they take effect at a start only.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize};
+use towpath_common::config::ValueError;
+
+/// Who does the I/O.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineChoice {
+    /// io_uring, or threads where the host forbids it.
+    #[default]
+    Auto,
+    /// io_uring, or no start.
+    IoUring,
+    /// Threads.
+    Threads,
+}
+
+impl FromStr for EngineChoice {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "io_uring" => Ok(Self::IoUring),
+            "threads" => Ok(Self::Threads),
+            _ => {
+                let fix = "use auto, io_uring or threads";
+                Err(ValueError::form("engine", text, fix))
+            }
+        }
+    }
+}
+
+/// The table `[landlock]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Landlock {
+    /// Directories that the daemon may reach beside those of its storages and of what it serves
+    /// when it starts; nothing: it is not limited.
+    #[serde(deserialize_with = "absolute")]
+    pub paths: Vec<PathBuf>,
+}
+
+fn absolute<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+    let all = Vec::<PathBuf>::deserialize(from)?;
+    match all.iter().find(|path| !path.is_absolute()) {
+        Some(path) => Err(D::Error::custom(format!(
+            "{} is relative; write it from / on",
+            path.display()
+        ))),
+        None => Ok(all),
+    }
+}
+
+/// The settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Process {
+    /// Who does the I/O.
+    pub engine: EngineChoice,
+    /// What may be reached.
+    pub landlock: Landlock,
+}
+
+/// The settings as written, or what the command line says of them.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessTable {
+    /// See [`Process::engine`].
+    pub engine: Option<EngineChoice>,
+    /// See [`Process::landlock`]; only a file has it.
+    pub landlock: Landlock,
+}
+
+impl ProcessTable {
+    /// The settings: those of `over` where it speaks, else these, else the defaults.
+    pub(super) fn complete(self, over: &ProcessTable) -> Process {
+        Process {
+            engine: over.engine.or(self.engine).unwrap_or_default(),
+            landlock: self.landlock,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_overrides_the_file() {
+        let file = ProcessTable {
+            engine: Some(EngineChoice::IoUring),
+            ..ProcessTable::default()
+        };
+        let line = ProcessTable {
+            engine: "threads".parse().ok(),
+            ..ProcessTable::default()
+        };
+        assert_eq!(file.clone().complete(&line).engine, EngineChoice::Threads);
+        let nothing = ProcessTable::default();
+        assert_eq!(file.complete(&nothing).engine, EngineChoice::IoUring);
+        assert_eq!(nothing.clone().complete(&nothing), Process::default());
+        let landlock = |text: &str| toml::from_str::<Landlock>(text);
+        assert_eq!(
+            landlock("paths = [\"/a\"]").unwrap().paths,
+            ["/a"].map(PathBuf::from)
+        );
+        let error = landlock("paths = [\"/a\", \"b\"]").unwrap_err().to_string();
+        assert!(
+            error.contains("b is relative; write it from / on"),
+            "{error}"
+        );
+        let error = "aio".parse::<EngineChoice>().unwrap_err().to_string();
+        assert!(error.contains("use auto, io_uring or threads"), "{error}");
+    }
+}
