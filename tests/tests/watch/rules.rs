@@ -80,12 +80,19 @@ fn rules_are_well_formed_and_pass_their_unit_tests() {
 }
 
 #[test]
-fn every_alert_is_seen_to_fire_and_to_be_silent() {
+fn every_alert_is_seen_to_fire_and_to_be_silent_and_says_what_to_do() {
+    let guide = fs::read_to_string(root().join("systemd/prometheus/README.md")).unwrap();
     let tests = fs::read_to_string(root().join("systemd/prometheus/rules.test.yml")).unwrap();
     for rule in rules().iter().filter(|rule| rule.alerts) {
         let fires = format!("alertname: {}\n        exp_alerts:", rule.name);
         let silent = format!("alertname: {} }}", rule.name);
         assert!(tests.contains(&fires), "{} is not seen to fire", rule.name);
+        let told = guide.contains(&format!("`{}`", rule.name));
+        assert!(
+            told,
+            "the README does not say what to do about {}",
+            rule.name
+        );
         assert!(tests.contains(&silent), "{} is not seen silent", rule.name);
     }
 }
