@@ -7,12 +7,14 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     reason = "rules that cannot be read have failed"
 )]
 
 mod dashboards;
 mod names;
 mod rules;
+mod scrape;
 
 use std::path::{Path, PathBuf};
 
