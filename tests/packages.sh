@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Puts in place what the tests and the demo need from Debian, and nothing else:
-#   1. packages: QEMU, busybox, fio, DPDK's testpmd, NBD servers and a C linker (list below);
+#   1. packages: QEMU, busybox, fio, testpmd, NBD servers, promtool, a C linker (list below);
 #   2. a guest kernel, unpacked (not installed) into .cache/kernel.
 #
 # Running it again costs nothing: what is present is not looked for on the network, and with
@@ -24,7 +24,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES=(qemu-system-x86 qemu-utils busybox-static kmod xz-utils e2fsprogs xfsprogs fio gcc
     libc6-dev iproute2 ethtool tcpdump tshark dpdk-dev nbdkit nbd-server openssl dmsetup
-    lvm2 mmdebstrap)
+    lvm2 mmdebstrap prometheus)
 BENCH_PACKAGES=(openvswitch-switch-dpdk dpdk)
 QEMU_AT_LEAST=1:9.2            # -chardev socket,reconnect-ms=
 KERNEL_SERIES=6.12             # the series whose modules tests/src/initramfs.rs knows
