@@ -182,14 +182,21 @@ install_packages() { # package...
             "${QEMU_AT_LEAST#*:} or newer is needed"
 }
 
-# A package's services stay off: a switch that nobody asked for would poll a processor. A unit that
-# is already there, or masked by the operator, is left as it is.
+# A package's services stay off: a switch that nobody asked for would poll a processor, a Prometheus
+# take a port. A unit that is already there, or masked by the operator, is left as it is.
 mask_services() { # package...
+    case " $* " in *" openvswitch-switch-dpdk "*)
+        installed openvswitch-switch || mask openvswitch-switch ovs-vswitchd ovsdb-server ;;
+    esac
+    case " $* " in *" prometheus "*)
+        mask prometheus ;;
+    esac
+}
+
+mask() { # unit...
     local unit
-    case " $* " in *" openvswitch-switch-dpdk "*) ;; *) return 0 ;; esac
-    ! installed openvswitch-switch || return 0
-    say "masking Open vSwitch's services; to use them: systemctl unmask ..."
-    for unit in openvswitch-switch ovs-vswitchd ovsdb-server; do
+    say "masking what is not to run; to use it: systemctl unmask $*"
+    for unit in "$@"; do
         [ -e "/etc/systemd/system/$unit.service" ] ||
             ln -s /dev/null "/etc/systemd/system/$unit.service"
     done
