@@ -186,7 +186,7 @@ fn prometheus_knows_the_traffic_that_was_sent() -> Result<()> {
             WRITES,
         ),
         (
-            r#"sum(towpath_vblk_bytes_total{disk="d0",direction="write"})"#,
+            r#"sum(towpath_vblk_bytes_total{disk="d0",direction="written"})"#,
             WRITES * BLOCK,
         ),
         (

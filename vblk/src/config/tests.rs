@@ -261,8 +261,8 @@ fn values_are_refused_with_their_place() {
     );
     assert_eq!(
         scratch.refuse_file("[[disks]]\n"),
-        "@/vblk.toml:1:3: unknown field `disks`, expected one of `daemon`, `storage`, `disk`, \
-         `group`"
+        "@/vblk.toml:1:3: unknown field `disks`, expected one of `engine`, `daemon`, \
+         `control`, `landlock`, `storage`, `disk`, `group`"
     );
     assert_eq!(
         scratch.refuse_file("[daemon]\ncpus = [1, 1]\n"),

@@ -39,8 +39,10 @@ const REGISTER: [u8; 4] = [
     30, // REGISTER_CLONE_BUFFERS: guests' memory comes
 ];
 
-/// IOSQE_FIXED_FILE.
+/// IOSQE_FIXED_FILE, with every operation.
 const FIXED_FILE: u8 = 1;
+/// IOSQE_ASYNC, with those of storage that may wait.
+const ASYNC: u8 = 1 << 4;
 
 /// Limit a ring that was made disabled, and enable it; one that was not stays as it is, with a word
 /// in the log. `fixed_vectors`: the kernel knows [`NEW`].
@@ -56,7 +58,7 @@ pub(super) fn enable(ring: &IoUring, disabled: bool, fixed_vectors: bool) -> io:
     let known = OPERATIONS.iter().filter(known);
     let mut list: Vec<Restriction> = known.map(|op| Restriction::sqe_op(*op)).collect();
     list.extend(REGISTER.iter().map(|op| Restriction::register_op(*op)));
-    list.push(Restriction::sqe_flags_allowed(FIXED_FILE));
+    list.push(Restriction::sqe_flags_allowed(FIXED_FILE | ASYNC));
     list.push(Restriction::sqe_flags_required(FIXED_FILE));
     let submitter = ring.submitter();
     if let Err(error) = submitter.register_restrictions(&mut list) {
