@@ -6,10 +6,8 @@
 mod boot;
 mod device;
 mod filesystem;
-mod fio;
 mod harness;
 mod migrate;
-mod polled;
 mod proof;
 mod resize;
 mod restart;

@@ -189,10 +189,6 @@ fn prometheus_knows_the_traffic_that_was_sent() -> Result<()> {
             r#"sum(towpath_vblk_bytes_total{disk="d0",direction="written"})"#,
             WRITES * BLOCK,
         ),
-        (
-            r#"sum(towpath_vblk_request_seconds_count{type="write"})"#,
-            WRITES,
-        ),
         // The rules that are shipped, over what was really scraped.
         (r#"count(disk:towpath_vblk_bytes:rate1m{disk="d0"})"#, 1),
         (
