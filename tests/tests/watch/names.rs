@@ -9,7 +9,7 @@ use crate::{DAEMONS, root};
 const ADDED: [&str; 2] = ["instance", "job"];
 
 /// Labels by metric.
-pub struct Known(BTreeMap<String, BTreeSet<String>>);
+pub(crate) struct Known(BTreeMap<String, BTreeSet<String>>);
 
 /// What stands between backticks in a cell of a table.
 fn quoted(cell: &str) -> impl Iterator<Item = String> {
@@ -18,7 +18,7 @@ fn quoted(cell: &str) -> impl Iterator<Item = String> {
 
 impl Known {
     /// All metrics of all daemons. Columns differ: the labels are in the one that is headed so.
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let mut known = BTreeMap::new();
         for daemon in DAEMONS {
             let text = fs::read_to_string(root().join(daemon).join("README.md")).unwrap();
@@ -49,12 +49,12 @@ impl Known {
     }
 
     /// Adds what a rule records, with the labels that it keeps.
-    pub fn record(&mut self, name: &str, expr: &str) {
+    pub(crate) fn record(&mut self, name: &str, expr: &str) {
         self.0.insert(name.to_owned(), kept(expr));
     }
 
     /// What is wrong with `expr`.
-    pub fn judge(&self, expr: &str) -> Result<(), String> {
+    pub(crate) fn judge(&self, expr: &str) -> Result<(), String> {
         let mut all: BTreeSet<&str> = ADDED.into();
         let mut metrics = 0;
         let of_up = BTreeSet::new();
