@@ -38,11 +38,6 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// request after the other is served without sleeping in between.
 pub const SPIN: Duration = Duration::from_micros(200);
 
-/// How long after its start a worker gives way between two looks that find nothing: the threads
-/// that bring a predecessor's sessions back may share its processor, and would wait for their turn
-/// behind it.
-const YOUNG: Duration = Duration::from_millis(300);
-
 /// When a worker sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idle {
@@ -380,7 +375,6 @@ impl<P: Plane> Loop<P> {
         let (mut steps, mut busy) = (0u32, 0u64);
         let mut now = self.clock.now();
         let mut last_work = now;
-        let grown = now + self.clock.rate().of(YOUNG);
         loop {
             if self.inbox.pending() && !self.commands(now) {
                 self.plane.housekeep(now);
@@ -400,7 +394,7 @@ impl<P: Plane> Loop<P> {
             if worked {
                 continue;
             }
-            if self.plane.is_patient() || now < grown {
+            if self.plane.is_patient() {
                 std::thread::yield_now();
             }
             if now.0.saturating_sub(last_work.0) >= spin.0 {

@@ -172,10 +172,14 @@ impl Device for BlkDevice {
         let attach = Box::new(attach);
         let answer = worker.call(|reply| Change::Attach(self.key, queue, attach, reply));
         if answer == Ok(true) {
-            Ok(())
-        } else {
-            Err(DeviceGone)
+            return Ok(());
         }
+        if answer == Ok(false)
+            && let Err(error) = self.disk.end(queue)
+        {
+            error!(disk = &*self.name, queue, %error, "given up with data unwritten");
+        }
+        Err(DeviceGone)
     }
 
     fn detach(&self, queue: u16) -> Option<Ring> {

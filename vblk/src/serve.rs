@@ -81,11 +81,7 @@ pub fn serve(
         return Ok(());
     };
     let waited = keeper.waited();
-    let config = if waited.is_zero() {
-        config
-    } else {
-        latest(config, Config::load(&sources))
-    };
+    let config = latest(waited, config, || Config::load(&sources));
     let socket = ControlSocket::claim(config.daemon.control.as_path(), keeper.control())?;
     let socket = socket.guarded(&config.daemon.access)?;
     let service = start(&config, keeper)?;

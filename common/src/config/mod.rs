@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -176,10 +177,13 @@ impl Document {
     }
 }
 
-/// What a configuration says now; what it said before, if it is broken meanwhile: a daemon that
-/// follows another one serves on.
-pub fn latest<T>(before: T, now: Result<T, ConfigError>) -> T {
-    now.unwrap_or_else(|error| {
+/// What a configuration says now, to a daemon that has `waited` since it read it; what it said
+/// before, if it is broken meanwhile: one that follows another serves on.
+pub fn latest<T>(waited: Duration, before: T, load: impl FnOnce() -> Result<T, ConfigError>) -> T {
+    if waited.is_zero() {
+        return before;
+    }
+    load().unwrap_or_else(|error| {
         tracing::error!(%error, "the configuration is broken; what it was before is served");
         before
     })

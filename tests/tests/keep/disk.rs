@@ -113,6 +113,13 @@ fn load(vblk: &Vblk) -> Result<(BlkClient, Load)> {
     Ok((client, load))
 }
 
+/// A shell script that can be executed.
+fn script(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, format!("#!/bin/sh\n{text}\n"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
 fn survives(signal: Signal, count: usize, disk: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
     survives_as(&program("vblk")?, dir, signal, count, disk)
@@ -185,11 +192,10 @@ fn a_disk_that_crashes_its_daemon_is_quarantined_and_the_others_live() -> Result
     let crashing = dir.path().join("vblk");
     let vblk = program("vblk")?;
     let text = format!(
-        "#!/bin/sh\nTOWPATH_VBLK_DIE=working:200 exec {} \"$@\"\n",
+        "TOWPATH_VBLK_DIE=working:200 exec {} \"$@\"",
         vblk.display()
     );
-    std::fs::write(&crashing, text)?;
-    std::fs::set_permissions(&crashing, std::fs::Permissions::from_mode(0o755))?;
+    script(&crashing, &text)?;
     let mut vblk = Vblk::serve_as(&crashing, dir, &disks, &["--keep"])?;
     let mut other = BlkClient::connect(&vblk.path("other"), ClientOptions::default())?;
     other.write(0, &[7; 512])?;
@@ -245,14 +251,13 @@ fn an_upgrade_goes_on_with_the_same_connection() -> Result<()> {
     let (mut client, mut load) = load(&vblk)?;
     let before = child(keeper);
     let text = format!(
-        "#!/bin/sh\necho $$ >{}\nexec {} \"$@\"\n",
+        "echo $$ >{}\nexec {} \"$@\"",
         upgraded.display(),
         program("vblk")?.display()
     );
     // As a package manager does it: under another name first.
     let fresh = vblk.path("vblk.new");
-    std::fs::write(&fresh, text)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755))?;
+    script(&fresh, &text)?;
     std::fs::rename(&fresh, &installed)?;
     vblk.daemon().process().signal(Signal::USR2)?;
     let mut done = Vec::new();
@@ -281,8 +286,7 @@ fn an_upgrade_that_cannot_start_changes_nothing() -> Result<()> {
     let (mut client, mut load) = load(&vblk)?;
     let before = child(keeper);
     let broken = vblk.path("vblk.broken");
-    std::fs::write(&broken, "#!/bin/sh\nexit 3\n")?;
-    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755))?;
+    script(&broken, "exit 3")?;
     std::fs::rename(&broken, &installed)?;
     vblk.daemon().process().signal(Signal::USR2)?;
     let deadline = Instant::now() + PATIENCE;

@@ -265,7 +265,7 @@ const LOCAL: [u64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1
 
 /// May a read or write wait for a server, without saying so? True of every file system that is not
 /// known to be local: what it costs those that are, and not known, is a thread's turn a request.
-/// `RWF_NOWAIT` is no way to ask: FUSE takes it and waits (Linux 6.18).
+/// Asked by name, as a file cannot be asked: a FUSE file holds up io_uring_enter (Linux 6.18).
 fn may_wait(file: &OwnedFd) -> bool {
     let kind = rustix::fs::fstatfs(file).map(|s| u64::try_from(s.f_type));
     !matches!(kind, Ok(Ok(kind)) if LOCAL.contains(&kind))
