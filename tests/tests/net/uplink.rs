@@ -184,8 +184,8 @@ fn tagged_in(other: &Netns, guest: &mut Guest, talk: &str) -> Result<()> {
         let now = heard()?;
         Ok((now[1] >= before[1] + 5).then_some(now))
     })?;
-    // The hosts look for each other now and then (ARP): one frame or two more, where a leak would be
-    // three or five.
+    // The hosts look for each other now and then (ARP): one frame or two more, where a leak would
+    // be three or five.
     ensure!(
         after[1] == before[1] + 5 && after[0] < before[0] + 3,
         "eth0 and eth1 had heard {before:?}, then {after:?}"
