@@ -81,10 +81,10 @@ fn the_kernel_refuses_what_a_worker_never_asks_for() {
             opcode::Fsync::new(plain).build(),
         ),
         (
-            "a flag",
+            "a flag that no worker sets",
             opcode::Fsync::new(fixed)
                 .build()
-                .flags(squeue::Flags::ASYNC),
+                .flags(squeue::Flags::IO_DRAIN),
         ),
     ] {
         assert_eq!(refused(entry), -libc::EACCES, "{what}");
