@@ -13,6 +13,7 @@
 
 pub mod answer;
 pub mod client;
+pub mod compare;
 pub mod exposition;
 pub mod life;
 pub mod print;
