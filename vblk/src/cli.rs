@@ -1,6 +1,8 @@
 //! The command line of vblk, daemon and client in one. Values are parsed into the types of the
 //! configuration, so a mistake here ends with exit code 2 before anything happens.
 
+mod help;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -85,28 +87,6 @@ Examples:
   vblk disk set web iops= bandwidth=
   vblk group set gold bandwidth=1G";
 
-const BACKUP_EXAMPLES: &str = "\
-Examples:
-  vblk backup web --to /srv/backup/web-monday.img
-  vblk backup web --to /srv/backup/web-tuesday.img --incremental --rate 50M
-  vblk backup web --to nbd://nas/web --manifest /srv/backup/web.manifest
-  vblk backup web --to /srv/backup/web-tuesday.img --incremental --resume
-  vblk backup web
-  vblk backup web --cancel
-
-A backup is the disk at one moment: that at which it begins, or at which it is resumed. Beside its
-file is a manifest, FILE.manifest, with the hash of each block. An incremental one holds what
-changed since the last backup that succeeded, and needs that one; where what changed is not known
-for sure, it is a full one, and says so. `bitmap` in the disk's configuration makes that knowledge
-outlive the daemon. The backup goes on if this command is interrupted.";
-
-const RESTORE_EXAMPLES: &str = "\
-Examples:
-  vblk restore /srv/backup/web-tuesday.img /var/lib/vm/web-again.img
-  vblk restore /srv/backup/web-tuesday.img /dev/vg/web --overwrite
-
-A disk that a daemon or QEMU has open is refused: stop that first.";
-
 /// Virtual disks for virtual machines over vhost-user, from files and block devices.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES, arg_required_else_help = true)]
@@ -154,7 +134,7 @@ pub(crate) enum Command {
         target: Target,
     },
     /// Back a disk up as it is now while it is served, and show how that goes.
-    #[command(after_help = BACKUP_EXAMPLES)]
+    #[command(after_help = help::BACKUP)]
     Backup {
         /// The disk.
         name: Name,
@@ -164,7 +144,7 @@ pub(crate) enum Command {
         target: Target,
     },
     /// Write the disk in a backup to a file or device that nobody uses.
-    #[command(after_help = RESTORE_EXAMPLES)]
+    #[command(after_help = help::RESTORE)]
     Restore {
         /// The backup: its file, or its manifest. For an increment, what it is built upon is found
         /// beside it, or where it was.
@@ -227,11 +207,24 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare the configuration file with what the daemon runs.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Make a running daemon read its configuration again: all of it is applied, or nothing.
     Reload {
         /// Only say what would change.
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// What a reload would change, and which machines' sessions it would end.
+    #[command(after_help = help::CONFIG_DIFF)]
+    Diff {
         #[command(flatten)]
         target: Target,
     },

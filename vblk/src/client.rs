@@ -9,6 +9,7 @@ use anyhow::Result;
 use towpath_common::attach::{Device, Kind};
 use towpath_common::cli::Place;
 use towpath_common::config::Name;
+use towpath_common::control::compare::{CompareError, compare};
 use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
 use vblk::config::{Config, Diff, Sources};
@@ -240,6 +241,11 @@ pub(crate) fn reload(target: &Target, dry_run: bool, out: &mut impl Write) -> Re
     Ok(print(&answer, target.json, out, |_| {
         format!("{description}\n")
     })?)
+}
+
+/// `vblk config diff`; whether there is a difference.
+pub(crate) fn config_diff(target: &Target, out: &mut impl Write) -> Result<bool, CompareError> {
+    compare::<Diff>(target.control.as_path(), target.json, out)
 }
 
 /// `vblk check`.

@@ -154,32 +154,6 @@ pub fn start(config: &Config, manager: keep::Keeper) -> Result<Arc<dyn Service>,
     }))
 }
 
-/// What concerns the open file: two configurations that agree here can share a [`Disk`].
-fn same_file(a: &config::Disk, b: &config::Disk) -> bool {
-    let file = |d: &config::Disk| {
-        (
-            d.path.clone(),
-            d.read_only,
-            d.cache,
-            d.block_size,
-            d.serial.clone(),
-            d.connections,
-            (d.map, d.lock),
-            d.bitmap.clone(),
-            d.record.clone(),
-            d.polling,
-        )
-    };
-    file(a) == file(b)
-}
-
-/// What can change without touching the session.
-fn same_session(a: &config::Disk, b: &config::Disk) -> bool {
-    same_file(a, b)
-        && (&a.name, &a.socket, a.mode, a.queues, a.guest_memory)
-            == (&b.name, &b.socket, b.mode, b.queues, b.guest_memory)
-}
-
 fn open(config: &config::Disk) -> Result<Disk, ServiceError> {
     let failed = |source| ServiceError::Disk {
         name: config.name.clone(),
@@ -234,7 +208,7 @@ impl Host {
     fn prepare(&self, config: &config::Disk) -> Result<Prepared, ServiceError> {
         let (kept, taken) = {
             let running = lock(&self.disks);
-            let kept = running.iter().find(|r| same_file(&r.config, config));
+            let kept = running.iter().find(|r| r.config.same_file(config));
             // A socket that a disk of ours listens on is free once that one is stopped.
             let taken = running.iter().any(|r| r.config.socket == config.socket);
             (kept.map(|r| Arc::clone(r.device.disk())), taken)
@@ -339,10 +313,10 @@ impl Host {
 impl Service for Host {
     fn apply(&self, config: &Config) -> Result<Report, ServiceError> {
         let _one_at_a_time = lock(&self.applying);
-        let stays = |r: &Running| config.disks.iter().any(|d| same_session(&r.config, d));
+        let stays = |r: &Running| config.disks.iter().any(|d| r.config.same_session(d));
         let prepared: Result<Vec<_>, _> = {
             let running = lock(&self.disks);
-            let kept = |d: &&config::Disk| running.iter().any(|r| same_session(&r.config, d));
+            let kept = |d: &&config::Disk| running.iter().any(|r| r.config.same_session(d));
             let fresh = config.disks.iter().filter(|d| !kept(d)).cloned();
             fresh.collect::<Vec<_>>()
         }

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use towpath_common::config::{ByteSize, ConfigError, ValueError};
+use towpath_common::control::compare::exit_code;
 use towpath_common::control::print::{PrintError, sentence};
 use towpath_common::keep::supervise;
 use vblk::config::Sources;
@@ -23,7 +24,7 @@ use vblk::serve::{self, ServeError};
 use vblk::storage;
 use vblk::storage::lvm::helper;
 
-use cli::{Cli, Command, DiskCommand, GroupCommand, MirrorCommand};
+use cli::{Cli, Command, ConfigCommand, DiskCommand, GroupCommand, MirrorCommand};
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -32,6 +33,9 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     if let Command::Serve { keep: true, .. } = command {
         return supervise::main("vblk");
+    }
+    if let Command::Config(ConfigCommand::Diff { target }) = &command {
+        return exit_code("vblk", client::config_diff(target, &mut stdout().lock()));
     }
     let Err(error) = run(command) else {
         return ExitCode::SUCCESS;
@@ -46,6 +50,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let out = &mut stdout().lock();
     match command {
+        // It has exit codes of its own.
+        Command::Config(_) => Ok(()),
         Command::Serve { sources, .. } => {
             let sources = Sources::from(sources);
             let file = sources.file.clone();

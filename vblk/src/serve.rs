@@ -150,7 +150,7 @@ impl Daemon {
         };
         if dry_run {
             return match Config::load(&self.sources) {
-                Ok(new) => judge(current.diff(&new), &Report::default()),
+                Ok(new) => judge(self.compare(&current, &new), &Report::default()),
                 Err(error) => Answer::failed(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
             };
         }
@@ -169,10 +169,24 @@ impl Daemon {
         answer
     }
 
+    /// What changes, and whose sessions end.
+    fn compare(&self, current: &Config, new: &Config) -> Diff {
+        let mut diff = current.diff(new);
+        let disks = self.service.disks();
+        let connected = disks.iter().filter(|disk| disk.connected);
+        let names = connected.map(|disk| &disk.name);
+        let taken_down = diff.disks.taken_down();
+        diff.disturbed = taken_down
+            .filter(|name| names.clone().any(|one| one == *name))
+            .cloned()
+            .collect();
+        diff
+    }
+
     /// Loads, applies and remembers; on an error `current` stays what it was.
     fn replace(&self, current: &mut Config) -> Result<Answer<Diff>, ServeError> {
         let mut new = Config::load(&self.sources)?;
-        let diff = current.diff(&new);
+        let diff = self.compare(current, &new);
         // The process keeps its settings until it is restarted; a later diff says so again.
         new.daemon = current.daemon.clone();
         new.process = current.process.clone();

@@ -91,6 +91,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare the configuration file with what the daemon runs.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Make a running daemon read its configuration again: all of it is applied, or nothing.
     ///
     /// What was changed at run time without --persist is undone.
@@ -98,6 +101,16 @@ pub(crate) enum Command {
         /// Only say what would change.
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// What a reload would change, and which machines' sessions it would end.
+    #[command(after_help = help::CONFIG_DIFF)]
+    Diff {
         #[command(flatten)]
         target: Target,
     },

@@ -9,6 +9,7 @@ use serde::Serialize;
 use towpath_common::attach::{Device, Kind};
 use towpath_common::cli::Place;
 use towpath_common::config::Name;
+use towpath_common::control::compare::{CompareError, compare};
 use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
 use vswitch::config::{
@@ -206,6 +207,11 @@ pub(crate) fn stats(target: &Target, watch: bool, out: &mut impl Write) -> Resul
 /// `vswitch reload`.
 pub(crate) fn reload(target: &Target, dry_run: bool, out: &mut impl Write) -> Result<()> {
     post::<Diff>(target, "/v1/reload", &Reload { dry_run }, out)
+}
+
+/// `vswitch config diff`; whether there is a difference.
+pub(crate) fn config_diff(target: &Target, out: &mut impl Write) -> Result<bool, CompareError> {
+    compare::<Diff>(target.control.as_path(), target.json, out)
 }
 
 /// `vswitch check`.

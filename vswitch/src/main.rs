@@ -12,13 +12,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use towpath_common::config::{ConfigError, ValueError};
+use towpath_common::control::compare::exit_code;
 use towpath_common::control::print::{PrintError, sentence};
 use towpath_common::keep::supervise;
 use vswitch::capture::OrderError;
 use vswitch::config::Sources;
 use vswitch::serve::{self, ServeError};
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, ConfigCommand};
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -27,6 +28,9 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     if let Command::Serve { keep: true, .. } = command {
         return supervise::main("vswitch");
+    }
+    if let Command::Config(ConfigCommand::Diff { target }) = &command {
+        return exit_code("vswitch", client::config_diff(target, &mut stdout().lock()));
     }
     let Err(error) = run(command) else {
         return ExitCode::SUCCESS;
@@ -41,6 +45,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let out = &mut stdout().lock();
     match command {
+        // It has exit codes of its own.
+        Command::Config(_) => Ok(()),
         Command::Serve { sources, .. } => {
             Ok(serve::serve(sources.into(), vswitch::sandbox::start)?)
         }

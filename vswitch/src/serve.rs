@@ -163,7 +163,7 @@ impl Daemon {
         };
         if dry_run {
             return match Config::load(&self.sources) {
-                Ok(new) => judge(current.diff(&new), &Report::default()),
+                Ok(new) => judge(self.compare(&current, &new), &Report::default()),
                 Err(error) => refused(&error),
             };
         }
@@ -212,9 +212,23 @@ impl Daemon {
         answer
     }
 
+    /// What changes, and whose sessions end.
+    fn compare(&self, current: &Config, new: &Config) -> Diff {
+        let mut diff = current.diff(new);
+        let ports = self.service.ports();
+        let connected = ports.iter().filter(|port| port.connected);
+        let names = connected.map(|port| &port.name);
+        let taken_down = diff.ports.taken_down();
+        diff.disturbed = taken_down
+            .filter(|name| names.clone().any(|one| one == *name))
+            .cloned()
+            .collect();
+        diff
+    }
+
     /// Applies and remembers; on an error `current` stays what it was.
     fn replace(&self, current: &mut Config, mut new: Config) -> Result<Answer<Diff>, ServeError> {
-        let diff = current.diff(&new);
+        let diff = self.compare(current, &new);
         // The process keeps its settings until it is restarted; a later diff says so again.
         new.keep_what_needs_a_restart(current);
         let report = self.service.apply(&new)?;

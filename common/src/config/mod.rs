@@ -22,7 +22,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 pub use daemon::{Daemon, DaemonTable, chosen_file};
-pub use difference::{Change, Changes, changed_keys};
+pub use difference::{Change, Changes, changed_keys, table_lines};
 pub use value::{
     ByteSize, Cap, CpuId, CpuList, Name, Poll, SocketMode, SocketPath, ValueError, Weight,
 };

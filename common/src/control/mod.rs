@@ -14,6 +14,7 @@
 pub mod access;
 pub mod answer;
 pub mod client;
+pub mod compare;
 pub mod exposition;
 pub mod life;
 pub mod peer;

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::{fs, thread};
 
+use towpath_common::control::compare::compare;
 use towpath_common::control::server::{self, Patience};
 use towpath_common::control::{Client, ControlSocket, Status};
 
@@ -247,6 +248,33 @@ fn a_reload_says_what_it_changes() {
         "+c; -b; a (path: \"null:4G\" -> \"null:8G\")"
     );
     assert_eq!(running.disks(), names(&["a", "c"]));
+}
+
+/// What `config diff` says of the file, or why it says nothing.
+fn compared(running: &Running) -> (Result<bool, String>, String) {
+    let (control, mut out) = (running.dir.path().join("c.sock"), Vec::new());
+    let outcome = compare::<Diff>(&control, false, &mut out).map_err(|error| error.to_string());
+    (outcome, String::from_utf8(out).unwrap())
+}
+
+#[test]
+fn a_comparison_says_whose_sessions_would_end() {
+    let running = Running::start();
+    assert_eq!(compared(&running), (Ok(false), String::new()));
+    let text = TWO_DISKS.replace("\"b\"", "\"c\"").replace("4G", "8G");
+    running.rewrite(&format!("[daemon]\npoll = \"busy\"\n{text}"));
+    let expected = "+ disk c\n- disk b: ends its session\n\
+                    ~ disk a: ends its session\n    path: \"null:4G\" -> \"null:8G\"\n\
+                    ~ daemon, after a restart\n    poll: \"adaptive\" -> \"busy\"\n";
+    assert_eq!(compared(&running), (Ok(true), expected.to_owned()));
+    running.rewrite(&TWO_DISKS.replacen("[[disk]]\n", "[[disk]]\nweight = 7\n", 1));
+    let expected = "~ disk a\n    weight: 100 -> 7\n";
+    assert_eq!(compared(&running), (Ok(true), expected.to_owned()));
+    assert!(running.reload(true).data.unwrap().disturbed.is_empty());
+    running.rewrite("[[disk]]\nqueues = 0");
+    let (outcome, text) = compared(&running);
+    assert!(outcome.unwrap_err().contains("queues must be 1 to 64"));
+    assert_eq!(text, "");
 }
 
 #[test]

@@ -76,3 +76,10 @@ OPTIONS are those of `vswitch serve --uplink` (see `vswitch serve --help`). `vsw
 pub(super) const DIRECTIONS: &str = "\
 Directions are the switch's: rx is what it received from a port, which is what the guest \
 transmitted; tx is what it sent to a port.";
+
+pub(super) const CONFIG_DIFF: &str = "\
++ is new, - goes, ~ changes, each key with its old and its new value. A change that `ends its
+session` takes a port away from a machine that uses it, for as long as the machine takes to connect
+again; what is `set up anew` has no machine now; all else is applied as it runs.
+
+Exit codes: 0 no difference, 1 differences, 2 the file is refused or the daemon gives no answer.";

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use towpath_common::config::{Changes, changed_keys};
+use towpath_common::config::{Changes, Name, changed_keys, table_lines};
+use towpath_common::control::compare::Difference;
 
-use super::Config;
+use super::{Config, Port, Uplink};
 
 /// The difference between the running configuration and another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,12 +23,33 @@ pub struct Diff {
     pub switch: Vec<String>,
     /// Keys of `[daemon]` and the `fdb_size` that changed, and take effect at the next start only.
     pub needs_restart: Vec<String>,
+    /// Ports that go or are set up anew while a machine uses them: its session ends.
+    #[serde(default)]
+    pub disturbed: Vec<Name>,
 }
 
 impl Diff {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl Difference for Diff {
+    fn is_empty(&self) -> bool {
+        Diff::is_empty(self)
+    }
+
+    fn lines(&self) -> String {
+        [
+            self.ports.lines("port", &self.disturbed),
+            self.uplinks.lines("uplink", &[]),
+            self.fdb.lines("fdb", &[]),
+            self.mirrors.lines("mirror", &[]),
+            table_lines("switch", &self.switch),
+            table_lines("daemon, after a restart", &self.needs_restart),
+        ]
+        .concat()
     }
 }
 
@@ -56,14 +78,52 @@ impl Config {
         let mut needs_restart = changed_keys(&self.daemon, &new.daemon);
         needs_restart.extend(restart.iter().map(|key| format!("switch {key}")));
         Diff {
-            ports: Changes::between(&self.ports, &new.ports, |port| port.name.clone()),
-            uplinks: Changes::between(&self.uplinks, &new.uplinks, |up| up.name.clone()),
+            ports: Changes::between_running(
+                &self.ports,
+                &new.ports,
+                |port| port.name.clone(),
+                Port::same_session,
+            ),
+            uplinks: Changes::between_running(
+                &self.uplinks,
+                &new.uplinks,
+                |up| up.name.clone(),
+                Uplink::same_interface,
+            ),
             fdb: Changes::between(&self.fdb, &new.fdb, |entry| {
                 format!("{} vlan {}", entry.mac, entry.vlan)
             }),
             mirrors: Changes::between(&self.mirrors, &new.mirrors, |one| one.name.clone()),
             switch,
             needs_restart,
+            disturbed: Vec::new(),
         }
+    }
+}
+
+impl Port {
+    /// Whether one can become the other without touching the session.
+    pub(crate) fn same_session(&self, other: &Self) -> bool {
+        let session = |p: &Self| {
+            (
+                p.name.clone(),
+                p.socket.clone(),
+                p.mode,
+                p.queues,
+                p.mtu,
+                p.offloads,
+                // The card shows it.
+                p.mac,
+            )
+        };
+        session(self) == session(other)
+    }
+}
+
+impl Uplink {
+    /// Whether one can become the other without opening the interface again.
+    pub(crate) fn same_interface(&self, other: &Self) -> bool {
+        let interface = |u: &Self| (u.name.clone(), u.tap.clone(), u.queues, u.offloads);
+        interface(self) == interface(other)
     }
 }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::{fs, thread};
 
+use towpath_common::control::compare::compare;
 use towpath_common::control::server::{self, Patience};
 use towpath_common::control::{Client, ControlSocket, Status};
 
@@ -237,6 +238,36 @@ fn a_reload_says_what_it_changes() {
         "+port c; -port b; port a (mtu: 1500 -> 9000)"
     );
     assert_eq!(running.ports(), ["a", "c"]);
+}
+
+/// What `config diff` says of the file, or why it says nothing.
+fn compared(running: &Running) -> (Result<bool, String>, String) {
+    let (control, mut out) = (running.dir.path().join("c.sock"), Vec::new());
+    let outcome = compare::<Diff>(&control, false, &mut out).map_err(|error| error.to_string());
+    (outcome, String::from_utf8(out).unwrap())
+}
+
+#[test]
+fn a_comparison_says_whose_sessions_would_end() {
+    let running = Running::start();
+    assert_eq!(compared(&running), (Ok(false), String::new()));
+    let text = TWO_PORTS
+        .replace("\"b\"", "\"c\"")
+        .replace("/run/a\"", "/run/a\"\nmtu = 9000");
+    running.rewrite(&format!("[daemon]\npoll = \"busy\"\n{text}"));
+    let expected = "+ port c\n- port b: ends its session\n\
+                    ~ port a: ends its session\n    mtu: 1500 -> 9000\n\
+                    ~ daemon, after a restart\n    poll: \"adaptive\" -> \"busy\"\n";
+    assert_eq!(compared(&running), (Ok(true), expected.to_owned()));
+    assert_eq!(running.ports(), ["a", "b"], "a comparison changes nothing");
+    running.rewrite(&TWO_PORTS.replace("/run/a\"", "/run/a\"\naccess = 7"));
+    let expected = "~ port a\n    access: null -> 7\n";
+    assert_eq!(compared(&running), (Ok(true), expected.to_owned()));
+    assert!(running.reload(true).data.unwrap().disturbed.is_empty());
+    running.rewrite("[[port]]\nqueues = 0");
+    let (outcome, text) = compared(&running);
+    assert!(outcome.unwrap_err().contains("queues must be 1 to 64"));
+    assert_eq!(text, "");
 }
 
 #[test]

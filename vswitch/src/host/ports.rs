@@ -85,7 +85,7 @@ impl Running {
 
     /// Whether it is this uplink and goes on being it, whatever else about it changes.
     fn stays(&self, wanted: &config::Uplink) -> bool {
-        let same = |have: &config::Uplink| same_interface(have, wanted);
+        let same = |have: &config::Uplink| have.same_interface(wanted);
         self.works() && matches!(&self.kind, Kind::Uplink(have, ..) if same(have))
     }
 
@@ -122,29 +122,6 @@ impl Running {
             vlans: Arc::clone(&self.vlans),
         }
     }
-}
-
-/// What can change without touching the session.
-fn same_session(a: &config::Port, b: &config::Port) -> bool {
-    let session = |p: &config::Port| {
-        (
-            p.name.clone(),
-            p.socket.clone(),
-            p.mode,
-            p.queues,
-            p.mtu,
-            p.offloads,
-            // The card shows it.
-            p.mac,
-        )
-    };
-    session(a) == session(b)
-}
-
-/// What can change without opening the interface again.
-pub(super) fn same_interface(a: &config::Uplink, b: &config::Uplink) -> bool {
-    let interface = |u: &config::Uplink| (u.name.clone(), u.tap.clone(), u.queues, u.offloads);
-    interface(a) == interface(b)
 }
 
 fn listen(config: &config::Port, keeper: &Keeper) -> Result<Listening, ServiceError> {
@@ -184,7 +161,7 @@ impl Host {
         let reopened = self.reopened(config);
         let resized = self.resize(config)?;
         let stays = |r: &Running| match &r.kind {
-            Kind::Guest(have, _) => config.ports.iter().any(|p| same_session(have, p)),
+            Kind::Guest(have, _) => config.ports.iter().any(|p| have.same_session(p)),
             Kind::Uplink(..) => config.uplinks.iter().any(|u| r.stays(u)),
         };
         let gone: Vec<Running> = {
@@ -236,7 +213,7 @@ impl Host {
         let running = lock(&self.ports);
         let mut prepared = Vec::new();
         for port in &config.ports {
-            let have = |r: &Running| matches!(&r.kind, Kind::Guest(p, _) if same_session(p, port));
+            let have = |r: &Running| matches!(&r.kind, Kind::Guest(p, _) if p.same_session(port));
             if running.iter().any(have) {
                 continue;
             }

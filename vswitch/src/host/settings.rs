@@ -6,7 +6,7 @@ use towpath_common::config::{self as common, Name};
 use towpath_common::sched::{Cap, Share, Weight};
 use tracing::error;
 
-use super::ports::{failed, same_interface};
+use super::ports::failed;
 use super::{Host, Kind, Running, lock};
 use crate::config::{self, Config, Direction};
 use crate::fdb::{Ageing, Filter, PortNo};
@@ -84,7 +84,7 @@ impl Host {
             let Kind::Uplink(have, mtu, _) = &running.kind else {
                 continue;
             };
-            let wanted = config.uplinks.iter().find(|u| same_interface(have, u));
+            let wanted = config.uplinks.iter().find(|u| have.same_interface(u));
             let Some(wanted) = wanted.and_then(|u| u.mtu).map(|mtu| mtu.get()) else {
                 continue;
             };
