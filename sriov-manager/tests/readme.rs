@@ -117,3 +117,11 @@ fn every_failure_has_its_test() {
     }
     assert!(shown > 30, "{shown}");
 }
+
+#[test]
+fn the_readme_names_every_route() {
+    let (readme, document) = (read("README.md"), towpath_common::testing::api::Document(sriov_manager::control::document()));
+    for (_, path) in document.operations() {
+        assert!(readme.contains(&path), "{path}");
+    }
+}

@@ -219,3 +219,11 @@ fn the_instance_unit_is_the_unit_with_an_instance() {
         .replace("/run/towpath/vblk.sock", "/run/towpath/vblk-%i.sock");
     assert_eq!(read("vblk@.service"), expected);
 }
+
+#[test]
+fn the_readme_names_every_route() {
+    let (readme, document) = (readme(), towpath_common::testing::api::Document(vblk::control::document()));
+    for (_, path) in document.operations() {
+        assert!(readme.contains(&path), "{path}");
+    }
+}

@@ -221,3 +221,11 @@ fn the_unit_is_understood_by_systemd() {
         ),
     }
 }
+
+#[test]
+fn the_readme_names_every_route() {
+    let (readme, document) = (readme(), towpath_common::testing::api::Document(vswitch::control::document()));
+    for (_, path) in document.operations() {
+        assert!(readme.contains(&path), "{path}");
+    }
+}

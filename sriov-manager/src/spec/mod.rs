@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ConfigError, Document, Name, Place, SocketPath};
 use towpath_common::logging::LogFilter;
@@ -46,7 +47,7 @@ ranged! {
 }
 
 /// What is done about a setting that somebody else changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Drift {
     /// It is reported.
@@ -96,7 +97,7 @@ impl Settings {
 }
 
 /// Who may lease the VFs that name this pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
     /// Its name.
@@ -131,7 +132,7 @@ pub struct PfSpec {
 }
 
 /// How a PF is recognised. Everything that is given must be so.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Match {
     /// Its PCI address.

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use axum::Router;
 use towpath_common::clock::Clock;
+use towpath_common::control::Routes;
 use towpath_common::mailbox::CallError;
 use towpath_common::worker::Handle;
 
@@ -29,12 +29,13 @@ pub(super) struct Lookout {
 
 impl Lookout {
     /// `/v1/captures` and `/v1/why`.
-    pub(super) fn routes(self) -> Router {
+    pub(super) fn routes(self) -> Routes {
         let clock = self.clock.clone();
         let plane = Arc::new(self);
         let captures = Captures::new(Arc::<Lookout>::clone(&plane), clock.clone());
         let desk = Desk::new(plane, clock);
-        capture::api::routes(Arc::new(captures)).merge(why::api::routes(Arc::new(desk)))
+        let captures = capture::api::table().with_state(Arc::new(captures));
+        captures.merge(why::api::table().with_state(Arc::new(desk)))
     }
 
     fn view(&self, running: &Running, mirrors: &Mirrors) -> PortView {

@@ -116,7 +116,8 @@ impl Daemon {
         let path = socket.path().to_owned();
         let tapping: Arc<dyn Tapping> = Arc::clone(&plane) as _;
         let captures = Arc::new(Captures::new(tapping, plane.clock.clone()));
-        let routes = api::routes(Arc::clone(&captures));
+        let routes = api::table().with_state(Arc::clone(&captures));
+        let routes = routes.router("vswitch", "0");
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
