@@ -1,4 +1,5 @@
-//! What every command line has: completions for shells, man pages, the API, and how a device is attached.
+//! What every command line has: completions for shells, man pages, the API's document, and how a
+//! device is attached.
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -9,6 +9,7 @@ use sriov_manager::metrics::FAMILIES;
 use sriov_manager::plan::Why;
 use sriov_manager::spec::Spec;
 use towpath_common::config::Document;
+use towpath_common::testing::api;
 
 fn read(path: &str) -> String {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -120,7 +121,8 @@ fn every_failure_has_its_test() {
 
 #[test]
 fn the_readme_names_every_route() {
-    let (readme, document) = (read("README.md"), towpath_common::testing::api::Document(sriov_manager::control::document()));
+    let document = api::Document(sriov_manager::control::document());
+    let readme = read("README.md");
     for (_, path) in document.operations() {
         assert!(readme.contains(&path), "{path}");
     }

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use towpath_common::testing::api;
 use towpath_common::testing::document::{blocks, keys, literal, rows, shows, spelled_out};
 use vblk::config::{Config, Sources, argument_keys};
 use vblk::metrics::FAMILIES;
@@ -222,7 +223,8 @@ fn the_instance_unit_is_the_unit_with_an_instance() {
 
 #[test]
 fn the_readme_names_every_route() {
-    let (readme, document) = (readme(), towpath_common::testing::api::Document(vblk::control::document()));
+    let document = api::Document(vblk::control::document());
+    let readme = readme();
     for (_, path) in document.operations() {
         assert!(readme.contains(&path), "{path}");
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use towpath_common::testing::api;
 use towpath_common::testing::document::{keys, literal, rows, shows, spelled_out};
 use vswitch::config::{Config, GuardConfig, PORT, Side, Sources, UPLINK};
 use vswitch::discard::Discard;
@@ -224,7 +225,8 @@ fn the_unit_is_understood_by_systemd() {
 
 #[test]
 fn the_readme_names_every_route() {
-    let (readme, document) = (readme(), towpath_common::testing::api::Document(vswitch::control::document()));
+    let document = api::Document(vswitch::control::document());
+    let readme = readme();
     for (_, path) in document.operations() {
         assert!(readme.contains(&path), "{path}");
     }

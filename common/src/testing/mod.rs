@@ -3,10 +3,10 @@
 //! From the bottom up: [`memory`] (memfds shared with the back-end), [`driver`] and [`split`] (the
 //! driver's side of a virtqueue), [`wire`] and [`frontend`] (vhost-user as a VMM speaks it, or as
 //! an attacker does), [`blk`] (virtio-blk requests), [`net`] (virtio-net frames).
-//! Nothing of this shares code with the back-end
-//! except the mapping of memory: it is a second, independent reading of both specifications. On the
-//! other side of the socket, [`echo`] is the smallest device; [`bed`] puts both ends together. Apart
-//! from all that, [`api`] asks a control socket.
+//! Nothing of this shares code with the back-end except the mapping of memory: it is a second,
+//! independent reading of both specifications. On the other side of the socket, [`echo`] is the
+//! smallest device; [`bed`] puts both ends together. Apart from all that, [`api`] asks a control
+//! socket.
 
 pub mod api;
 pub mod bed;

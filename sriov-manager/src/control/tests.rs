@@ -1,4 +1,5 @@
-//! The API over a real socket, of a daemon that is told to change nothing, on whatever host this is.
+//! The API over a real socket, of a daemon that is told to change nothing, on whatever host this
+//! is.
 
 use std::path::Path;
 use std::time::Instant;
