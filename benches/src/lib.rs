@@ -28,3 +28,4 @@ pub mod raw;
 pub mod report;
 pub mod runner;
 pub mod sriov;
+pub mod storage;

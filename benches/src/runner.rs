@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::backend::{DiskSpec, Launcher};
+use crate::backend::{Backend, DiskSpec, Launcher};
 use crate::cpu::{self, Noise, Watch};
 use crate::fio;
 use crate::load::{Generator, Sample};
-use crate::plan::{Contender, Effort, Entrant, Entry, Row, Target};
+use crate::plan::{Contender, Effort, Entrant, Entry, Row, Target, Workload};
 use crate::raw::{Raw, yielding};
 
 /// Foreign work, in cores, above which a run counts as disturbed.
@@ -189,17 +189,41 @@ impl Runner {
             queues: row.workload.queues,
         };
         let backend = self.launcher.start(who, &[disk])?;
-        let mut generator = Generator::attach(backend.socket(0), &row.workload)?;
-        let measure = || {
-            generator.run(self.effort.warm_up())?;
-            let watch = Watch::start(Some(backend.pid()))?;
-            let sample = generator.run(self.effort.duration())?;
-            Ok(Figure::new(sample, watch.stop(Duration::ZERO)?))
-        };
-        cpu::on_cpu(self.front, || {
-            yielding(row.target == Target::Direct, measure)
-        })??
+        let yields = row.target == Target::Direct;
+        drive(&backend, &row.workload, self.front, &self.effort, yields)
     }
+}
+
+/// Runs a workload on a back-end's first disk, by a generator on processor `front`; whether it
+/// yields to everything else there: [`yielding`].
+pub fn drive(
+    backend: &Backend,
+    workload: &Workload,
+    front: usize,
+    effort: &Effort,
+    yields: bool,
+) -> Result<Figure> {
+    let sockets = backend.sockets().get(..1).context("no disk")?;
+    drive_all(backend, sockets, workload, front, effort, yields)
+}
+
+/// The same on several disks at once.
+pub fn drive_all(
+    backend: &Backend,
+    sockets: &[PathBuf],
+    workload: &Workload,
+    front: usize,
+    effort: &Effort,
+    yields: bool,
+) -> Result<Figure> {
+    let mut generator = Generator::attach_all(sockets, workload)?;
+    let measure = || {
+        generator.run(effort.warm_up())?;
+        let watch = Watch::start(Some(backend.pid()))?;
+        let sample = generator.run(effort.duration())?;
+        Ok(Figure::new(sample, watch.stop(Duration::ZERO)?))
+    };
+    cpu::on_cpu(front, || yielding(yields, measure))??
 }
 
 /// The quietest of at most [`TRIES`] runs.
