@@ -4,7 +4,8 @@
 //! changes only from and to none (EBUSY), never beyond the total (ERANGE), and not without a
 //! driver (ENOENT), room (ENOMEM) or buses (ENOMEM); VFs sit at offset and stride; a driver may
 //! make fewer than asked and say nothing; removing them while one is held removes those before it
-//! and never returns; what a VF was told goes with it (igb) or stays (netdevsim); `drivers_probe`
+//! and never returns; a VF's interrupts are changed while it has no driver, and their number is read
+//! in its configuration space only; what a VF was told goes with it (igb) or stays (netdevsim); `drivers_probe`
 //! succeeds whether or not a driver took the device; without autoprobe only an override binds.
 //!
 //! Faults: the n-th change fails, or everything from the n-th on does, as for a process that was
@@ -50,6 +51,8 @@ pub(crate) struct Card {
     /// Whether its port tells functions apart.
     pub(crate) acs: bool,
     pub(crate) eswitch: Option<EswitchMode>,
+    /// Interrupts that the driver can deal out to VFs.
+    pub(crate) msix: u32,
     /// An NVMe controller with so much to deal out, instead of a network card.
     pub(crate) nvme: Option<Resources>,
 }
@@ -69,6 +72,7 @@ impl Card {
             last_bus: 255,
             acs: true,
             eswitch: None,
+            msix: 0,
             nvme: None,
         }
     }
@@ -187,6 +191,7 @@ impl State {
             ("sriov_totalvfs", &card.total.to_string()),
             ("sriov_offset", &card.offset.to_string()),
             ("sriov_stride", &card.stride.to_string()),
+            ("sriov_vf_total_msix", &card.msix.to_string()),
         ] {
             self.files.file(&format!("{at}/{name}"), text);
         }
@@ -301,6 +306,9 @@ impl Kernel for Model {
             !path.ends_with("sriov_numvfs"),
             "nobody reads what may block"
         );
+        if path.ends_with("sriov_vf_msix_count") {
+            return Err(Errno::IO.into());
+        }
         if let Some(group) = path
             .to_str()
             .and_then(|path| path.strip_prefix("/dev/vfio/"))

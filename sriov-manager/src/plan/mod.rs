@@ -316,15 +316,16 @@ fn plan_unless(inventory: &Inventory, target: &Target, counts: fn(Why) -> bool) 
             });
             continue;
         };
-        let (steps, lacks) = order::steps(inventory, pf, wanted);
-        let mut refusals = refuse::refusals(inventory, pf, wanted, &steps);
+        let first = plan.steps.len();
+        let lacks = order::steps(inventory, pf, wanted, &mut plan.steps);
+        let steps = plan.steps.get(first..).unwrap_or_default();
+        let mut refusals = refuse::refusals(inventory, pf, wanted, steps);
         refusals.retain(|refusal| counts(refusal.why));
         let pf = pf.address;
         plan.lacks
             .extend(lacks.into_iter().map(|key| Lack { pf, key }));
-        if refusals.is_empty() {
-            plan.steps.extend(steps);
-        } else {
+        if !refusals.is_empty() {
+            plan.steps.truncate(first);
             plan.refusals.extend(refusals);
         }
     }

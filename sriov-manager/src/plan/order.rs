@@ -38,7 +38,7 @@ impl Now<'_> {
 /// Steps as they are collected.
 struct Steps<'a> {
     pf: &'a Pf,
-    list: Vec<Step>,
+    list: &'a mut Vec<Step>,
     /// What the attribute will be at this point.
     autoprobe: Option<bool>,
     /// What is wanted and done without.
@@ -60,15 +60,16 @@ impl Steps<'_> {
     }
 }
 
-/// What it takes to make `pf` what `wanted` says.
+/// Adds to `list` what it takes to make `pf` what `wanted` says; returns what is done without.
 pub(super) fn steps(
     inventory: &Inventory,
     pf: &Pf,
     wanted: &PfTarget,
-) -> (Vec<Step>, BTreeSet<Key>) {
+    list: &mut Vec<Step>,
+) -> BTreeSet<Key> {
     let mut steps = Steps {
         pf,
-        list: Vec::new(),
+        list,
         autoprobe: pf.autoprobe,
         lacks: BTreeSet::new(),
     };
@@ -115,7 +116,7 @@ pub(super) fn steps(
     if let Some(on) = last {
         steps.autoprobe(on, "as it is to be for VFs that others make");
     }
-    (steps.list, steps.lacks)
+    steps.lacks
 }
 
 /// Which VFs go.
@@ -140,9 +141,10 @@ fn vfs(
     let mut native = Vec::new();
     let mut named = Vec::new();
     let mut late = Vec::new();
+    let mut owns = wanted.vfs.iter().peekable();
     for index in 0..wanted.count {
         let vf = pf.vf(index).filter(|_| !remake);
-        let own = wanted.vfs.get(&index);
+        let own = owns.next_if(|(own, _)| **own == index).map(|(_, own)| own);
         if vf.is_some() && own.is_none() && wanted.group_type.is_none() {
             continue;
         }
@@ -197,13 +199,6 @@ fn told(
     steps: &mut Steps<'_>,
     late: &mut Vec<Step>,
 ) {
-    if let Some(count) = own.msix.filter(|count| now.msix != Some(*count)) {
-        let reason = match now.msix {
-            Some(now) => format!("it has {now}"),
-            None => "it is new".to_owned(),
-        };
-        steps.push(Action::Msix { vf, count }, reason);
-    }
     for attribute in own.attributes.missing_in(&now.attributes) {
         let key = attribute.key();
         if steps.pf.lacks.contains(&key) && !wanted.requires(key) {
@@ -241,6 +236,7 @@ fn binding(
     let resources = own
         .resources
         .filter(|wanted| now.resources != Some(*wanted));
+    let msix = own.msix.filter(|wanted| now.msix != Some(*wanted));
     // Without queues no driver takes it.
     let idle = now.resources == Some(Resources::NONE) && resources.is_none();
     let as_new = if now.fresh && last == Some(true) && !idle {
@@ -250,7 +246,7 @@ fn binding(
     };
     let as_was = now
         .driver
-        .filter(|_| resources.is_some())
+        .filter(|_| resources.is_some() || msix.is_some())
         .and_then(|name| now.as_was(name));
     let driver = own.driver.clone().or(as_new).or(as_was);
     let kept = |driver: &Driver| match driver {
@@ -260,8 +256,8 @@ fn binding(
         Driver::Named(name) => now.driver == Some(name.as_str()),
         Driver::Unbound => now.driver.is_none() && now.only.is_none(),
     };
-    // What a controller has can only be changed while nobody drives it.
-    let moved = resources.is_some() && now.driver.is_some();
+    // What a controller has, and a VF's interrupts, can only be changed while nobody drives it.
+    let moved = (resources.is_some() || msix.is_some()) && now.driver.is_some();
     let rebind = driver.as_ref().is_some_and(|driver| moved || !kept(driver));
     // VFIO has domains of its own; the type matters to drivers of the host, and to devices at rest.
     let kind = wanted.group_type.filter(|kind| {
@@ -280,6 +276,13 @@ fn binding(
     if let Some(kind) = kind {
         let reason = format!("it is {}", now.group.unwrap_or("not known yet"));
         steps.push(Action::GroupType { vf, kind }, reason);
+    }
+    if let Some(count) = msix {
+        let reason = match now.msix {
+            Some(now) => format!("it has {now}"),
+            None => "it is new".to_owned(),
+        };
+        steps.push(Action::Msix { vf, count }, reason);
     }
     if let Some(resources) = resources {
         let now = now.resources.unwrap_or_default();
