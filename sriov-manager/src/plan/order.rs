@@ -172,9 +172,8 @@ fn vfs(
         }
     }
     for (vf, driver) in named {
-        let reason = Reason::Wanted(driver.clone());
         let driver = Some(driver);
-        steps.push(Action::Bind { vf, driver }, reason);
+        steps.push(Action::Bind { vf, driver }, "this driver is wanted");
     }
     if !native.is_empty() {
         steps.autoprobe(true, "without it no driver takes a VF by itself");
@@ -205,10 +204,11 @@ fn told(
             steps.lacks.insert(key);
             continue;
         }
-        let reason = match now.attributes.reported(&attribute) {
-            Some(now) => Reason::Now(now),
-            None if now.fresh => Reason::Fixed("it is new"),
-            None => Reason::Fixed("it is not known"),
+        let reason = if now.fresh {
+            Reason::Fixed("it is new")
+        } else {
+            let reported = now.attributes.reported(&attribute);
+            reported.map_or(Reason::Fixed("it is not known"), Reason::Now)
         };
         let action = Action::Attribute { vf, attribute };
         let step = Step {
@@ -265,7 +265,7 @@ fn binding(
         differs && (rebind || now.driver.is_none())
     });
     if let Some(driver) = now.driver.filter(|_| rebind) {
-        let driver = driver.to_owned();
+        let driver = driver.into();
         let reason = match &own.driver {
             Some(wanted) => format!("{wanted} is wanted"),
             None if moved => "what it has is to change".to_owned(),
@@ -299,10 +299,10 @@ fn binding(
     };
     if now.only != only.as_ref().map(DriverName::as_str) {
         let reason = match &only {
-            Some(name) => Reason::Only(name.clone()),
-            None => Reason::Fixed("no single driver is wanted"),
+            Some(_) => "no other driver is wanted",
+            None => "no single driver is wanted",
         };
-        let driver = only.clone();
+        let driver = only;
         steps.push(Action::Override { vf, driver }, reason);
     }
     match driver {

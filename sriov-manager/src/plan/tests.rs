@@ -218,15 +218,14 @@ fn a_vf_whose_disk_is_mounted_or_open_is_in_use() {
         let vf = make(&model, 2)[1];
         {
             let mut state = model.state();
-            let dir = format!("{}/nvme/nvme7/nvme7n1", vf.dir().display());
-            state.files.dir(&format!("{dir}/nvme7n1p1"));
-            let part = format!("{dir}/nvme7n1p1");
-            let part = state.files.resolve(std::path::Path::new(&part)).unwrap();
+            let dir = state.files.resolve(&vf.dir()).unwrap();
+            let part = dir.join("nvme/nvme7/nvme7n1/nvme7n1p1");
             let part = part.to_str().unwrap();
+            state.files.dir(part);
             state.files.link("/sys/class/block/nvme7n1p1", part);
             state.files.file("/dev/nvme7n1p1", "");
-            let verbs = format!("{}/infiniband_verbs/uverbs3", vf.dir().display());
-            state.files.dir(&verbs);
+            let verbs = dir.join("infiniband_verbs/uverbs3");
+            state.files.dir(verbs.to_str().unwrap());
             state.files.file("/dev/infiniband/uverbs3", "");
             match what.rsplit_once("process ") {
                 Some((_, "77")) => state.files.link("/proc/77/fd/3", "/dev/nvme7n1p1"),

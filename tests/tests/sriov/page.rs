@@ -46,7 +46,7 @@ mkdir -p /etc/towpath
 cp /tmp/page.toml /etc/towpath/sriov-manager.toml
 is $(code sh -e /tmp/page1) 3
 said "make 4 VFs (4 are wanted)"
-said "VF 3: bind to vfio-pci (vfio-pci is wanted)"
+said "VF 3: bind to vfio-pci (this driver is wanted)"
 ls -d /sys/bus/pci/devices/*/virtfn* && exit 9
 is $(code sh -e /tmp/page2) 0
 said "^applied: "
