@@ -71,7 +71,7 @@ fn card(pf: u16, total: u16) -> Pf {
         offset: 8,
         stride: 1,
         vf_device: 0x1889,
-        msix: 0,
+        msix: false,
         room: Room::default(),
         group: Some(u32::from(pf) * 1000),
         numa: Some(0),

@@ -91,9 +91,9 @@ pub struct Pf {
     pub stride: u16,
     /// Device identity of its VFs.
     pub vf_device: u16,
-    /// MSI-X vectors that its driver can deal out to VFs; 0: it cannot.
+    /// Whether its driver deals out MSI-X vectors to VFs.
     #[serde(default)]
-    pub msix: u32,
+    pub msix: bool,
     /// Room for VFs.
     pub room: Room,
     /// Its IOMMU group.

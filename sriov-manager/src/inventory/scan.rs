@@ -15,6 +15,10 @@ use crate::kernel::{Kernel, Link, Machine, VfReport, link_name, number, text};
 /// PCI class of bridges, in the upper byte.
 const BRIDGE: u64 = 0x06;
 
+/// Drivers that deal out interrupts to VFs (Linux 7.0: who has sriov_set_msix_vec_count). The
+/// kernel's own word for it, sriov_vf_total_msix, waits for whoever writes the number of VFs.
+const DEALERS: [&str; 2] = ["mlx5_core", "ice"];
+
 /// Looks at everything once. Nothing that may block is read.
 ///
 /// # Errors
@@ -98,8 +102,9 @@ impl Scan<'_> {
         let family = family.unwrap_or_default();
         let nvme = Some(family.pool).filter(|pool| pool.is_flexible());
         let eswitch = link.and_then(|_| self.machine.network.eswitch(address).ok().flatten());
-        let msix = number(kernel, &address.file("sriov_vf_total_msix"));
-        let msix = msix.and_then(|most| u32::try_from(most).ok()).unwrap_or(0);
+        let msix = driver
+            .as_deref()
+            .is_some_and(|name| DEALERS.contains(&name));
         let (offset, stride) = (count("sriov_offset"), count("sriov_stride"));
         let (offset, stride) = (offset.unwrap_or_default(), stride.unwrap_or_default());
         let leaving = (0..total).filter_map(|index| {
@@ -143,7 +148,7 @@ impl Scan<'_> {
                     let resources = nvme.and_then(|_| family.resources(index));
                     let mut vf = self.vf(index, vf, report(index));
                     vf.resources = resources;
-                    vf.msix = (msix > 0).then(|| pci::msix(kernel, vf.address)).flatten();
+                    vf.msix = msix.then(|| pci::msix(kernel, vf.address)).flatten();
                     vf.uses.extend(leaving.then_some(Use::Leaving));
                     vf
                 })

@@ -264,7 +264,7 @@ impl State {
         self.touched.insert(vf);
         let dir = vf.dir().display().to_string();
         let pf = self.files.target(&format!("{dir}/physfn")).unwrap();
-        if self.cards[&pf.parse::<PciAddr>().unwrap()].msix == 0 {
+        if !self.cards[&pf.parse::<PciAddr>().unwrap()].msix {
             return refuse(Errno::OPNOTSUPP);
         }
         if self.files.target(&format!("{dir}/driver")).is_some() {

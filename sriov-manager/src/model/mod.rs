@@ -51,8 +51,8 @@ pub(crate) struct Card {
     /// Whether its port tells functions apart.
     pub(crate) acs: bool,
     pub(crate) eswitch: Option<EswitchMode>,
-    /// Interrupts that the driver can deal out to VFs.
-    pub(crate) msix: u32,
+    /// Whether the driver deals out interrupts to VFs.
+    pub(crate) msix: bool,
     /// An NVMe controller with so much to deal out, instead of a network card.
     pub(crate) nvme: Option<Resources>,
 }
@@ -72,7 +72,7 @@ impl Card {
             last_bus: 255,
             acs: true,
             eswitch: None,
-            msix: 0,
+            msix: false,
             nvme: None,
         }
     }
@@ -155,7 +155,7 @@ impl State {
         self.files.dir("/dev/vfio");
         self.files.file("/dev/vfio/vfio", "");
         self.files.file("/sys/bus/pci/drivers_probe", "");
-        for driver in ["igb", "igbvf", "nvme", "vfio-pci", "pcieport"] {
+        for driver in ["igb", "igbvf", "mlx5_core", "nvme", "vfio-pci", "pcieport"] {
             self.files
                 .file(&format!("/sys/bus/pci/drivers/{driver}/bind"), "");
             self.files
@@ -178,6 +178,7 @@ impl State {
         let own = if card.acs { group + 1 } else { group };
         let (class, driver) = match card.nvme {
             Some(_) => (0x01_0802, "nvme"),
+            None if card.msix => (0x02_0000, "mlx5_core"),
             None => (0x02_0000, "igb"),
         };
         self.function(pf, &at, class, driver, own);
@@ -191,7 +192,6 @@ impl State {
             ("sriov_totalvfs", &card.total.to_string()),
             ("sriov_offset", &card.offset.to_string()),
             ("sriov_stride", &card.stride.to_string()),
-            ("sriov_vf_total_msix", &card.msix.to_string()),
         ] {
             self.files.file(&format!("{at}/{name}"), text);
         }
@@ -303,7 +303,7 @@ impl Kernel for Model {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let state = self.state();
         assert!(
-            !path.ends_with("sriov_numvfs"),
+            !path.ends_with("sriov_numvfs") && !path.ends_with("sriov_vf_total_msix"),
             "nobody reads what may block"
         );
         if path.ends_with("sriov_vf_msix_count") {

@@ -227,7 +227,7 @@ fn means(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>
 /// Whether VFs can be given interrupts.
 fn interrupts(pf: &Pf, steps: &[Step], refusals: &mut Refusals<'_>) {
     let msix = |step: &Step| matches!(step.action, Action::Msix { .. });
-    if pf.msix == 0 && steps.iter().any(msix) {
+    if !pf.msix && steps.iter().any(msix) {
         refusals.push(
             Why::Unsupported,
             format!(

@@ -635,7 +635,7 @@ fn interrupts_are_dealt_out_while_no_driver_has_the_vf() {
     let model = Model::new([Card::new(1)]);
     assert_eq!(why(&made(&model, &text)), [Why::Unsupported]);
     let model = Model::new([Card {
-        msix: 64,
+        msix: true,
         ..Card::new(1)
     }]);
     make(&model, 2);

@@ -51,7 +51,7 @@ prop_compose! {
     fn card(bus: u8)(
         keeps in any::<bool>(), grants in prop_oneof![9 => Just(7_u16), 1 => 0..7_u16],
         room in prop::bool::weighted(0.9), acs in prop::bool::weighted(0.8),
-        msix in prop_oneof![Just(0), Just(64)], count in 0..=7_u16, lives in prop::collection::vec(life(), 7)
+        msix in any::<bool>(), count in 0..=7_u16, lives in prop::collection::vec(life(), 7)
     ) -> (Card, u16, Vec<Life>) {
         let card = Card { keeps, grants, room, acs, msix, ..Card::new(bus) };
         let count = if room { count.min(grants) } else { 0 };
