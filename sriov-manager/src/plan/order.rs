@@ -223,6 +223,31 @@ fn told(
     }
 }
 
+/// What a VF without a driver is given to drive it with.
+fn dealt(
+    vf: u16,
+    msix: Option<u16>,
+    resources: Option<Resources>,
+    now: &Now<'_>,
+    steps: &mut Steps<'_>,
+) {
+    if let Some(count) = msix {
+        let reason = match now.msix {
+            Some(now) => format!("it has {now}"),
+            None => "it is new".to_owned(),
+        };
+        steps.push(Action::Msix { vf, count }, reason);
+    }
+    if let Some(resources) = resources {
+        let now = now.resources.unwrap_or_default();
+        let reason = match now {
+            Resources::NONE => "it has none".to_owned(),
+            now => format!("it has {now}"),
+        };
+        steps.push(Action::Resources { vf, resources }, reason);
+    }
+}
+
 /// Makes the steps up to the binding itself; returns what to bind to, `Some(None)` being whatever
 /// the kernel chooses.
 fn binding(
@@ -277,21 +302,7 @@ fn binding(
         let reason = format!("it is {}", now.group.unwrap_or("not known yet"));
         steps.push(Action::GroupType { vf, kind }, reason);
     }
-    if let Some(count) = msix {
-        let reason = match now.msix {
-            Some(now) => format!("it has {now}"),
-            None => "it is new".to_owned(),
-        };
-        steps.push(Action::Msix { vf, count }, reason);
-    }
-    if let Some(resources) = resources {
-        let now = now.resources.unwrap_or_default();
-        let reason = match now {
-            Resources::NONE => "it has none".to_owned(),
-            now => format!("it has {now}"),
-        };
-        steps.push(Action::Resources { vf, resources }, reason);
-    }
+    dealt(vf, msix, resources, now, steps);
     let driver = driver.filter(|_| rebind)?;
     let only = match &driver {
         Driver::Named(name) => Some(name.clone()),

@@ -111,6 +111,18 @@ fn mistakes_are_refused_with_their_place() {
             "t:2:17: mac \"ff:ff:ff:ff:ff:ff\" is not valid",
         ),
         (
+            "[daemon]\ncontrol = \"/run/a\"\nleases = \"/run/a\"",
+            "t:1:1: control and leases are both",
+        ),
+    ] {
+        refused_with(text, message);
+    }
+}
+
+#[test]
+fn the_right_form_is_said_of_identities_paths_and_users() {
+    for (text, message) in [
+        (
             "[[pf]]\nmatch = { vendor = \"8086\" }\nvfs = 1",
             "t:2:20: PCI identity \"8086\" is not valid: write a number",
         ),
@@ -141,10 +153,6 @@ fn mistakes_are_refused_with_their_place() {
         (
             "[control]\nread = [\"group:\"]",
             "t:2:8: user or group \"group:\" is not valid",
-        ),
-        (
-            "[daemon]\ncontrol = \"/run/a\"\nleases = \"/run/a\"",
-            "t:1:1: control and leases are both",
         ),
     ] {
         refused_with(text, message);
