@@ -43,8 +43,8 @@ pub enum StepError {
     },
     /// The kernel took the number, and the driver made fewer.
     #[error(
-        "the kernel accepted it, but the driver made {found} VFs of {wanted}; the kernel's log says \
-         why: some drivers (bnxt_en) make VFs only while the PF's interface is up"
+        "the kernel accepted it, but the driver made {found} VFs of {wanted}; the kernel's log \
+         says why: some drivers (bnxt_en) make VFs only while the PF's interface is up"
     )]
     Fewer {
         /// What was made.
