@@ -66,7 +66,7 @@ echo "followed"
 "#;
 
 /// The page's blocks that begin with the line `fence`.
-fn blocks<'a>(fence: &'a str) -> impl Iterator<Item = &'a str> {
+fn blocks(fence: &str) -> impl Iterator<Item = &str> {
     let parts = PAGE.split("```").skip(1).step_by(2);
     parts.filter_map(move |part| part.strip_prefix(fence))
 }
