@@ -33,6 +33,7 @@ bench: cargo ## vblk and vswitch against their peers and the machine's own limit
 	cargo run --release --package towpath-benches --bin ring
 	cargo run --release --package towpath-benches --bin forward
 	cargo run --release --package towpath-benches --bin bench -- $(ARGS)
+	cargo run --release --package towpath-benches --bin storage -- $(STORAGE_ARGS)
 	cargo run --release --package towpath-benches --bin net -- $(NET_ARGS)
 	cargo run --release --package towpath-benches --bin sriov
 
