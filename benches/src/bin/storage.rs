@@ -1,4 +1,4 @@
-//! Part of `make bench`: each kind of storage through vblk beside `io_uring` on where its bytes lie.
+//! Part of `make bench`: each kind of storage through vblk beside `io_uring` where its bytes lie.
 
 use std::path::PathBuf;
 

@@ -6,7 +6,8 @@
 //! make fewer than asked and say nothing; removing them while one is held removes those before it
 //! and never returns; a VF's interrupts are changed while it has no driver, and their number is
 //! read in its configuration space only; what a VF was told goes with it (igb) or stays
-//! (netdevsim); `drivers_probe` succeeds whether or not a driver took the device; without autoprobe only an override binds.
+//! (netdevsim); `drivers_probe` succeeds whether or not a driver took the device; without autoprobe
+//! only an override binds.
 //!
 //! Faults: the n-th change fails, or everything from the n-th on does, as for a process that was
 //! killed.
