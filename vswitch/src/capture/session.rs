@@ -407,7 +407,7 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Sends what was encoded, if anything was. Whoever asks meanwhile hears what is missed by then.
+    /// Sends what was encoded, if anything was. Who asks meanwhile hears what is missed by then.
     async fn send(&mut self, chunks: &mpsc::Sender<Bytes>, stall: Duration) -> Result<(), End> {
         let chunk = self.file.take();
         if chunk.is_empty() {
