@@ -21,6 +21,7 @@ pub mod forward;
 pub mod idle;
 pub mod load;
 pub mod net;
+pub mod options;
 pub mod outage;
 pub mod plan;
 pub mod process;

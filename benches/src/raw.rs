@@ -280,14 +280,19 @@ mod tests {
         let size = 8 * 8192;
         // Chunks of 4 KiB: each block lies on both.
         let mut stripe = Raw::over(&fds, Layout::Stripe(4096), size, workload).unwrap();
-        while length(1) < size / 2 {
-            stripe.run(Duration::from_millis(1)).unwrap();
-        }
+        let tries = 0..1000;
+        tries.clone().for_each(|_| {
+            if length(1) < size / 2 {
+                stripe.run(Duration::from_millis(1)).unwrap();
+            }
+        });
         assert_eq!((length(0), length(1)), (size / 2, size / 2));
         let mut mirror = Raw::over(&fds, Layout::Mirror, size, workload).unwrap();
-        while length(1) < size {
-            mirror.run(Duration::from_millis(1)).unwrap();
-        }
+        tries.for_each(|_| {
+            if length(1) < size {
+                mirror.run(Duration::from_millis(1)).unwrap();
+            }
+        });
         assert_eq!((length(0), length(1)), (size, size));
     }
 

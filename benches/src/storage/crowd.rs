@@ -1,7 +1,9 @@
 //! Many disks on one worker: what a busy disk loses to busy and to idle neighbours, and how weights
 //! and caps divide the worker when it has more to do than it can.
 //!
-//! Disks are null: all that a request costs is the worker's own.
+//! Disks of rows are null: all that a request costs is the worker's own. Shares are of disks in
+//! memory and of large reads, so that the worker, which copies, is short, and not the generator; and
+//! of twice as many as a worker takes of a disk at once, without which nobody ever waits.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,18 +11,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use towpath_common::testing::blk::{BlkClient, ClientOptions, Shape};
 
 use super::plan::Who;
 use crate::backend::{Backend, DiskSpec, Launcher};
 use crate::cpu;
+use crate::idle::guest;
 use crate::load::Generator;
 use crate::plan::{Contender, Effort, Entry, Goal, Target, Workload};
 use crate::report::{Aside, median};
-use crate::runner::{Figure, drive_all, quietest};
+use crate::runner::{Figure, Load, quietest, scratch, written};
 
 /// Requests in flight over all busy disks.
 const DEPTH: u16 = 64;
+/// Bytes of a read of the rows.
+const SMALL: u32 = 4 << 10;
+/// Bytes of a read of a disk whose share is measured.
+const LARGE: u32 = 32 << 10;
+/// Requests in flight on it: two bursts (`common::chain::BURST`).
+const DEEP: u16 = 128;
+/// Bytes of such a disk.
+const SIZE: u64 = 64 << 20;
 /// Weights of two disks that want all of the worker.
 const WEIGHTS: [u32; 2] = [300, 100];
 /// Cap of one that does, in per cent of a core.
@@ -81,13 +91,13 @@ impl Entry for Row {
     }
 }
 
-/// Reads of 4 KiB, spread over so many disks.
-fn workload(busy: u16) -> Workload {
+/// Reads, spread over so many disks.
+fn workload(busy: u16, block: u32, depth: u16) -> Workload {
     Workload {
         write: false,
         sequential: false,
-        block: 4 << 10,
-        depth: DEPTH,
+        block,
+        depth,
         queues: busy,
     }
 }
@@ -105,28 +115,18 @@ pub fn measure(launcher: &Launcher, front: usize, effort: &Effort, row: &Row) ->
         let (busy, idle) = backend.sockets().split_at(row.busy.into());
         let guests = idle.iter().map(|socket| guest(socket));
         let guests = guests.collect::<Result<Vec<_>>>()?;
-        let figure = drive_all(&backend, busy, &workload(row.busy), front, effort, false);
+        let load = Load {
+            workload: workload(row.busy, SMALL, DEPTH),
+            front,
+            effort: *effort,
+            yields: false,
+            server: None,
+        };
+        let figure = load.drive(&backend, busy);
         drop(guests);
         figure
     };
     quietest(once).with_context(|| row.name.clone())
-}
-
-/// A guest that has done one request and now does nothing.
-fn guest(socket: &Path) -> Result<BlkClient> {
-    let shape = Shape {
-        slots: 1,
-        buffer: 4096,
-        ..Shape::default()
-    };
-    let options = ClientOptions {
-        shape,
-        queue_size: 16,
-        ..ClientOptions::default()
-    };
-    let mut guest = BlkClient::connect(socket, options)?;
-    guest.read(0, &mut [0; 4096])?;
-    Ok(guest)
 }
 
 /// How weights and a cap divide a worker: medians of `effort.reps` runs.
@@ -162,7 +162,7 @@ fn counts(
     effort: &Effort,
     settings: &[&str],
 ) -> Result<Vec<u64>> {
-    let dir = tempfile::tempdir().context("scratch directory")?;
+    let dir = scratch(Path::new("/dev/shm"))?;
     let mut command = Command::new(&launcher.vblk);
     command
         .arg("serve")
@@ -174,12 +174,16 @@ fn counts(
     let mut sockets = Vec::new();
     for (index, setting) in settings.iter().enumerate() {
         let socket = dir.path().join(format!("disk{index}.sock"));
-        let disk = format!("null:4G,socket={}{setting}", socket.display());
+        let file = dir.path().join(format!("disk{index}"));
+        written(&file, SIZE)?;
+        let disk = format!("{},socket={}", file.display(), socket.display());
+        let disk = format!("{disk},cache=buffered{setting}");
         command.arg("--disk").arg(disk);
         sockets.push(socket);
     }
     let backend: Backend = launcher.run(&mut command, sockets, dir)?;
-    let workload = workload(u16::try_from(settings.len())?);
+    let disks = u16::try_from(settings.len())?;
+    let workload = workload(disks, LARGE, disks * DEEP);
     let mut generator = Generator::attach_all(backend.sockets(), &workload)?;
     let run = || {
         // Credits are given out every few milliseconds; the first of them are a start.
@@ -207,7 +211,7 @@ mod tests {
         }
         assert!(
             rows.iter()
-                .all(|row| workload(row.busy).depth_per_queue() > 0)
+                .all(|row| workload(row.busy, SMALL, DEPTH).depth_per_queue() > 0)
         );
     }
 }

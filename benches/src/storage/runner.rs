@@ -1,20 +1,18 @@
 //! Measures one row of one kind of storage by one contender.
 
-use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{Mode, OFlags, open};
 
 use super::plan::{Kind, Row, Who};
-use super::scene::{Scene, settle, tool};
+use super::scene::{Scene, open_direct, tool};
 use crate::backend::{Backend, Launcher};
-use crate::cpu::{self, Watch};
+use crate::cpu;
 use crate::plan::Effort;
 use crate::raw::Raw;
-use crate::runner::{Figure, drive, quietest};
+use crate::runner::{Figure, Load, limit, quietest};
 
 /// Everything a run needs.
 #[derive(Debug)]
@@ -40,27 +38,23 @@ impl Runner {
             return cpu::on_cpu(self.launcher.cpu, || self.raw(row))?;
         }
         let backend = self.backend(row.kind, who)?;
-        drive(&backend, &row.workload, self.front, &self.effort, true)
+        let load = Load {
+            workload: row.workload,
+            front: self.front,
+            effort: self.effort,
+            yields: true,
+            server: self.scene.server(),
+        };
+        load.drive(&backend, backend.sockets())
     }
 
     fn raw(&mut self, row: &Row) -> Result<Figure> {
         let (paths, layout) = self.scene.files(row.kind)?;
-        let files = paths.iter().map(|path| {
-            drop(settle(path)?);
-            let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
-            let file = open(path, flags, Mode::empty());
-            Ok(File::from(
-                file.with_context(|| path.display().to_string())?,
-            ))
-        });
+        let files = paths.iter().map(|path| open_direct(path));
         let files = files.collect::<Result<Vec<_>>>()?;
         let fds: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut raw = Raw::over(&fds, layout, self.scene.size(), row.workload)?;
-        raw.run(self.effort.warm_up())?;
-        let watch = Watch::start(None)?;
-        let sample = raw.run(self.effort.duration())?;
-        let noise = watch.stop(std::time::Duration::ZERO)?;
-        Ok(Figure::of(sample.requests, sample.rate(), noise))
+        let raw = Raw::over(&fds, layout, self.scene.size(), row.workload)?;
+        limit(raw, &self.effort)
     }
 
     fn backend(&mut self, kind: Kind, who: Who) -> Result<Backend> {
@@ -75,10 +69,8 @@ impl Runner {
     }
 
     fn qsd(&mut self, kind: Kind, socket: &Path) -> Result<Command> {
-        // The NBD server is started by this.
-        self.scene.address(kind)?;
-        let (files, _) = self.scene.files(kind)?;
-        let file = files.first().context("no file")?.display();
+        // This also starts the NBD server; of the other kinds it is the name of a file.
+        let file = self.scene.address(kind)?;
         let aio = &self.launcher.qsd_aio;
         let node = match kind {
             Kind::Device => format!("driver=host_device,filename={file},cache.direct=on,aio={aio}"),

@@ -3,24 +3,24 @@
 //! Everything is made when a row first needs it, written throughout, and goes with the value.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::plan::Kind;
 use crate::process::{LOOK, Process};
 use crate::raw::Layout;
+use crate::runner::{scratch, written};
 
 /// Files of a stripe, and bytes of its chunks.
 const STRIPES: u64 = 4;
 /// Bytes of a stripe's chunk.
 const CHUNK: u64 = 64 << 10;
-/// Bytes written at once when a file is made.
-const PIECE: usize = 1 << 20;
 /// Longest wait for the NBD server.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -91,27 +91,10 @@ impl Drop for Mounted {
     }
 }
 
-/// A file of `size` bytes, all written.
-fn written(path: &Path, size: u64) -> Result<()> {
-    let mut file = File::create(path).with_context(|| path.display().to_string())?;
-    let piece = vec![0x5a; PIECE];
-    for _ in 0..size / PIECE as u64 {
-        file.write_all(&piece)
-            .with_context(|| format!("cannot fill {}", path.display()))?;
-    }
-    file.sync_all().context("sync")
-}
-
 impl Scene {
     /// For disks of `size` bytes, whole MiB; files go to a directory in `dir`, and to `/dev/shm`
     /// for the NBD server.
     pub fn new(dir: &Path, size: u64, server_cpu: usize) -> Result<Self> {
-        let make = |dir: &Path| {
-            tempfile::Builder::new()
-                .prefix("towpath-bench-")
-                .tempdir_in(dir)
-                .with_context(|| format!("no scratch directory in {}", dir.display()))
-        };
         let dir = dir
             .canonicalize()
             .with_context(|| dir.display().to_string())?;
@@ -121,8 +104,8 @@ impl Scene {
             device: None,
             mounted: None,
             server: None,
-            memory: make(Path::new("/dev/shm"))?,
-            disk: make(&dir)?,
+            memory: scratch(Path::new("/dev/shm"))?,
+            disk: scratch(&dir)?,
         })
     }
 
@@ -147,7 +130,7 @@ impl Scene {
             Kind::Extents => (vec![self.pinnable()?], whole),
             Kind::Nbd => {
                 let path = self.memory.path().join("export");
-                Self::ready(&path, size)?;
+                written(&path, size)?;
                 (vec![path], whole)
             }
             Kind::Stripe => (
@@ -173,31 +156,29 @@ impl Scene {
         })
     }
 
+    /// Process of the NBD server, once that runs.
+    #[must_use]
+    pub fn server(&self) -> Option<u32> {
+        self.server.as_ref().map(Process::pid)
+    }
+
     /// Socket of the NBD server.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.memory.path().join("nbd.sock")
     }
 
-    fn ready(path: &Path, size: u64) -> Result<()> {
-        if path.exists() {
-            // What the last run wrote must not be written back during the next.
-            return File::open(path)?.sync_all().context("sync");
-        }
-        written(path, size)
-    }
-
     fn several(&self, name: &str, count: u64, size: u64) -> Result<Vec<PathBuf>> {
         let paths: Vec<PathBuf> = (0..count).map(|i| self.at(&format!("{name}{i}"))).collect();
         for path in &paths {
-            Self::ready(path, size)?;
+            written(path, size)?;
         }
         Ok(paths)
     }
 
     fn device(&mut self) -> Result<PathBuf> {
         let image = self.at("device");
-        Self::ready(&image, self.size)?;
+        written(&image, self.size)?;
         if self.device.is_none() {
             self.device = Some(LoopDevice::new(&image)?);
         }
@@ -220,7 +201,7 @@ impl Scene {
             });
         }
         let path = self.at("mnt/disk");
-        Self::ready(&path, self.size)?;
+        written(&path, self.size)?;
         Ok(path)
     }
 
@@ -243,16 +224,16 @@ impl Scene {
     }
 }
 
-/// Waits until nobody holds a file's immutable flag: a daemon that has ended gives it back.
-pub fn settle(path: &Path) -> Result<File> {
+/// Opens a file for direct I/O, as soon as nobody holds its immutable flag: a daemon that has ended
+/// gives it back.
+pub fn open_direct(path: &Path) -> Result<File> {
     let begin = Instant::now();
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
     loop {
-        match File::options().read(true).write(true).open(path) {
-            Ok(file) => return Ok(file),
-            Err(error) if begin.elapsed() > PATIENCE => {
-                return Err(error).with_context(|| path.display().to_string());
-            }
-            Err(_) => std::thread::sleep(LOOK),
+        match open(path, flags, Mode::empty()) {
+            Ok(file) => return Ok(file.into()),
+            Err(Errno::PERM) if begin.elapsed() < PATIENCE => std::thread::sleep(LOOK),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
         }
     }
 }

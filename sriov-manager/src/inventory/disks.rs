@@ -103,7 +103,7 @@ fn functions_behind(kernel: &dyn Kernel, dir: &Path, layers: usize, found: &mut 
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("nvme-subsys")
     });
-    if let Some(subsystem) = subsystem.filter(|dir| dir.ends_with("nvme-subsystem") || layers > 0) {
+    if let Some(subsystem) = subsystem {
         for name in kernel.list(subsystem).unwrap_or_default() {
             let controller = subsystem.join(&name);
             let is_link = name.starts_with("nvme") && !name.contains("subsys");

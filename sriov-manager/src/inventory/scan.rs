@@ -15,7 +15,7 @@ use crate::kernel::{Kernel, Link, Machine, VfReport, link_name, number, text};
 /// PCI class of bridges, in the upper byte.
 const BRIDGE: u64 = 0x06;
 
-/// Drivers that deal out interrupts to VFs (Linux 7.0: who has sriov_set_msix_vec_count). The
+/// Drivers that deal out interrupts to VFs (those that set `sriov_set_msix_vec_count`). The
 /// kernel's own word for it, sriov_vf_total_msix, waits for whoever writes the number of VFs.
 const DEALERS: [&str; 2] = ["mlx5_core", "ice"];
 
