@@ -2,8 +2,8 @@
 //! and caps divide the worker when it has more to do than it can.
 //!
 //! Disks of rows are null: all that a request costs is the worker's own. Shares are of disks in
-//! memory and of large reads, so that the worker, which copies, is short, and not the generator; and
-//! of twice as many as a worker takes of a disk at once, without which nobody ever waits.
+//! memory and of large reads, so that the worker, which copies, is short, and not the generator;
+//! and of twice as many as a worker takes of a disk at once, without which nobody ever waits.
 
 use std::path::Path;
 use std::process::Command;
