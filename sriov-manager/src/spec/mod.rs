@@ -10,9 +10,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ConfigError, Document, Name, Place, SocketPath};
+use towpath_common::control::Access;
+use towpath_common::control::access::{self, Principal};
 use towpath_common::logging::LogFilter;
 use towpath_common::ranged;
 
@@ -33,7 +34,7 @@ pub const DEFAULT_LEASES: &str = "/run/towpath/sriov-manager-lease.sock";
 pub const DEFAULT_STATE: &str = "/var/lib/towpath/sriov-manager";
 /// Most PFs: more than any host has slots and ports.
 pub const MAX_PFS: usize = 256;
-/// Most pools, and most users and groups of one.
+/// Most pools.
 pub const MAX_POOLS: usize = 256;
 
 ranged! {
@@ -47,7 +48,7 @@ ranged! {
 }
 
 /// What is done about a setting that somebody else changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Drift {
     /// It is reported.
@@ -75,6 +76,9 @@ pub struct Spec {
 pub struct Settings {
     /// The control socket.
     pub control: SocketPath,
+    /// Who is answered on it: the table `[control]`.
+    #[serde(skip_serializing_if = "Access::is_open")]
+    pub access: Access,
     /// The socket for leases.
     pub leases: SocketPath,
     /// Where the journal, the lock and the leases are kept.
@@ -97,17 +101,14 @@ impl Settings {
 }
 
 /// Who may lease the VFs that name this pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
     /// Its name.
     pub name: Name,
-    /// Users, besides root.
-    #[serde(default)]
-    pub uids: Vec<u32>,
-    /// Groups.
-    #[serde(default)]
-    pub gids: Vec<u32>,
+    /// Users and groups, besides root.
+    #[serde(default, deserialize_with = "access::some")]
+    pub allow: Vec<Principal>,
 }
 
 /// What one PF is to be.
@@ -132,7 +133,7 @@ pub struct PfSpec {
 }
 
 /// How a PF is recognised. Everything that is given must be so.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Match {
     /// Its PCI address.

@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use towpath_common::clock::Clock;
 
 use super::anchor::Anchor;
@@ -151,6 +151,8 @@ pub enum CaptureError {
 pub struct Captures {
     plane: Arc<dyn Tapping>,
     clock: Clock,
+    /// [`STALL`], but in tests.
+    stall: Duration,
     book: Mutex<Book>,
 }
 
@@ -169,6 +171,7 @@ impl Captures {
         Captures {
             plane,
             clock,
+            stall: STALL,
             book: Mutex::default(),
         }
     }
@@ -326,7 +329,7 @@ impl Captures {
         if let Err(error) = last {
             return self.broken(running, &error).await;
         }
-        match stream.send(chunks).await {
+        match stream.send(chunks, self.stall).await {
             Ok(()) => end,
             Err(why) => why,
         }
@@ -352,7 +355,7 @@ impl Captures {
                 tracing::error!(%error, "a captured frame could not be written");
                 return End::Broken;
             }
-            if let Err(why) = stream.send(chunks).await {
+            if let Err(why) = stream.send(chunks, self.stall).await {
                 return why;
             }
             if stream.left == 0 {
@@ -405,8 +408,8 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Sends what was encoded, if anything was.
-    async fn send(&mut self, chunks: &mpsc::Sender<Bytes>) -> Result<(), End> {
+    /// Sends what was encoded, if anything was. Who asks meanwhile hears what is missed by then.
+    async fn send(&mut self, chunks: &mpsc::Sender<Bytes>, stall: Duration) -> Result<(), End> {
         let chunk = self.file.take();
         if chunk.is_empty() {
             return Ok(());
@@ -414,10 +417,20 @@ impl Stream<'_> {
         self.running
             .bytes
             .fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        match timeout(STALL, chunks.send(Bytes::from(chunk))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::ClientGone),
-            Err(_) => Err(End::ClientStuck),
+        let sending = timeout(stall, chunks.send(Bytes::from(chunk)));
+        tokio::pin!(sending);
+        loop {
+            tokio::select! {
+                sent = &mut sending => return match sent {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(_)) => Err(End::ClientGone),
+                    Err(_) => Err(End::ClientStuck),
+                },
+                () = sleep(PERIOD) => {
+                    let missed = self.reader.missed();
+                    self.running.missed.store(missed, Ordering::Relaxed);
+                }
+            }
         }
     }
 }
