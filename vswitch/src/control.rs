@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
 use towpath_common::control::{Answer, Asked, Body, Part, Routes, beside, exposition};
 
-use crate::capture;
+use crate::capture::{self, Captures};
 use crate::config::{Change, Diff, Mirror};
 use crate::metrics;
 use crate::serve::{Daemon, count_ports};
@@ -20,6 +20,7 @@ use crate::service::{
     FdbEntry, FdbFilter, FdbStats, PortStats, PortStatus, VlanFlow, VlanStatus, WorkerStatus,
 };
 use crate::why;
+use crate::why::api::Desk;
 
 /// The daemon at a glance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -95,6 +96,12 @@ pub fn routes(daemon: Arc<Daemon>) -> Router {
     let more = daemon.service().routes();
     let routes = table().with_state(daemon).merge(more);
     routes.router("vswitch", env!("CARGO_PKG_VERSION"))
+}
+
+/// The routes of what looks at frames: [`Service::routes`](crate::service::Service::routes).
+pub fn looking(captures: Captures, desk: Desk) -> Routes {
+    let captures = capture::api::table().with_state(Arc::new(captures));
+    captures.merge(why::api::table().with_state(Arc::new(desk)))
 }
 
 /// The OpenAPI document of all routes.

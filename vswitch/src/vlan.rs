@@ -25,6 +25,7 @@ pub const TPID_SERVICE: u16 = 0x88a8;
 /// A VLAN id: 1 to 4094 (802.1Q, 9.6).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u16", into = "u16")]
+#[schemars(extend("minimum" = 1, "maximum" = 4094))]
 pub struct Vid(NonZeroU16);
 
 /// Not a VLAN id.

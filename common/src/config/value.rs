@@ -240,6 +240,7 @@ pub enum SocketMode {
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength" = Name::MAX_LEN))]
 pub struct Name(Arc<str>);
 
 impl Name {

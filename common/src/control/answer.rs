@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
+use super::strict;
+
 /// How an action ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -105,11 +107,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             .await
             .map_err(|_| too_large())?;
         let json: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(json).map(Self).map_err(|error| {
-            Answer::failed(
-                StatusCode::BAD_REQUEST,
-                format!("the request body is wrong: {error}"),
-            )
+        strict::read(json).map(Self).map_err(|wrong| {
+            let description = format!("the request body is wrong: {wrong}");
+            Answer::failed(StatusCode::BAD_REQUEST, description)
         })
     }
 }

@@ -24,6 +24,7 @@ pub mod print;
 pub mod routes;
 pub mod server;
 pub mod socket;
+mod strict;
 
 pub use access::Access;
 pub use answer::{Answer, Body, Status, beside};

@@ -428,7 +428,8 @@ fn an_order_with_a_mistake_is_explained() {
     let running = Running::start();
     let body = serde_json::json!({"change": {"port_grow": "a"}});
     let answer: Answer<Diff> = running.client.post("/v1/change", &body).unwrap();
-    let expected = "the request body is wrong: unknown variant `port_grow`, expected one of";
+    let expected =
+        "the request body is wrong: change: unknown variant `port_grow`, expected one of";
     assert!(
         answer.description.starts_with(expected),
         "{}",

@@ -8,7 +8,8 @@ use towpath_common::mailbox::CallError;
 use towpath_common::worker::Handle;
 
 use super::{Kind, Running, lock};
-use crate::capture::{self, CaptureId, Captures, Tap, Tapping};
+use crate::capture::{CaptureId, Captures, Tap, Tapping};
+use crate::control;
 use crate::fdb::{Fdb, PortNo};
 use crate::mac::Mac;
 use crate::mirror::Mirrors;
@@ -16,7 +17,7 @@ use crate::plane::{Change, moment};
 use crate::recent::{Recent, Record};
 use crate::status;
 use crate::why::api::{Desk, Looking};
-use crate::why::{self, Known, PortView, Snapshot};
+use crate::why::{Known, PortView, Snapshot};
 
 /// The data plane, as far as it can be looked at.
 pub(super) struct Lookout {
@@ -34,8 +35,7 @@ impl Lookout {
         let plane = Arc::new(self);
         let captures = Captures::new(Arc::<Lookout>::clone(&plane), clock.clone());
         let desk = Desk::new(plane, clock);
-        let captures = capture::api::table().with_state(Arc::new(captures));
-        captures.merge(why::api::table().with_state(Arc::new(desk)))
+        control::looking(captures, desk)
     }
 
     fn view(&self, running: &Running, mirrors: &Mirrors) -> PortView {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::*;
 use crate::control::server::{Patience, serve};
 use crate::control::{Answer, Asked, Body, ControlSocket, Part};
-use crate::testing::api::{Document, ask};
+use crate::testing::api::{Document, Probe, Seen, ask};
 
 /// A drink.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -102,9 +102,8 @@ fn the_document_is_served_and_names_itself() {
         ("post".to_owned(), "/drinks/{name}".to_owned()),
         ("get".to_owned(), DOCUMENT.to_owned()),
     ];
-    let mut operations = document.operations();
+    let operations = document.operations();
     expected.sort();
-    operations.sort();
     assert_eq!(operations, expected);
 }
 
@@ -152,4 +151,68 @@ fn an_answer_that_differs_from_the_document_is_noticed() {
     let taken = |body| document.takes("post", "/drinks/{name}", &body);
     assert_eq!(taken(tea), Ok(()));
     assert!(taken(json!({"name": "tea", "sugar": 1})).is_err());
+}
+
+/// Asks for everything in `document`.
+fn probed(socket: &std::path::Path, document: &Document) -> Result<Seen, String> {
+    let probe = Probe {
+        socket,
+        document,
+        parts: &["tea", "beer"],
+        words: &["tea"],
+        cases: 300,
+    };
+    probe.run()
+}
+
+#[test]
+fn whatever_is_asked_is_answered_as_the_document_says() {
+    let (_dir, socket) = start();
+    let document = Document::fetch(&socket).unwrap();
+    let seen = probed(&socket, &document).unwrap();
+    let pour = &seen[&("post".to_owned(), "/drinks/{name}".to_owned())];
+    for code in [200, 400, 409] {
+        assert!(pour.contains_key(&code), "{pour:?}");
+    }
+}
+
+#[test]
+fn a_document_that_differs_from_the_routes_is_noticed() {
+    let (_dir, socket) = start();
+    let document = Document::fetch(&socket).unwrap();
+    let paths = &document.value()["paths"];
+    let (list, pour) = (&paths["/drinks"]["get"], &paths["/drinks/{name}"]["post"]);
+    let order = "/paths/~1drinks~1{name}/post/requestBody/content/application~1json/schema";
+    let drink = "/components/schemas/Drink";
+    let properties = format!("{drink}/properties");
+    for (place, key, value, why) in [
+        // Operations that there are no routes for, and a route that is not described.
+        ("/paths", "/drunk", json!({"get": list}), "404"),
+        ("/paths/~1drinks", "put", list.clone(), "405"),
+        (
+            "/paths",
+            "/drinks/{name}",
+            json!({"post": pour}),
+            "which is not in it",
+        ),
+        // What goes in, or comes out, is something else.
+        (order, "required", json!(["name", "size"]), "200, not 4xx"),
+        (
+            &properties,
+            "name",
+            json!({"type": "integer"}),
+            "is not of type \"integer\"",
+        ),
+        (
+            drink,
+            "required",
+            json!(["sugar"]),
+            "\"sugar\" is a required property",
+        ),
+    ] {
+        let mut changed = document.value().clone();
+        changed.pointer_mut(place).unwrap()[key] = value;
+        let wrong = probed(&socket, &Document::new(changed)).unwrap_err();
+        assert!(wrong.contains(why), "{place} {key}: {wrong}");
+    }
 }
