@@ -170,6 +170,14 @@ pub(super) fn spoilt(values: BoxedStrategy<Value>) -> impl Strategy<Value = Spoi
                 names.push(ODD_KEY.to_owned());
             }
             (Some(here), _) => {
+                // Of an object, a key that is gone may be named, or one that is new.
+                let objects = [&*here, &other].map(Value::as_object);
+                names.extend(
+                    objects
+                        .into_iter()
+                        .flatten()
+                        .flat_map(|keys| keys.keys().cloned()),
+                );
                 names.push(shown(&other));
                 *here = other;
             }
