@@ -6,9 +6,11 @@
 //! Nothing of this shares code with the back-end
 //! except the mapping of memory: it is a second, independent reading of both specifications. On the
 //! other side of the socket, [`echo`] is the smallest device; [`bed`] puts both ends together.
+//! [`direct`] has no socket at all.
 
 pub mod bed;
 pub mod blk;
+pub mod direct;
 pub mod document;
 pub mod driver;
 pub mod echo;
