@@ -1,3 +1,5 @@
+//! Tests of the plane, stepped by hand in a time of its own: who dozes and who wakes, and turns.
+
 use std::time::Duration;
 
 use towpath_common::clock::Rate;
