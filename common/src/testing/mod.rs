@@ -5,12 +5,13 @@
 //! an attacker does), [`blk`] (virtio-blk requests), [`net`] (virtio-net frames).
 //! Nothing of this shares code with the back-end except the mapping of memory: it is a second,
 //! independent reading of both specifications. On the other side of the socket, [`echo`] is the
-//! smallest device; [`bed`] puts both ends together. Apart from all that, [`api`] asks a control
-//! socket.
+//! smallest device; [`bed`] puts both ends together. [`direct`] has no socket at all. Apart from
+//! all that, [`api`] asks a control socket.
 
 pub mod api;
 pub mod bed;
 pub mod blk;
+pub mod direct;
 pub mod document;
 pub mod driver;
 pub mod echo;

@@ -212,7 +212,8 @@ fn a_document_that_differs_from_the_routes_is_noticed() {
     ] {
         let mut changed = document.value().clone();
         changed.pointer_mut(place).unwrap()[key] = value;
-        let wrong = probed(&socket, &Document::new(changed)).unwrap_err();
+        let wrong = probed(&socket, &Document::new(changed));
+        let wrong = wrong.expect_err(&format!("{place} {key} was not noticed"));
         assert!(wrong.contains(why), "{place} {key}: {wrong}");
     }
 }

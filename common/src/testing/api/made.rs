@@ -151,17 +151,26 @@ fn junk() -> Vec<Value> {
 /// `values` with one thing changed: something else in a place, a key too few, a key too many. It
 /// may still be one that the schema takes.
 pub(super) fn spoilt(values: BoxedStrategy<Value>) -> impl Strategy<Value = Spoilt> {
-    let what = (any::<Index>(), 0..4_usize, select(junk()));
-    (values, what).prop_map(|(mut value, (place, how, other))| {
+    let what = (any::<[Index; 2]>(), 0..4_usize, select(junk()));
+    (values, what).prop_map(|(mut value, ([place, which], how, other))| {
         let (before, mut places) = (value.clone(), Vec::new());
         walk(&value, &mut String::new(), &mut places);
         let pointer = places.swap_remove(place.index(places.len()));
         let key = pointer.rsplit('/').next().unwrap_or_default().to_owned();
-        let mut names = vec![key];
+        // A place in an array has no name.
+        let mut names: Vec<String> = [key]
+            .into_iter()
+            .filter(|key| !key.is_empty() && key.parse::<usize>().is_err())
+            .collect();
+        let here = value.pointer(&pointer).and_then(Value::as_object);
+        if here.is_some_and(|members| members.len() == 1) {
+            // It may stand for a choice, and then the error is about the whole.
+            names.push("map".to_owned());
+        }
         match (value.pointer_mut(&pointer), how) {
             (Some(Value::Object(members)), 0) if !members.is_empty() => {
                 let keys: Vec<String> = members.keys().cloned().collect();
-                let key = place.get(&keys);
+                let key = which.get(&keys);
                 members.remove(key);
                 names.push(key.clone());
             }
@@ -183,7 +192,7 @@ pub(super) fn spoilt(values: BoxedStrategy<Value>) -> impl Strategy<Value = Spoi
             }
             (None, _) => {}
         }
-        names.retain(|name| !name.is_empty() && name.parse::<usize>().is_err());
+        names.retain(|name| !name.is_empty());
         Spoilt {
             before,
             value,

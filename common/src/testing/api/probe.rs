@@ -163,6 +163,11 @@ impl Probe<'_> {
         if reply.body.contains("the request broke") {
             return Err(format!("{target}: {}", reply.body));
         }
+        let absent = reply.code == 404 && reply.body.contains("there is nothing at");
+        if absent || reply.code == 405 {
+            let (code, body) = (reply.code, &reply.body);
+            return Err(format!("{target}: {code}, no such route: {body}"));
+        }
         Ok(reply)
     }
 

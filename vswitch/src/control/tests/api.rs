@@ -18,8 +18,13 @@ const WORDS: [&str; 8] = [
     "off",
 ];
 
-/// What the made-up data plane cannot do: it has no quarantined sessions.
-const NEVER: [(&str, &str); 1] = [("post", "/v1/ports/{name}/release")];
+/// What the made-up data plane cannot do: it has no quarantined sessions, and nobody guesses the
+/// number of a capture.
+const NEVER: [(&str, &str); 3] = [
+    ("delete", "/v1/captures/{id}"),
+    ("get", "/v1/captures/{id}"),
+    ("post", "/v1/ports/{name}/release"),
+];
 
 #[test]
 fn whatever_is_asked_is_answered_as_the_document_says() {
