@@ -327,6 +327,13 @@ impl Scheduler {
             .map_or(Cycles::ZERO, Entity::consumed)
     }
 
+    /// True if some entities weigh more than others.
+    pub fn weights_differ(&self) -> bool {
+        let mut weights = self.entities.iter().flatten().map(Entity::weight);
+        let first = weights.next();
+        weights.any(|weight| Some(weight) != first)
+    }
+
     /// How busy the worker was from the beginning until `now`.
     pub fn load(&self, now: Cycles) -> Load {
         Load {

@@ -21,7 +21,7 @@ use towpath_common::chain::Burst;
 use towpath_common::clock::{Clock, Cycles};
 use towpath_common::mailbox::ReplyTo;
 use towpath_common::ring::Ring;
-use towpath_common::sched::{EntityId, MAX_ENTITIES, Outcome, Scheduler, Weight};
+use towpath_common::sched::{EntityId, MAX_ENTITIES, Outcome, Scheduler};
 use towpath_common::worker::{Context, Idle, Plane, Poller};
 
 use crate::disk::Disk;
@@ -51,7 +51,6 @@ struct DiskHere {
     limits: Limits,
     mem: Option<MemId>,
     entity: EntityId,
-    weight: Weight,
     throttles: Throttles,
     /// Keys of its queues.
     queues: Vec<u32>,
@@ -65,7 +64,7 @@ struct DiskHere {
     /// Requests handed to the engine in this step.
     started: u32,
     price: Price,
-    /// When it last had work, or came.
+    /// When a request last came or ended, or the disk came.
     worked_at: Cycles,
     /// Not looked at in every step.
     dozing: bool,
@@ -173,6 +172,8 @@ impl<E: Engine> BlkPlane<E> {
                 let took = rate.ns(now.since(f.started));
                 disk.latency[f.kind.index()].record(took);
                 disk.stages.completed(&f, queue.index, now, rate);
+                // Whoever waited for slow storage asks again soon.
+                disk.worked_at = now;
                 queue.reaped.add(now);
             }
         });

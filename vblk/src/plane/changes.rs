@@ -30,10 +30,9 @@ impl<E: Engine> BlkPlane<E> {
             }
             Change::SetShare(key, share) => {
                 if let Some((_, disk)) = self.find(key) {
-                    disk.weight = share.weight;
                     let entity = disk.entity;
                     self.sched.set_share(entity, share, now);
-                    self.weigh();
+                    self.turns.weighted = self.sched.weights_differ();
                 }
             }
             Change::Throttle(key, [own, group]) => {
@@ -179,7 +178,6 @@ impl<E: Engine> BlkPlane<E> {
             paused: false,
             started: 0,
             price: Price::default(),
-            weight: share.weight,
             worked_at: now,
             dozing: false,
             poisoned: false,
@@ -192,15 +190,8 @@ impl<E: Engine> BlkPlane<E> {
         // Room now, so that the loop never allocates.
         self.started.reserve(self.disks.len());
         self.naps.awake.reserve(self.disks.len());
-        self.weigh();
+        self.turns.weighted = self.sched.weights_differ();
         Ok(())
-    }
-
-    /// Find out whether the disks have different weights.
-    fn weigh(&mut self) {
-        let mut weights = self.disks.iter().flatten().map(|disk| disk.weight);
-        let first = weights.next();
-        self.turns.weighted = weights.any(|weight| Some(weight) != first);
     }
 
     pub(super) fn remove_disk(&mut self, key: DiskKey) {
@@ -219,7 +210,7 @@ impl<E: Engine> BlkPlane<E> {
         self.io.detach(disk.id);
         self.sched.remove(disk.entity);
         self.naps.remove(at);
-        self.weigh();
+        self.turns.weighted = self.sched.weights_differ();
     }
 
     pub(super) fn set_memory(&mut self, key: DiskKey, guest: &Guest) -> io::Result<()> {
