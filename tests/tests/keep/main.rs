@@ -8,4 +8,5 @@ mod harness;
 mod newer;
 mod ports;
 mod switch;
+mod trouble;
 mod vm;
