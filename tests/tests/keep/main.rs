@@ -4,6 +4,7 @@
 //! run.
 
 mod disk;
+mod fio;
 mod harness;
 mod newer;
 mod ports;
