@@ -150,6 +150,8 @@ pub enum CaptureError {
 pub struct Captures {
     plane: Arc<dyn Tapping>,
     clock: Clock,
+    /// [`STALL`], but in tests.
+    stall: Duration,
     book: Mutex<Book>,
 }
 
@@ -168,6 +170,7 @@ impl Captures {
         Captures {
             plane,
             clock,
+            stall: STALL,
             book: Mutex::default(),
         }
     }
@@ -325,7 +328,7 @@ impl Captures {
         if let Err(error) = last {
             return self.broken(running, &error).await;
         }
-        match stream.send(chunks).await {
+        match stream.send(chunks, self.stall).await {
             Ok(()) => end,
             Err(why) => why,
         }
@@ -351,7 +354,7 @@ impl Captures {
                 tracing::error!(%error, "a captured frame could not be written");
                 return End::Broken;
             }
-            if let Err(why) = stream.send(chunks).await {
+            if let Err(why) = stream.send(chunks, self.stall).await {
                 return why;
             }
             if stream.left == 0 {
@@ -405,7 +408,7 @@ impl Stream<'_> {
     }
 
     /// Sends what was encoded, if anything was.
-    async fn send(&mut self, chunks: &mpsc::Sender<Bytes>) -> Result<(), End> {
+    async fn send(&mut self, chunks: &mpsc::Sender<Bytes>, stall: Duration) -> Result<(), End> {
         let chunk = self.file.take();
         if chunk.is_empty() {
             return Ok(());
@@ -413,7 +416,7 @@ impl Stream<'_> {
         self.running
             .bytes
             .fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        match timeout(STALL, chunks.send(Bytes::from(chunk))).await {
+        match timeout(stall, chunks.send(Bytes::from(chunk))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::ClientGone),
             Err(_) => Err(End::ClientStuck),

@@ -109,13 +109,21 @@ struct Daemon {
 }
 
 impl Daemon {
+    /// A client may take as long as it likes: so does a busy machine.
     fn start() -> Daemon {
+        Daemon::start_with(Duration::from_secs(1 << 20))
+    }
+
+    /// `stall`: how long a client may leave its stream unread.
+    fn start_with(stall: Duration) -> Daemon {
         let plane = Plane::new();
         let dir = tempfile::tempdir().unwrap();
         let socket = ControlSocket::bind(&dir.path().join("c.sock")).unwrap();
         let path = socket.path().to_owned();
         let tapping: Arc<dyn Tapping> = Arc::clone(&plane) as _;
-        let captures = Arc::new(Captures::new(tapping, plane.clock.clone()));
+        let mut captures = Captures::new(tapping, plane.clock.clone());
+        captures.stall = stall;
+        let captures = Arc::new(captures);
         let routes = api::routes(Arc::clone(&captures));
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -326,6 +334,17 @@ fn a_client_that_does_not_read_costs_frames_and_nothing_else() {
     assert_eq!(other.unwrap().end, Some(End::Count));
     drop(stream);
     assert_eq!(daemon.wait_for_end(1).end, Some(End::ClientGone));
+}
+
+#[test]
+fn a_client_that_does_not_read_for_too_long_ends_its_capture() {
+    let daemon = Daemon::start_with(Duration::from_millis(20));
+    let stream = daemon.raw();
+    let status = daemon.wait_for_end(1);
+    assert_eq!(status.end, Some(End::ClientStuck));
+    assert!(status.missed > 0);
+    assert!(!daemon.plane.is_tapped());
+    drop(stream);
 }
 
 #[test]
