@@ -19,23 +19,22 @@
 //! ends by itself before it was ever ready has something to say about its configuration; its exit
 //! code is passed on.
 
+mod inbox;
+
 use std::ffi::OsString;
-use std::io::{Error, ErrorKind, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{Error, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal as Number, kill_process};
 use tokio::io::Interest;
-use tokio::net::UnixDatagram;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
+use self::inbox::{Inbox, pass_on, receive};
 use super::pass;
 use super::standby::{Follows, Standby, follows};
 
@@ -92,34 +91,6 @@ pub fn supervise(daemon: Daemon) -> Result<ExitCode, Error> {
         .enable_all()
         .build()?;
     runtime.block_on(async { Manager::new(daemon)?.run().await })
-}
-
-/// The socket that the daemon sends its messages to, in a directory only we can enter.
-struct Inbox {
-    socket: UnixDatagram,
-    directory: PathBuf,
-}
-
-impl Inbox {
-    fn new() -> Result<Inbox, Error> {
-        let at = std::env::temp_dir();
-        let names = (0..100).map(|n| at.join(format!("towpath-keep-{}-{n}", std::process::id())));
-        let free = |path: &PathBuf| std::fs::DirBuilder::new().mode(0o700).create(path).is_ok();
-        let directory = names.into_iter().find(free).ok_or_else(|| {
-            let why = format!("cannot make a directory in {}", at.display());
-            Error::new(ErrorKind::PermissionDenied, why)
-        })?;
-        let socket = UnixDatagram::bind(directory.join("notify"))?;
-        rustix::net::sockopt::set_socket_passcred(&socket, true)?;
-        Ok(Inbox { socket, directory })
-    }
-}
-
-impl Drop for Inbox {
-    fn drop(&mut self) {
-        // A directory that stays is empty but for a socket that nobody listens on.
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
 }
 
 /// What the outside wants.
@@ -208,7 +179,7 @@ impl Manager {
             // Everything it said before it ended counts.
             self.read_all(running.pid);
             if order == Some(Order::Stop) {
-                return Ok(code(status));
+                return Ok(stopped(status));
             }
             ever_ready |= self.ready;
             if !ever_ready && status.code().is_some() {
@@ -309,8 +280,8 @@ impl Manager {
                         return Ok((status, order));
                     }
                 }
-                _ = terminate.recv() => order = self.stop(running),
-                _ = interrupt.recv() => order = self.stop(running),
+                _ = terminate.recv() => order = self.stop(running, order, told),
+                _ = interrupt.recv() => order = self.stop(running, order, told),
                 _ = again.recv() => {
                     if order != Some(Order::Stop) && !told && self.prepare() {
                         order = Some(Order::Again);
@@ -345,10 +316,13 @@ impl Manager {
         }
     }
 
-    /// It is to end for good, whatever it does now.
-    fn stop(&mut self, running: &Running) -> Option<Order> {
+    /// It is to end for good, whatever it does now. One that ends already, to be followed (`order`
+    /// until now, `told`), is told nothing: a second signal would cut off what it has in flight.
+    fn stop(&mut self, running: &Running, order: Option<Order>, told: bool) -> Option<Order> {
         self.next = None;
-        running.signal(Number::TERM);
+        if !(told && order == Some(Order::Again)) {
+            running.signal(Number::TERM);
+        }
         Some(Order::Stop)
     }
 
@@ -435,20 +409,6 @@ impl Manager {
     }
 }
 
-/// Tell our own manager, if there is one that reads; never wait for it.
-fn pass_on(text: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
-        socket.set_nonblocking(true)?;
-        socket.send_to(text.as_bytes(), path)
-    });
-    if let Err(error) = sent {
-        debug!(%error, text, "cannot pass a message on");
-    }
-}
-
 /// Before a daemon is started again that ended early so often in a row.
 fn pause(early: u32) -> Duration {
     let Some(times) = early.checked_sub(FREE + 1) else {
@@ -458,36 +418,20 @@ fn pause(early: u32) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(longest)
 }
 
+/// What to end with after it was to end: well, if SIGTERM met it before it listened to that, which
+/// systemd takes for a clean end too.
+fn stopped(status: ExitStatus) -> ExitCode {
+    if status.signal() == Some(Number::TERM.as_raw()) {
+        return ExitCode::SUCCESS;
+    }
+    code(status)
+}
+
 /// The daemon's exit code; as shells have it, 128 and the signal that ended it.
 fn code(status: ExitStatus) -> ExitCode {
     let signalled = status.signal().map(|signal| 128 + signal);
     let code = status.code().or(signalled).unwrap_or(1);
     u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
-}
-
-/// One message: its length, who sent it, what came with it.
-fn receive(
-    socket: &UnixDatagram,
-    text: &mut [u8],
-) -> Result<(usize, Option<Pid>, Vec<OwnedFd>), Error> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253), ScmCredentials(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let message = recvmsg(
-        socket.as_fd(),
-        &mut [IoSliceMut::new(text)],
-        &mut control,
-        flags,
-    )?;
-    let (mut sender, mut fds) = (None, Vec::new());
-    for part in control.drain() {
-        match part {
-            RecvAncillaryMessage::ScmRights(some) => fds.extend(some),
-            RecvAncillaryMessage::ScmCredentials(who) => sender = Some(who.pid),
-            _ => {}
-        }
-    }
-    Ok((message.bytes, sender, fds))
 }
 
 #[cfg(test)]

@@ -88,3 +88,49 @@ fn the_directory_is_ours_alone_and_goes_with_us() {
         assert!(!directory.exists());
     });
 }
+
+/// A child that ends well when it is told so over its input, and badly at its second SIGTERM;
+/// the first was sent, and heard.
+fn told() -> (Running, std::process::ChildStdin) {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+    let script = "trap 'trap \"exit 1\" TERM; echo told' TERM; echo up; until read x; do :; done";
+    let mut command = Command::new("sh");
+    let command = command.args(["-c", script]).stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let (input, output) = (child.stdin.take(), child.stdout.take());
+    let mut lines = BufReader::new(output.unwrap()).lines();
+    let pid = Pid::from_child(&child);
+    let running = Running { child, pid };
+    assert_eq!(lines.next().unwrap().unwrap(), "up");
+    running.signal(Number::TERM);
+    assert_eq!(lines.next().unwrap().unwrap(), "told");
+    (running, input.unwrap())
+}
+
+#[test]
+fn one_that_ends_to_be_followed_may_complete_what_it_has_though_it_is_to_end_for_good() {
+    use std::io::Write;
+    in_runtime(|| {
+        let mut manager = manager();
+        let (mut running, mut input) = told();
+        let order = manager.stop(&running, Some(Order::Again), true);
+        assert_eq!(order, Some(Order::Stop));
+        input.write_all(b"end\n").unwrap();
+        assert_eq!(running.child.wait().unwrap().code(), Some(0));
+        // Whoever insists is heard.
+        let (mut running, input) = told();
+        let order = manager.stop(&running, Some(Order::Again), true);
+        manager.stop(&running, order, true);
+        assert_eq!(running.child.wait().unwrap().code(), Some(1));
+        drop(input);
+    });
+}
+
+#[test]
+fn one_that_is_stopped_before_it_listens_ends_well() {
+    let ended = |raw| format!("{:?}", stopped(ExitStatus::from_raw(raw)));
+    assert_eq!(ended(15), format!("{:?}", ExitCode::SUCCESS));
+    assert_eq!(ended(9), format!("{:?}", ExitCode::from(137)));
+    assert_eq!(ended(1 << 8), format!("{:?}", ExitCode::FAILURE));
+}
