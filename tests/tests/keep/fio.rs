@@ -72,7 +72,7 @@ touch /tmp/stop
 wait $fio
 umount /e
 umount /x
-if dmesg | grep -i 'error'; then exit 4; fi
+if dmesg | grep -iE 'i/o error|corrupt|(ext4|xfs).*error'; then exit 4; fi
 echo verified
 ";
 
