@@ -19,7 +19,8 @@ test: packages cargo ## everything: style, documents, unit tests, real VMs
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(RUSTDOC)
-	cargo test --workspace
+	cargo test --package towpath-tests --test tidy --test documents
+	cargo test --workspace --no-fail-fast
 
 check: cargo ## the quick part of `make test`: style and unit tests, no VM, no root
 	cargo fmt --all --check
@@ -33,6 +34,7 @@ bench: cargo ## vblk and vswitch against their peers and the machine's own limit
 	cargo run --release --package towpath-benches --bin ring
 	cargo run --release --package towpath-benches --bin forward
 	cargo run --release --package towpath-benches --bin bench -- $(ARGS)
+	cargo run --release --package towpath-benches --bin storage -- $(STORAGE_ARGS)
 	cargo run --release --package towpath-benches --bin net -- $(NET_ARGS)
 	cargo run --release --package towpath-benches --bin sriov
 

@@ -87,14 +87,25 @@ impl Launcher {
             Contender::Vblk => self.vblk(disks, &sockets, dir.path()),
             Contender::Raw | Contender::Fio => bail!("{} is no back-end", who.name()),
         };
-        let process = Process::start_alone(&mut command, self.cpu, &dir.path().join("log"))?;
+        self.run(&mut command, sockets, dir)
+    }
+
+    /// Starts a back-end by its command and waits until all its sockets answer; its log goes to
+    /// `dir`.
+    pub fn run(
+        &self,
+        command: &mut Command,
+        sockets: Vec<PathBuf>,
+        dir: TempDir,
+    ) -> Result<Backend> {
+        let process = Process::start_alone(command, self.cpu, &dir.path().join("log"))?;
         let mut backend = Backend {
             process,
             sockets,
             startup: Duration::ZERO,
             _dir: dir,
         };
-        for index in 0..disks.len() {
+        for index in 0..backend.sockets.len() {
             backend.wait_for(index)?;
             if index == 0 {
                 backend.startup = backend.process.begin.elapsed();
@@ -154,6 +165,12 @@ impl Launcher {
 }
 
 impl Backend {
+    /// Sockets, one a disk.
+    #[must_use]
+    pub fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
+    }
+
     /// Socket of the disk with this index.
     #[must_use]
     pub fn socket(&self, disk: usize) -> &Path {

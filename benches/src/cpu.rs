@@ -72,6 +72,8 @@ pub struct Noise {
 #[derive(Debug)]
 pub struct Watch {
     backend: Option<u32>,
+    /// A process that is part of the work and not of the back-end, and its time.
+    beside: Option<(u32, Duration)>,
     start: Instant,
     busy: Duration,
     ours: Duration,
@@ -84,12 +86,20 @@ impl Watch {
     pub fn start(backend: Option<u32>) -> Result<Self> {
         Ok(Self {
             backend,
+            beside: None,
             start: Instant::now(),
             busy: busy()?,
             ours: process_time(std::process::id())?,
             theirs: backend.map_or(Ok(Duration::ZERO), process_time)?,
             kernel: kernel_threads()?,
         })
+    }
+
+    /// What the process `server` does is not foreign, nor the back-end's.
+    pub fn beside(mut self, server: Option<u32>) -> Result<Self> {
+        let time = server.map(|pid| process_time(pid).map(|time| (pid, time)));
+        self.beside = time.transpose()?;
+        Ok(self)
     }
 
     /// Ends it; `gone` is CPU time of processes that ended meanwhile and were part of the work.
@@ -101,7 +111,10 @@ impl Watch {
         );
         let ours = since(process_time(std::process::id())?, self.ours);
         let kernel = since(kernel_threads()?, self.kernel);
-        let known = ours + theirs + kernel + gone;
+        let beside = self.beside.map_or(Ok(Duration::ZERO), |(pid, then)| {
+            process_time(pid).map(|now| since(now, then))
+        })?;
+        let known = ours + theirs + beside + kernel + gone;
         let foreign = since(since(busy()?, self.busy), known);
         let foreign = foreign.as_secs_f64() / self.start.elapsed().as_secs_f64();
         let alone = self.backend.is_none() && gone.is_zero();

@@ -99,29 +99,45 @@ pub struct Generator<D = towpath_common::testing::SplitDriver> {
     aim: Aim,
     sectors: u64,
     done: Vec<Done>,
-    /// Keeps the session alive.
-    _client: Option<BlkClient>,
+    /// Requests completed on each queue.
+    counts: Vec<u64>,
+    /// They keep the sessions alive.
+    clients: Vec<BlkClient>,
 }
 
 impl Generator {
     /// Attaches to a back-end's socket; takes the disk's size from its configuration space.
     pub fn attach(socket: &Path, workload: &Workload) -> Result<Self> {
+        Self::attach_all(&[socket], workload)
+    }
+
+    /// Attaches to several disks, of the size of the first one; the workload's queues are spread
+    /// over them.
+    pub fn attach_all(sockets: &[impl AsRef<Path>], workload: &Workload) -> Result<Self> {
+        let (mut queues, mut clients, mut size) = (Vec::new(), Vec::new(), None);
+        let each = u32::from(workload.queues) / u32::try_from(sockets.len())?;
+        for socket in sockets {
+            let mut client = Self::client(socket.as_ref(), workload, each.max(1))?;
+            let sectors = client.capacity()?;
+            let bytes = sectors.checked_mul(SECTOR).context("capacity overflows")?;
+            size.get_or_insert(bytes);
+            queues.extend(client.take_queues());
+            clients.push(client);
+        }
+        let mut this = Self::over(queues, workload, size.context("no disk")?)?;
+        this.clients = clients;
+        Ok(this)
+    }
+
+    fn client(socket: &Path, workload: &Workload, queues: u32) -> Result<BlkClient> {
         let options = ClientOptions {
-            queues: workload.queues.into(),
+            queues,
             queue_size: QUEUE_SIZE,
             shape: shape(workload),
             ..ClientOptions::default()
         };
-        let mut client = BlkClient::connect(socket, options)
-            .with_context(|| format!("no session with {}", socket.display()))?;
-        let size = client
-            .capacity()?
-            .checked_mul(SECTOR)
-            .context("capacity overflows")?;
-        let queues = client.take_queues();
-        let mut this = Self::over(queues, workload, size)?;
-        this._client = Some(client);
-        Ok(this)
+        BlkClient::connect(socket, options)
+            .with_context(|| format!("no session with {}", socket.display()))
     }
 }
 
@@ -146,12 +162,19 @@ impl<D: Driver> Generator<D> {
             }
         }
         Ok(Self {
+            counts: vec![0; queues.len()],
             queues,
             aim: Aim::new(workload, size)?,
             sectors: u64::from(workload.block) / SECTOR,
             done: Vec::with_capacity(QUEUE_SIZE.into()),
-            _client: None,
+            clients: Vec::new(),
         })
+    }
+
+    /// Requests completed on each queue so far.
+    #[must_use]
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
     }
 
     /// Runs for `duration`, then waits until everything in flight came back.
@@ -191,6 +214,7 @@ impl<D: Driver> Generator<D> {
                 continue;
             }
             total += count as u64;
+            self.counts[index] += count as u64;
             let mut burst = std::mem::take(&mut self.done);
             for done in burst.drain(..) {
                 if done.status != OK {

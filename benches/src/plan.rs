@@ -62,7 +62,9 @@ impl Workload {
         (self.depth / self.queues).max(1)
     }
 
-    fn name(&self) -> String {
+    /// Name in rows: what is done, and the depth.
+    #[must_use]
+    pub fn name(&self) -> String {
         let order = if self.sequential { "seq" } else { "" };
         let kind = if self.write { "write" } else { "read" };
         let queues = if self.queues > 1 {

@@ -12,7 +12,7 @@
 )]
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,20 @@ pub struct Raw {
     buffers: Arc<Mapping>,
     aim: Aim,
     workload: Workload,
+    files: u32,
+    layout: Layout,
+    /// Completions that each slot waits for.
+    waits: Vec<u32>,
+}
+
+/// How a disk lies on files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Chunks of so many bytes in turn; one file is a stripe of any chunk. Requests are whole
+    /// chunks, or lie within one.
+    Stripe(u64),
+    /// The same on each: written to all, read from one after the other.
+    Mirror,
 }
 
 /// `IoUring` cannot be printed.
@@ -47,14 +61,23 @@ impl std::fmt::Debug for Ring {
 impl Raw {
     /// Registers `file`, of `size` bytes, and a buffer for each request in flight.
     pub fn new(file: &File, size: u64, workload: Workload) -> Result<Self> {
-        let depth = u32::from(workload.depth);
+        Self::over(&[file.as_raw_fd()], Layout::Stripe(size), size, workload)
+    }
+
+    /// The same on several files, which live as long as this; `size` is that of the disk.
+    pub fn over(files: &[RawFd], layout: Layout, size: u64, workload: Workload) -> Result<Self> {
+        let parts = match layout {
+            Layout::Stripe(chunk) => u64::from(workload.block).div_ceil(chunk.max(1)),
+            Layout::Mirror => files.len() as u64,
+        };
+        let depth = u32::from(workload.depth) * u32::try_from(parts)?;
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .build(depth.next_power_of_two())
             .context("io_uring_setup")?;
         ring.submitter()
-            .register_files(&[file.as_raw_fd()])
+            .register_files(files)
             .context("register_files")?;
         let len = u64::from(workload.block) * u64::from(workload.depth);
         let (buffers, _) = Mapping::memfd("towpath-raw", len)?;
@@ -65,6 +88,9 @@ impl Raw {
             buffers,
             aim: Aim::new(&workload, size)?,
             workload,
+            files: u32::try_from(files.len())?,
+            layout,
+            waits: vec![0; workload.depth.into()],
         };
         this.register()?;
         Ok(this)
@@ -111,10 +137,33 @@ impl Raw {
         Ok(Sample { requests, time })
     }
 
+    /// Asks for one block: of each file it lies on.
     fn push(&mut self, slot: u16, block: u64) -> Result<()> {
-        let file = types::Fixed(0);
-        let (buffer, len) = (self.buffer(slot), self.workload.block);
-        let at = block * u64::from(len);
+        let len = u64::from(self.workload.block);
+        let at = block * len;
+        match self.layout {
+            Layout::Stripe(chunk) => {
+                let part = len.min(chunk);
+                for skip in (0..len).step_by(usize::try_from(part)?) {
+                    let (index, within) = ((at + skip) / chunk, (at + skip) % chunk);
+                    let files = u64::from(self.files);
+                    let file = u32::try_from(index % files)?;
+                    self.part(slot, file, index / files * chunk + within, skip, part)?;
+                }
+            }
+            Layout::Mirror if self.workload.write => {
+                for file in 0..self.files {
+                    self.part(slot, file, at, 0, len)?;
+                }
+            }
+            Layout::Mirror => self.part(slot, u32::from(slot) % self.files, at, 0, len)?,
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, slot: u16, file: u32, at: u64, skip: u64, len: u64) -> Result<()> {
+        let buffer = self.buffer(slot).wrapping_add(usize::try_from(skip)?);
+        let (file, len) = (types::Fixed(file), u32::try_from(len)?);
         let entry = if self.workload.write {
             opcode::WriteFixed::new(file, buffer, len, slot)
                 .offset(at)
@@ -124,18 +173,25 @@ impl Raw {
                 .offset(at)
                 .build()
         };
-        let entry = entry.user_data(slot.into());
-        // SAFETY: the buffer is slot's own part of `self.buffers`, which outlives the ring, and
-        // no reference to it exists.
+        self.waits[usize::from(slot)] += 1;
+        let entry = entry.user_data(u64::from(slot) | u64::from(len) << 32);
+        // SAFETY: `skip` and `len` lie within the slot's own part of `self.buffers` (`push`), which
+        // outlives the ring, and no reference to it exists.
         unsafe { self.ring.0.submission().push(&entry) }.context("submission queue full")
     }
 
     fn reap(&mut self, idle: &mut Vec<u16>) -> Result<()> {
         for entry in self.ring.0.completion() {
-            if u32::try_from(entry.result()) != Ok(self.workload.block) {
+            let slot = u16::try_from(entry.user_data() & 0xffff)?;
+            if u64::try_from(entry.result()) != Ok(entry.user_data() >> 32) {
                 bail!("raw request returned {}", entry.result());
             }
-            idle.push(u16::try_from(entry.user_data()).context("foreign completion")?);
+            let waits = self.waits.get_mut(usize::from(slot));
+            let waits = waits.context("foreign completion")?;
+            *waits -= 1;
+            if *waits == 0 {
+                idle.push(slot);
+            }
         }
         Ok(())
     }
@@ -207,6 +263,37 @@ mod tests {
                 .run(Duration::from_millis(1))
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_disk_on_several_files_is_written_where_it_lies() {
+        let files: Vec<_> = (0..2).map(|_| tempfile::tempfile().unwrap()).collect();
+        let fds: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let workload = Workload {
+            write: true,
+            sequential: true,
+            block: 8192,
+            depth: 2,
+            queues: 1,
+        };
+        let length = |at: usize| files[at].metadata().unwrap().len();
+        let size = 8 * 8192;
+        // Chunks of 4 KiB: each block lies on both.
+        let mut stripe = Raw::over(&fds, Layout::Stripe(4096), size, workload).unwrap();
+        let tries = 0..1000;
+        tries.clone().for_each(|_| {
+            if length(1) < size / 2 {
+                stripe.run(Duration::from_millis(1)).unwrap();
+            }
+        });
+        assert_eq!((length(0), length(1)), (size / 2, size / 2));
+        let mut mirror = Raw::over(&fds, Layout::Mirror, size, workload).unwrap();
+        tries.for_each(|_| {
+            if length(1) < size {
+                mirror.run(Duration::from_millis(1)).unwrap();
+            }
+        });
+        assert_eq!((length(0), length(1)), (size, size));
     }
 
     #[test]

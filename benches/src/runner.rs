@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::backend::{DiskSpec, Launcher};
+use crate::backend::{Backend, DiskSpec, Launcher};
 use crate::cpu::{self, Noise, Watch};
 use crate::fio;
 use crate::load::{Generator, Sample};
-use crate::plan::{Contender, Effort, Entrant, Entry, Row, Target};
+use crate::plan::{Contender, Effort, Entrant, Entry, Row, Target, Workload};
 use crate::raw::{Raw, yielding};
 
 /// Foreign work, in cores, above which a run counts as disturbed.
@@ -64,15 +64,9 @@ pub struct Files {
 impl Files {
     /// Scratch directories for files of `size` bytes: on tmpfs, and under `dir` on a disk.
     pub fn new(dir: &Path, size: u64) -> Result<Self> {
-        let make = |dir: &Path| {
-            tempfile::Builder::new()
-                .prefix("towpath-bench-")
-                .tempdir_in(dir)
-                .with_context(|| format!("no scratch directory in {}", dir.display()))
-        };
         Ok(Self {
-            memory: make(Path::new("/dev/shm"))?,
-            disk: make(dir)?,
+            memory: scratch(Path::new("/dev/shm"))?,
+            disk: scratch(dir)?,
             size,
         })
     }
@@ -100,23 +94,38 @@ impl Files {
         if target == Target::Null {
             return Ok(path);
         }
-        if !path.exists() {
-            let mut file = File::create(&path).with_context(|| path.display().to_string())?;
-            let chunk = vec![0x5a; CHUNK];
-            for _ in 0..self.size / CHUNK as u64 {
-                file.write_all(&chunk)
-                    .context("cannot fill the file under test")?;
-            }
-        }
-        let mut file = File::open(&path)?;
-        // What the last run wrote must not be written back during the next.
-        file.sync_all().context("sync")?;
+        let mut file = written(&path, self.size)?;
         if target == Target::Cached {
             let mut chunk = vec![0; CHUNK];
             while file.read(&mut chunk)? > 0 {}
         }
         Ok(path)
     }
+}
+
+/// The file at `path`, of `size` bytes, written throughout and on its device; made if need be.
+pub fn written(path: &Path, size: u64) -> Result<File> {
+    if !path.exists() {
+        let mut file = File::create(path).with_context(|| path.display().to_string())?;
+        let chunk = vec![0x5a; CHUNK];
+        for _ in 0..size / CHUNK as u64 {
+            file.write_all(&chunk)
+                .with_context(|| format!("cannot fill {}", path.display()))?;
+        }
+    }
+    let file = File::open(path)?;
+    // What the last run wrote must not be written back during the next.
+    file.sync_all().context("sync")?;
+    Ok(file)
+}
+
+/// A scratch directory in `dir`; it goes with the value.
+pub fn scratch(dir: &Path) -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder
+        .prefix("towpath-bench-")
+        .tempdir_in(dir)
+        .with_context(|| format!("no scratch directory in {}", dir.display()))
 }
 
 /// Everything a run needs.
@@ -156,11 +165,8 @@ impl Runner {
         };
         let file = open(path, OFlags::RDWR | OFlags::CLOEXEC | direct, Mode::empty())
             .with_context(|| path.display().to_string())?;
-        let mut raw = Raw::new(&File::from(file), self.files.size, row.workload)?;
-        raw.run(self.effort.warm_up())?;
-        let watch = Watch::start(None)?;
-        let sample = raw.run(self.effort.duration())?;
-        Ok(Figure::new(sample, watch.stop(Duration::ZERO)?))
+        let raw = Raw::new(&File::from(file), self.files.size, row.workload)?;
+        limit(raw, &self.effort)
     }
 
     fn fio(&self, row: &Row, path: &Path) -> Result<Figure> {
@@ -189,16 +195,52 @@ impl Runner {
             queues: row.workload.queues,
         };
         let backend = self.launcher.start(who, &[disk])?;
-        let mut generator = Generator::attach(backend.socket(0), &row.workload)?;
+        let yields = row.target == Target::Direct;
+        let load = Load {
+            workload: row.workload,
+            front: self.front,
+            effort: self.effort,
+            yields,
+            server: None,
+        };
+        load.drive(&backend, backend.sockets())
+    }
+}
+
+/// What this thread reaches without a back-end.
+pub fn limit(mut raw: Raw, effort: &Effort) -> Result<Figure> {
+    raw.run(effort.warm_up())?;
+    let watch = Watch::start(None)?;
+    let sample = raw.run(effort.duration())?;
+    Ok(Figure::new(sample, watch.stop(Duration::ZERO)?))
+}
+
+/// What is asked of a back-end, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// What.
+    pub workload: Workload,
+    /// The processor of the generator.
+    pub front: usize,
+    /// How long.
+    pub effort: Effort,
+    /// Whether the generator yields to everything else there: [`yielding`].
+    pub yields: bool,
+    /// A process that does part of the work, such as a server of storage.
+    pub server: Option<u32>,
+}
+
+impl Load {
+    /// Runs it on these disks of a back-end at once.
+    pub fn drive(&self, backend: &Backend, sockets: &[PathBuf]) -> Result<Figure> {
+        let mut generator = Generator::attach_all(sockets, &self.workload)?;
         let measure = || {
             generator.run(self.effort.warm_up())?;
-            let watch = Watch::start(Some(backend.pid()))?;
+            let watch = Watch::start(Some(backend.pid()))?.beside(self.server)?;
             let sample = generator.run(self.effort.duration())?;
             Ok(Figure::new(sample, watch.stop(Duration::ZERO)?))
         };
-        cpu::on_cpu(self.front, || {
-            yielding(row.target == Target::Direct, measure)
-        })??
+        cpu::on_cpu(self.front, || yielding(self.yields, measure))??
     }
 }
 

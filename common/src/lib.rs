@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 pub mod keep;
 pub mod lease;
+pub mod limits;
 pub mod logging;
 pub mod mac;
 pub mod mailbox;

@@ -2,8 +2,9 @@
 //! by netlink, interfaces and what a PF's driver is told of its VFs.
 //!
 //! Callers name paths as they are on the machine. They may assume that a read and a list never
-//! block, and must keep to attributes for which that is so: `sriov_numvfs` is not one of them (it
-//! waits for whoever writes it, without end), so nobody reads it; VFs are counted by their links.
+//! block, and must keep to attributes for which that is so: `sriov_numvfs` and
+//! `sriov_vf_total_msix` are not among them (they wait for whoever writes the former, without end),
+//! so nobody reads them; VFs are counted by their links.
 //! Every write may block for ever, so implementors give up after a deadline and say so. After
 //! [`WriteError::Wedged`] nothing is known about what the write did.
 

@@ -16,7 +16,7 @@ use clap::Parser;
 use sriov_manager::kernel::obey;
 use sriov_manager::serve::{self, ServeError};
 use towpath_common::config::{ConfigError, ValueError};
-use towpath_common::control::print::PrintError;
+use towpath_common::control::print::{PrintError, sentence};
 
 use cli::{Cli, Command, LeaseCommand};
 
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("sriov-manager: {error:#}");
+    eprintln!("sriov-manager: {}", sentence(&*error));
     ExitCode::from(if is_usage(&error) { USAGE } else { FAILURE })
 }
 

@@ -79,6 +79,7 @@ pub fn serve(file: &Path) -> Result<(), ServeError> {
     let spec = Spec::load(file)?;
     logging::init("sriov-manager", spec.daemon.log.as_ref())?;
     let socket = ControlSocket::bind(spec.daemon.control.as_path())?;
+    let socket = socket.guarded(&spec.daemon.access)?;
     let leases = ControlSocket::bind(spec.daemon.leases.as_path())?;
     std::fs::set_permissions(leases.path(), std::fs::Permissions::from_mode(LEASE_MODE))?;
     let listener = leases.listener()?;
@@ -155,8 +156,8 @@ impl Daemon {
         sentence
     }
 
-    /// Reads the configuration again: it is in force as a whole, or not at all. Sockets, state and
-    /// log stay what they are until the daemon is restarted.
+    /// Reads the configuration again: it is in force as a whole, or not at all. Sockets and who is
+    /// answered on them, state and log stay what they are until the daemon is restarted.
     pub fn reload(&self) -> Answer {
         let mut new = match Spec::load(&self.file) {
             Ok(new) => new,
@@ -167,18 +168,20 @@ impl Daemon {
         };
         notify::reloading();
         let old = self.broker.spec().daemon;
-        let restart = (&new.daemon.control, &new.daemon.leases, &new.daemon.state)
-            != (&old.control, &old.leases, &old.state);
+        let asked = new.daemon.clone();
         new.daemon.control = old.control;
+        new.daemon.access = old.access;
         new.daemon.leases = old.leases;
         new.daemon.state = old.state;
+        new.daemon.log = old.log;
+        let restart = new.daemon != asked;
         self.broker.reload(new);
         let looked = self.keeper.look(true);
         notify::ready(&self.sentence());
         match looked {
             Err(error) => Answer::failed(StatusCode::CONFLICT, error.to_string()),
             Ok(()) if restart => {
-                let text = "reloaded; control, leases and state change at the next start";
+                let text = "reloaded; control, leases, state and log change at the next start";
                 Answer::warning(text, ())
             }
             Ok(()) => Answer::success(format!("reloaded: {}", self.sentence()), ()),

@@ -51,9 +51,40 @@ ranged! {
     ViCount(u16), "vi", 1..=2_048
 }
 
-ranged! {
-    /// The two halves of a device's identity: vendor or device.
-    PciId(u16), "PCI identity", 0..=65_535
+/// One half of a device's identity: vendor or device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
+pub struct PciId(u16);
+
+/// As people write it. `lspci` shows it without `0x`, which would be another number.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "write the number, such as 0x8086")]
+enum Written {
+    Number(i64),
+    Text(String),
+}
+
+impl PciId {
+    /// The number.
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<Written> for PciId {
+    type Error = ValueError;
+
+    fn try_from(written: Written) -> Result<Self, ValueError> {
+        let rule = "write a number of four hexadecimal digits without quotes, such as 0x8086";
+        let wrong = |text| ValueError::form("PCI identity", text, rule);
+        match written {
+            Written::Number(number) => match u16::try_from(number) {
+                Ok(number) => Ok(Self(number)),
+                Err(_) => Err(wrong(number.to_string())),
+            },
+            Written::Text(text) => Err(wrong(text)),
+        }
+    }
 }
 
 /// The MAC address of one station: neither "none", which the kernel's interfaces write as zeroes,

@@ -4,6 +4,7 @@
 //   vfio-user fds CONTAINER GROUP DEVICE use descriptors that were inherited
 //   vfio-user lease SOCKET POOL OWNER    ask for a lease as nobody, use what it is handed
 //   vfio-user ask SOCKET POOL OWNER      ask, and end before the answer
+//   vfio-user idle                       be nobody, and wait for a signal
 //   vfio-user iommufd IOMMUFD DEVICE-FD DEVICE
 //                                        use descriptors that were inherited, by iommufd
 //
@@ -140,6 +141,12 @@ static void value(const char *json, const char *key, char *out, size_t room)
 	snprintf(out, room, "%.*s", (int)(end - at), at);
 }
 
+static void become_nobody(void)
+{
+	if (setgroups(0, NULL) || setgid(NOBODY) || setuid(NOBODY))
+		die("setuid");
+}
+
 static void lease(const char *path, const char *pool, const char *owner, int waits)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -151,8 +158,7 @@ static void lease(const char *path, const char *pool, const char *owner, int wai
 	ssize_t length;
 	int fds[2], s;
 
-	if (setgroups(0, NULL) || setgid(NOBODY) || setuid(NOBODY))
-		die("setuid");
+	become_nobody();
 	s = socket(AF_UNIX, SOCK_STREAM, 0);
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
 	if (s < 0 || connect(s, (struct sockaddr *)&address, sizeof(address)))
@@ -200,6 +206,9 @@ int main(int argc, char **argv)
 		lease(argv[2], argv[3], argv[4], 1);
 	} else if (argc == 5 && !strcmp(argv[1], "ask")) {
 		lease(argv[2], argv[3], argv[4], 0);
+	} else if (argc == 2 && !strcmp(argv[1], "idle")) {
+		become_nobody();
+		pause();
 	} else if (argc == 5 && !strcmp(argv[1], "iommufd")) {
 		use_iommufd(atoi(argv[2]), atoi(argv[3]), argv[4]);
 	} else {

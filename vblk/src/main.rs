@@ -47,17 +47,18 @@ fn main() -> ExitCode {
     ExitCode::from(if is_usage(&error) { USAGE } else { FAILURE })
 }
 
+fn run_daemon(sources: Sources) -> Result<(), ServeError> {
+    let file = sources.file.clone();
+    let start = |config: &_, keeper| vblk::sandbox::start(config, keeper, file.as_deref());
+    serve::serve(sources, start)
+}
+
 fn run(command: Command) -> Result<()> {
     let out = &mut stdout().lock();
     match command {
         // It has exit codes of its own.
         Command::Config(_) => Ok(()),
-        Command::Serve { sources, .. } => {
-            let sources = Sources::from(sources);
-            let file = sources.file.clone();
-            let start = |config: &_, keeper| vblk::sandbox::start(config, keeper, file.as_deref());
-            Ok(serve::serve(sources, start)?)
-        }
+        Command::Serve { sources, .. } => Ok(run_daemon(sources.into())?),
         Command::LvmHelper => Ok(helper::serve(stdin().lock(), out)?),
         Command::Create { path, size } => Ok(image::create(&path, size)?),
         Command::Disk(DiskCommand::List { target }) => client::disk_list(&target, out),

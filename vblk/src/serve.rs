@@ -22,6 +22,7 @@ use towpath_common::config::{ConfigError, latest};
 use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
 use towpath_common::keep::Keeper;
+use towpath_common::limits::raise_open_files;
 use towpath_common::logging::{self, LogError};
 use towpath_common::notify;
 
@@ -77,6 +78,7 @@ pub fn serve(
     let started = Instant::now();
     let config = Config::load(&sources)?;
     logging::init("vblk", config.daemon.log.as_ref())?;
+    raise_open_files();
     let Some(keeper) = Keeper::inherit() else {
         return Ok(());
     };

@@ -2,48 +2,32 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use towpath_benches::backend::Launcher;
+use towpath_benches::options::{Common, beside, write_json};
 use towpath_benches::plan::{Contender, Effort, Entrant, Row, rows};
 use towpath_benches::report::Report;
 use towpath_benches::runner::{Files, Runner, run_all, tell};
 use towpath_benches::{echo, idle};
 
+/// Start, memory, CPU when idle, and wake-up: no rates.
+const IDLE: &str = "idle";
+
 /// Measures vblk side by side with its peers; prints ratios and writes JSON.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Only the row of this name, e.g. `cached/read/32`, or rows whose names contain it (may be
-    /// given several times); `idle` stands for start, memory, idle CPU and wake-up.
-    #[arg(long)]
-    only: Vec<String>,
+    #[command(flatten)]
+    common: Common,
     /// Only these contenders.
     #[arg(long, value_delimiter = ',', value_parser = contender)]
     with: Vec<Contender>,
-    /// Print the names of all rows and stop.
-    #[arg(long)]
-    list: bool,
-    /// Seconds of one measurement.
-    #[arg(long, default_value_t = 1.0)]
-    seconds: f64,
-    /// Repetitions.
-    #[arg(long, default_value_t = 5)]
-    reps: usize,
-    /// One short repetition: does everything work?
-    #[arg(long)]
-    quick: bool,
     /// MiB of each file under test.
     #[arg(long, default_value_t = 1024)]
     size: u64,
     /// Where files on disk go; the file system must know `O_DIRECT`.
     #[arg(long, default_value = "target")]
     dir: PathBuf,
-    /// Processor of the load generator.
-    #[arg(long, default_value_t = 0)]
-    front_cpu: usize,
-    /// Processor of the back-end.
-    #[arg(long, default_value_t = 1)]
-    back_cpu: usize,
     /// The vblk binary [default: beside this one].
     #[arg(long)]
     vblk: Option<PathBuf>,
@@ -66,55 +50,30 @@ fn contender(name: &str) -> Result<Contender, String> {
 }
 
 impl Options {
-    fn effort(&self) -> Effort {
-        if self.quick {
-            return Effort {
-                seconds: self.seconds.min(0.2),
-                reps: 1,
-            };
-        }
-        Effort {
-            seconds: self.seconds,
-            reps: self.reps,
-        }
-    }
-
     fn wants(&self, name: &str) -> bool {
-        let hit = |part: &String| {
-            let whole = rows().iter().any(|row| row.name == *part);
-            if whole {
-                name == part
-            } else {
-                name.contains(part.as_str())
-            }
-        };
-        self.only.is_empty() || self.only.iter().any(hit)
+        let rows = rows();
+        let mut all: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+        all.push(IDLE);
+        self.common.wants(name, &all)
     }
 
     fn launcher(&self) -> Result<Launcher> {
-        let beside = std::env::current_exe()
-            .context("current_exe")?
-            .with_file_name("vblk");
         Ok(Launcher {
-            vblk: self.vblk.clone().unwrap_or(beside),
+            vblk: self.vblk.clone().map_or_else(|| beside("vblk"), Ok)?,
             qsd_aio: self.qsd_aio.clone(),
-            cpu: self.back_cpu,
+            cpu: self.common.back_cpu,
         })
     }
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let effort = options.effort();
-    ensure!(
-        effort.seconds > 0.0 && effort.reps > 0,
-        "--seconds and --reps must be positive"
-    );
-    if options.list {
+    let effort = options.common.effort()?;
+    if options.common.list {
         for row in rows() {
             println!("{}", row.name);
         }
-        println!("idle");
+        println!("{IDLE}");
         return Ok(());
     }
     if options.self_test {
@@ -128,13 +87,13 @@ fn main() -> Result<()> {
     let files = Files::new(&options.dir, options.size << 20)?;
     let runner = Runner {
         launcher: options.launcher()?,
-        front: options.front_cpu,
+        front: options.common.front_cpu,
         effort,
         files,
     };
     let contenders = available(&options, &runner.launcher);
     let mut report = Report::default();
-    if !rows.is_empty() || !options.wants("idle") {
+    if !rows.is_empty() || !options.wants(IDLE) {
         let measure = |row: &Row, who| runner.measure(row, who);
         run_all(
             effort.reps,
@@ -147,7 +106,7 @@ fn main() -> Result<()> {
             },
         )?;
     }
-    if options.wants("idle") {
+    if options.wants(IDLE) {
         for who in contenders
             .iter()
             .filter(|c| matches!(c, Contender::Qsd | Contender::Vblk))
@@ -159,13 +118,7 @@ fn main() -> Result<()> {
         }
     }
     println!("{}", report.table(&rows, &effort));
-    if let Some(parent) = options.json.parent() {
-        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-    }
-    std::fs::write(&options.json, report.json(&rows, effort)?)
-        .with_context(|| options.json.display().to_string())?;
-    eprintln!("every sample is in {}", options.json.display());
-    Ok(())
+    write_json(&options.json, &report.json(&rows, effort)?)
 }
 
 /// Who takes part; says why somebody does not.
@@ -187,7 +140,7 @@ fn self_test(options: &Options, effort: &Effort) -> Result<()> {
     for depth in [1, 32, 128] {
         let mut best = 0.0f64;
         for _ in 0..effort.reps {
-            let (front, back) = (options.front_cpu, options.back_cpu);
+            let (front, back) = (options.common.front_cpu, options.common.back_cpu);
             best = best.max(echo::self_test(depth, front, back, effort.duration())?.rate());
         }
         println!(

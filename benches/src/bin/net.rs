@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 use towpath_benches::cpu;
 use towpath_benches::net::mirror::Mirror;
@@ -12,6 +12,7 @@ use towpath_benches::net::runner::Runner;
 use towpath_benches::net::shape::Shape;
 use towpath_benches::net::switch::{HUGE_MIB, Launcher};
 use towpath_benches::net::traffic::Generator;
+use towpath_benches::options::{Common, beside, write_json};
 use towpath_benches::plan::{Effort, Entrant, Entry};
 use towpath_benches::report::{Aside, Report};
 use towpath_benches::runner::{run_all, tell};
@@ -26,37 +27,17 @@ const HUGE_PAGE: u64 = 2;
 /// Measures vswitch side by side with its peers; prints ratios and writes JSON.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Only the row of this name, e.g. `64/both`, or rows whose names contain it (may be given
-    /// several times); `latency` and `idle` are the figures that are no rates.
-    #[arg(long)]
-    only: Vec<String>,
+    #[command(flatten)]
+    common: Common,
     /// Only these contenders.
     #[arg(long, value_delimiter = ',', value_parser = contender)]
     with: Vec<Contender>,
-    /// Print the names of all rows and stop.
-    #[arg(long)]
-    list: bool,
-    /// Seconds of one measurement.
-    #[arg(long, default_value_t = 1.0)]
-    seconds: f64,
-    /// Repetitions.
-    #[arg(long, default_value_t = 5)]
-    reps: usize,
-    /// One short repetition: does everything work?
-    #[arg(long)]
-    quick: bool,
     /// Entries of each virtqueue; 256 is QEMU's default.
     #[arg(long, default_value_t = 256)]
     ring: u16,
     /// Load a word of each received buffer, as a guest does.
     #[arg(long)]
     touch: bool,
-    /// Processor of the generator.
-    #[arg(long, default_value_t = 0)]
-    front_cpu: usize,
-    /// Processor of the switch.
-    #[arg(long, default_value_t = 1)]
-    back_cpu: usize,
     /// The vswitch binary [default: beside this one].
     #[arg(long)]
     vswitch: Option<PathBuf>,
@@ -81,56 +62,32 @@ fn contender(name: &str) -> Result<Contender, String> {
 }
 
 impl Options {
-    fn effort(&self) -> Effort {
-        Effort {
-            seconds: if self.quick {
-                self.seconds.min(0.2)
-            } else {
-                self.seconds
-            },
-            reps: if self.quick { 1 } else { self.reps },
-        }
-    }
-
     fn wants(&self, name: &str) -> bool {
-        let whole = |part: &String| rows().iter().any(|row| row.name() == part);
-        let hit = |part: &String| {
-            if whole(part) {
-                name == part
-            } else {
-                name.contains(part.as_str())
-            }
-        };
-        self.only.is_empty() || self.only.iter().any(hit)
+        let rows = rows();
+        let all: Vec<&str> = rows.iter().map(Entry::name).chain(ASIDES).collect();
+        self.common.wants(name, &all)
     }
 
     fn runner(&self, huge: bool) -> Result<Runner> {
-        let beside = std::env::current_exe()
-            .context("current_exe")?
-            .with_file_name("vswitch");
         Ok(Runner {
             launcher: Launcher {
-                vswitch: self.vswitch.clone().unwrap_or(beside),
+                vswitch: self.vswitch.clone().map_or_else(|| beside("vswitch"), Ok)?,
                 vswitch_args: self.vswitch_args.clone(),
-                cpu: self.back_cpu,
+                cpu: self.common.back_cpu,
                 huge,
             },
-            front: self.front_cpu,
+            front: self.common.front_cpu,
             ring: self.ring,
             touch: self.touch,
-            effort: self.effort(),
+            effort: self.common.effort()?,
         })
     }
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let effort = options.effort();
-    ensure!(
-        effort.seconds > 0.0 && effort.reps > 0,
-        "--seconds and --reps must be positive"
-    );
-    if options.list {
+    let effort = options.common.effort()?;
+    if options.common.list {
         rows().iter().for_each(|row| println!("{}", row.name()));
         ASIDES.iter().for_each(|name| println!("{name}"));
         return Ok(());
@@ -150,13 +107,7 @@ fn main() -> Result<()> {
         .collect();
     let report = measure(&options, &runner, &wanted, &present)?;
     println!("{}", report.table(&wanted, &effort));
-    if let Some(parent) = options.json.parent() {
-        fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-    }
-    fs::write(&options.json, report.json(&wanted, effort)?)
-        .with_context(|| options.json.display().to_string())?;
-    eprintln!("every sample is in {}", options.json.display());
-    Ok(())
+    write_json(&options.json, &report.json(&wanted, effort)?)
 }
 
 fn measure(
@@ -217,8 +168,10 @@ fn self_test(options: &Options, effort: &Effort) -> Result<()> {
             let mut generator = Generator::new(Shape::plain(2, options.ring, size - CHECKSUM))?;
             generator.touch = options.touch;
             let filled = u32::try_from(generator.shape().filled(0))?;
-            let _mirror = Mirror::start(generator.ports(), filled, options.back_cpu)?;
-            let sample = cpu::on_cpu(options.front_cpu, || generator.run(2, effort.duration()))??;
+            let _mirror = Mirror::start(generator.ports(), filled, options.common.back_cpu)?;
+            let sample = cpu::on_cpu(options.common.front_cpu, || {
+                generator.run(2, effort.duration())
+            })??;
             best = best.max(sample.rate());
         }
         println!(

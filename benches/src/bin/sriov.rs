@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use towpath_benches::sriov::{Size, cases, in_a_guest};
+use towpath_benches::sriov::{Figures, Size, cases, in_a_guest};
 
 /// Plans: milliseconds, median and worst of the repetitions. Applies: seconds in an emulated guest.
 #[derive(Debug, Parser)]
@@ -49,7 +49,9 @@ fn main() -> Result<()> {
     if options.plan_only {
         return Ok(());
     }
-    let (hand, ours) = in_a_guest()?;
+    let Figures { hand, ours, memory } = in_a_guest()?;
+    let ratios = ours.iter().zip(&hand).map(|(ours, hand)| ours / hand);
+    let (ratio, worst_ratio) = middle_and_last(ratios.collect());
     println!(
         "apply of 7 VFs, {} turns            median     worst",
         ours.len()
@@ -58,5 +60,14 @@ fn main() -> Result<()> {
         let (median, worst) = middle_and_last(times);
         println!("{name:<35} {median:>6.2} s {worst:>7.2} s");
     }
+    println!(
+        "{:<35} {ratio:>6.2}   {worst_ratio:>7.2}",
+        "of the turn before"
+    );
+    println!(
+        "{:<35} {:>6.1} MiB",
+        "the daemon's memory",
+        memory as f64 / 1024.0
+    );
     Ok(())
 }

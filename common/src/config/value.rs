@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -219,9 +220,10 @@ pub enum SocketMode {
 ///
 /// 1 to [`Name::MAX_LEN`] of letters, digits, `.`, `_` and `-`, starting with a letter or digit:
 /// safe in URLs, metric labels, file names and shells.
+/// Shared: thousands of things may belong to one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Name(String);
+#[serde(try_from = "String", into = "String")]
+pub struct Name(Arc<str>);
 
 impl Name {
     /// Longest name in bytes.
@@ -240,10 +242,9 @@ impl Name {
             .map(|c| if Self::allows(c) { c } else { '-' })
             .take(Self::MAX_LEN)
             .collect();
-        Self(if kept.is_empty() {
-            "unnamed".into()
-        } else {
-            kept
+        Self(match kept.as_str() {
+            "" => "unnamed".into(),
+            kept => kept.into(),
         })
     }
 
@@ -252,7 +253,8 @@ impl Name {
     pub fn numbered(&self, number: usize) -> Self {
         let suffix = format!("-{number}");
         let room = Self::MAX_LEN.saturating_sub(suffix.len());
-        Self(self.0.chars().take(room).chain(suffix.chars()).collect())
+        let kept = self.0.chars().take(room).chain(suffix.chars());
+        Self(kept.collect::<String>().into())
     }
 
     fn allows(c: char) -> bool {
@@ -266,10 +268,16 @@ impl TryFrom<String> for Name {
     fn try_from(text: String) -> Result<Self, ValueError> {
         let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
         if starts_well && text.len() <= Self::MAX_LEN && text.chars().all(Self::allows) {
-            return Ok(Self(text));
+            return Ok(Self(text.into()));
         }
         let rule = "use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit";
         Err(ValueError::form("name", text, rule))
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.as_str().to_owned()
     }
 }
 

@@ -69,7 +69,9 @@ fn number(name: &str, table: &str) -> Option<u32> {
 }
 
 impl Principal {
-    fn is(&self, peer: &Peer) -> bool {
+    /// Whether `peer` is that user, or in that group.
+    #[must_use]
+    pub fn is(&self, peer: &Peer) -> bool {
         match self.who {
             Who::User(uid) => peer.uid == uid,
             Who::Group(gid) => peer.gids.contains(&gid),
@@ -97,8 +99,11 @@ pub struct Access {
     pub write: Vec<Principal>,
 }
 
-/// At most [`MAX_NAMES`].
-fn some<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Principal>, D::Error> {
+/// A list of at most [`MAX_NAMES`], for `serde(deserialize_with)`.
+///
+/// # Errors
+/// When there are more, or one is nobody.
+pub fn some<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Principal>, D::Error> {
     let all = Vec::<Principal>::deserialize(from)?;
     if all.len() > MAX_NAMES {
         let text = format!(

@@ -74,6 +74,7 @@ pub fn main(name: &str) -> ExitCode {
         let arguments = std::env::args_os().skip(1);
         let arguments = arguments.filter(|argument| argument != "--keep").collect();
         crate::logging::init(name, None).map_err(Error::other)?;
+        crate::limits::raise_open_files();
         supervise(Daemon { program, arguments })
     });
     outcome.unwrap_or_else(|error| {

@@ -265,9 +265,11 @@ fn back(
     if let Some(writer) = failure.wedged {
         state.remember_wedged(failure.step.pf, writer)?;
     }
-    let mut stuck = None;
+    let (mut stuck, mut users) = (None, None);
     for _ in 0..BACK_TRIES {
         let inventory = scan(machine, &state.known()?)?;
+        let pf = inventory.pf(failure.step.pf);
+        users = pf.and_then(|pf| pf.users(|_| true));
         let mut before = present(before, &inventory);
         before
             .pfs
@@ -290,8 +292,9 @@ fn back(
         // Nobody can say what the write will have done once it returns.
         (None, Some(writer)) => {
             journal.end("wedged")?;
+            let users = users.map_or(String::new(), |users| format!("; in use are {users}"));
             let because = format!(
-                "process {writer} is stuck in the write; {} is left alone until it returns",
+                "process {writer} is stuck in the write; {} is left alone until it returns{users}",
                 failure.step.pf
             );
             Ok(Outcome::Stuck { failure, because })

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::address::PciAddr;
 use crate::attribute::{Attribute, Key};
-use crate::inventory::{controller_of, vf_addresses};
+use crate::inventory::{controller_of, pci, vf_addresses};
 use crate::kernel::{Kernel, Link, Machine, WriteError, link_name, number, text};
 use crate::nvme::{Family, Kind, Order, Resources};
 use crate::plan::{Action, Step};
@@ -15,11 +15,11 @@ use crate::values::{DriverName, GroupType, VfIndex};
 const PROBE: &str = "/sys/bus/pci/drivers_probe";
 
 /// How often, and how long apart, a rate is tried: a link takes seconds to come up again.
-const RATE_TRIES: usize = 60;
-const RATE_PAUSE: Duration = Duration::from_millis(100);
+const RATE_TRIES: usize = 300;
+const RATE_PAUSE: Duration = Duration::from_millis(20);
 /// The carrier may be shown a little after, or before, the card itself sees its link: so many
 /// tries are left when it is believed.
-const SURE: usize = 50;
+const SURE: usize = 250;
 
 /// How often, and how long apart, a controller is looked at after its reset.
 const RESET_TRIES: usize = 50;
@@ -40,6 +40,17 @@ pub enum StepError {
         found: String,
         /// What should be.
         wanted: String,
+    },
+    /// The kernel took the number, and the driver made fewer.
+    #[error(
+        "the kernel accepted it, but the driver made {found} VFs of {wanted}; the kernel's log \
+         says why: some drivers (bnxt_en) make VFs only while the PF's interface is up"
+    )]
+    Fewer {
+        /// What was made.
+        found: usize,
+        /// What was asked for.
+        wanted: u16,
     },
     /// The driver lacks it.
     #[error(
@@ -89,13 +100,10 @@ pub fn carry_out(machine: Machine<'_>, step: &Step) -> Result<(), StepError> {
         Action::Primary { keep } => self::keep(machine, pf, *keep),
         Action::Resources { vf, resources } => give(machine, pf, *vf, *resources),
         Action::Msix { vf, count } => {
-            let path = address(kernel, pf, *vf)?.file("sriov_vf_msix_count");
-            kernel.write(&path, &count.to_string())?;
-            read_back(
-                "the number of interrupts",
-                number(kernel, &path),
-                Some(u64::from(*count)),
-            )
+            let vf = address(kernel, pf, *vf)?;
+            kernel.write(&vf.file("sriov_vf_msix_count"), &count.to_string())?;
+            let found = pci::msix(kernel, vf);
+            read_back("the number of interrupts", found, Some(*count))
         }
         Action::Attribute { vf, attribute } => tell(machine, pf, *vf, attribute),
         Action::Unbind { vf, .. } => unbind(kernel, address(kernel, pf, *vf)?),
@@ -137,9 +145,10 @@ fn address(kernel: &dyn Kernel, pf: PciAddr, index: u16) -> Result<PciAddr, Step
 
 fn count(kernel: &dyn Kernel, pf: PciAddr, to: u16) -> Result<(), StepError> {
     kernel.write(&pf.file("sriov_numvfs"), &to.to_string())?;
-    // Some drivers make fewer than asked and say nothing.
-    let found = vf_addresses(kernel, pf).len();
-    read_back("the number of VFs", found, usize::from(to))
+    match vf_addresses(kernel, pf).len() {
+        found if found == usize::from(to) => Ok(()),
+        found => Err(StepError::Fewer { found, wanted: to }),
+    }
 }
 
 /// The controller at `pf`, and its family.

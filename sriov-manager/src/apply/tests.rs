@@ -148,7 +148,8 @@ fn a_driver_that_makes_fewer_than_asked_is_found_out() {
     };
     assert_eq!(
         failure.error,
-        "the kernel accepted it, but the number of VFs is 2 and not 4"
+        "the kernel accepted it, but the driver made 2 VFs of 4; the kernel's log says why: some \
+         drivers (bnxt_en) make VFs only while the PF's interface is up"
     );
     assert_eq!(look(&model).pfs[0].count(), 0);
 }
@@ -189,6 +190,8 @@ fn a_write_that_never_returns_leaves_the_pf_alone() {
     };
     assert_eq!((failure.step.pf, failure.wedged), (PF, Some(4242)));
     assert!(because.contains("process 4242 is stuck"), "{because}");
+    let holder = format!("in use are VF 1 ({}): ", vfs[1]);
+    assert!(because.contains(&holder), "{because}");
     assert_eq!(
         look(&model).pf(other).unwrap().count(),
         0,

@@ -2,22 +2,18 @@
 //! else manages.
 //!
 //! The route is followed down from its interface: through VLANs to what they stand on, through
-//! bonds and bridges to their members. Disks are followed from what is mounted through
-//! device-mapper and RAID to PCI functions. Other managers are found in their files: one that sets
-//! the number of VFs at an activation takes them away from running machines at the next.
+//! bonds and bridges to their members. What is mounted is known to [`Disks`]. Other managers are
+//! found in their files: one that sets the number of VFs at an activation takes them away from
+//! running machines at the next.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::address::PciAddr;
 use crate::inventory::Guard;
+use crate::inventory::disks::Disks;
 use crate::kernel::{Kernel, Link, Machine, text};
-
-/// Mounts without which the system does not run or does not come back.
-const SYSTEM_MOUNTS: [&str; 6] = ["/", "/usr", "/var", "/boot", "/boot/efi", "/nix/store"];
-/// Levels of device-mapper, RAID and partitions.
-const MAX_LAYERS: usize = 8;
 
 const NETWORK_MANAGER: [&str; 3] = [
     "/etc/NetworkManager/system-connections",
@@ -35,8 +31,6 @@ const SYSTEMD: [&str; 3] = [
 pub(super) struct Guards {
     /// By interface: the interface that has the route.
     routes: BTreeMap<u32, String>,
-    /// By function: a mount.
-    disks: BTreeMap<PciAddr, String>,
     /// Files that set a number of VFs.
     managers: Vec<Manager>,
 }
@@ -46,7 +40,6 @@ impl Guards {
         let kernel = machine.kernel;
         Ok(Self {
             routes: routes(&machine.network.default_routes()?, links),
-            disks: disks(kernel),
             managers: managers(kernel),
         })
     }
@@ -57,14 +50,15 @@ impl Guards {
         kernel: &dyn Kernel,
         address: PciAddr,
         link: Option<&Link>,
+        disks: &Disks,
     ) -> Vec<Guard> {
         let route = link.and_then(|link| self.routes.get(&link.index));
         let route = route.map(|interface| Guard::DefaultRoute {
             interface: interface.clone(),
         });
-        let disk = self.disks.get(&address).map(|mount| Guard::SystemDisk {
-            mount: mount.clone(),
-        });
+        let disk = disks
+            .system(address)
+            .map(|mount| Guard::SystemDisk { mount });
         let driver = crate::kernel::link_name(kernel, &address.file("driver"));
         let matching = self.managers.iter().filter(|manager| {
             link.is_some_and(|link| manager.matches(address, link, driver.as_deref()))
@@ -93,79 +87,6 @@ fn routes(outputs: &[u32], links: &[Link]) -> BTreeMap<u32, String> {
         open.extend(below.map(|index| (index, route.clone())));
     }
     carriers
-}
-
-/// PCI functions behind the system's mounts.
-fn disks(kernel: &dyn Kernel) -> BTreeMap<PciAddr, String> {
-    let mounts = text(kernel, Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    let mut functions = BTreeMap::new();
-    for line in mounts.lines() {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (Some(device), Some(mount)) = (words.get(2), words.get(4)) else {
-            continue;
-        };
-        if !SYSTEM_MOUNTS.contains(mount) {
-            continue;
-        }
-        let separator = words.iter().position(|word| *word == "-");
-        let source = separator
-            .and_then(|at| words.get(at + 2))
-            .copied()
-            .unwrap_or_default();
-        let node = source
-            .starts_with("/dev/")
-            .then(|| kernel.link(Path::new(source)).ok());
-        let name = node
-            .flatten()
-            .and_then(|node| Some(node.file_name()?.to_owned()));
-        let by_name = name.map(|name| Path::new("/sys/class/block").join(name));
-        let by_number = Path::new("/sys/dev/block").join(device);
-        let found = by_name.and_then(|path| kernel.link(&path).ok());
-        if let Some(dir) = found.or_else(|| kernel.link(&by_number).ok()) {
-            let mut behind = BTreeSet::new();
-            functions_behind(kernel, &dir, MAX_LAYERS, &mut behind);
-            functions.extend(
-                behind
-                    .into_iter()
-                    .map(|function| (function, (*mount).to_owned())),
-            );
-        }
-    }
-    functions
-}
-
-fn functions_behind(kernel: &dyn Kernel, dir: &Path, layers: usize, found: &mut BTreeSet<PciAddr>) {
-    let parts = dir.iter().map(|part| part.to_string_lossy());
-    found.extend(parts.filter_map(|part| part.parse::<PciAddr>().ok()));
-    if layers == 0 {
-        return;
-    }
-    // Of device-mapper and RAID, and of the whole device that a partition is part of.
-    let parent = dir.parent().map(Path::to_path_buf);
-    for dir in [Some(dir.to_path_buf()), parent].into_iter().flatten() {
-        for slave in kernel.list(&dir.join("slaves")).unwrap_or_default() {
-            if let Ok(slave) = kernel.link(&dir.join("slaves").join(slave)) {
-                functions_behind(kernel, &slave, layers - 1, found);
-            }
-        }
-    }
-    // NVMe with several paths: the disk belongs to a subsystem, which has controllers.
-    let mut ancestors = dir.ancestors();
-    let subsystem = ancestors.find(|dir| {
-        let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("nvme-subsys")
-    });
-    if let Some(subsystem) = subsystem.filter(|dir| dir.ends_with("nvme-subsystem") || layers > 0) {
-        for name in kernel.list(subsystem).unwrap_or_default() {
-            let controller = subsystem.join(&name);
-            let is_link = name.starts_with("nvme") && !name.contains("subsys");
-            if let Some(path) = is_link.then(|| kernel.link(&controller).ok()).flatten()
-                && !path.starts_with(subsystem)
-            {
-                functions_behind(kernel, &path, layers - 1, found);
-            }
-        }
-    }
 }
 
 /// A file that sets a number of VFs, and for which interfaces.

@@ -1,4 +1,4 @@
-//! Which processes have VFIO devices open.
+//! Which processes have VFIO devices open, or nodes of RDMA's and disks of NVMe.
 //!
 //! `/proc/PID/fd` shows the nodes that are open; a kernel of 6.18 or newer also names the device
 //! behind a device fd in `fdinfo` (`vfio-device-syspath:`). Descriptors under way in a socket or
@@ -15,7 +15,10 @@ use crate::address::PciAddr;
 use crate::inventory::Use;
 use crate::kernel::{Kernel, text};
 
-/// Open VFIO nodes by path, and devices by address, with those who have them.
+/// Nodes by which a process uses a device without VFIO.
+const OTHERS: [&str; 2] = ["/dev/infiniband/", "/dev/nvme"];
+
+/// Open nodes by path, and devices by address, with those who have them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holders {
     nodes: BTreeMap<PathBuf, Vec<Use>>,
@@ -23,6 +26,13 @@ pub struct Holders {
 }
 
 impl Holders {
+    /// Nodes whose path begins so, each with one who has it open.
+    pub fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a Path, &'a Use)> {
+        let nodes = self.nodes.iter();
+        let nodes = nodes.filter(move |(node, _)| node.to_string_lossy().starts_with(prefix));
+        nodes.flat_map(|(node, uses)| uses.iter().map(|one| (node.as_path(), one)))
+    }
+
     /// Who has `node` or the device at `address` open.
     pub fn of(&self, nodes: &[PathBuf], address: PciAddr) -> Vec<Use> {
         let by_node = nodes.iter().filter_map(|node| self.nodes.get(node));
@@ -36,11 +46,12 @@ impl Holders {
     }
 }
 
-/// Looks through all processes. Without VFIO nodes there is nothing to look for.
+/// Looks through all processes. Without nodes there is nothing to look for.
 pub fn holders_of(kernel: &dyn Kernel) -> Holders {
     let mut holders = Holders::default();
-    let nodes = kernel.list(Path::new("/dev/vfio")).unwrap_or_default();
-    if nodes.iter().all(|node| node == "vfio") {
+    let listed = |dir| kernel.list(Path::new(dir)).unwrap_or_default();
+    let others = |name: &String| name.starts_with("nvme") || name == "infiniband";
+    if listed("/dev/vfio").iter().all(|node| node == "vfio") && !listed("/dev").iter().any(others) {
         return holders;
     }
     let processes = kernel.list(Path::new("/proc")).unwrap_or_default();
@@ -63,7 +74,8 @@ fn look_at(kernel: &dyn Kernel, pid: u32, holders: &mut Holders) {
         let name = target.to_string_lossy();
         let node = name.strip_suffix(" (deleted)").unwrap_or(&name);
         let node = PathBuf::from(node);
-        if node.starts_with("/dev/vfio") {
+        let is_other = OTHERS.iter().any(|prefix| name.starts_with(prefix));
+        if is_other || node.starts_with("/dev/vfio") {
             holders.nodes.entry(node).or_default().push(holder());
         } else if name.contains("vfio-device") {
             let info = text(kernel, &process.join("fdinfo").join(&fd)).unwrap_or_default();

@@ -7,13 +7,15 @@
 //! A VF is in use if any of these says so (research: no single one is right): our own lease; a
 //! process with the VFIO group or device open; a group that cannot be opened because somebody has
 //! it; a driver whose interface is gone, so it went to another network namespace; an interface with
-//! an address, a master or an interface on top; a vDPA device.
+//! an address, a master or an interface on top; a disk that is mounted, swapped to or open; a node
+//! of RDMA's that is open; a vDPA device.
 
 mod aliases;
+mod disks;
 mod guards;
 mod holders;
 mod host;
-mod pci;
+pub(crate) mod pci;
 mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,6 +91,9 @@ pub struct Pf {
     pub stride: u16,
     /// Device identity of its VFs.
     pub vf_device: u16,
+    /// Whether its driver deals out MSI-X vectors to VFs.
+    #[serde(default)]
+    pub msix: bool,
     /// Room for VFs.
     pub room: Room,
     /// Its IOMMU group.
@@ -114,6 +119,9 @@ pub struct Pf {
     pub vfs: Vec<Vf>,
 }
 
+/// How many VFs in use a sentence names.
+const NAMED: usize = 4;
+
 /// A virtual function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Vf {
@@ -137,7 +145,7 @@ pub struct Vf {
     pub attributes: Attributes,
     /// What it has done.
     pub counters: Option<VfCounters>,
-    /// MSI-X vectors, where the driver says.
+    /// MSI-X vectors, where the PF's driver can change them.
     pub msix: Option<u16>,
     /// What it has of its PF's flexible resources, where there are such.
     pub resources: Option<Resources>,
@@ -246,6 +254,11 @@ pub enum Use {
         /// The other.
         upper: String,
     },
+    /// A disk of it is mounted, or swapped to.
+    Mounted {
+        /// Where.
+        mount: String,
+    },
     /// A vDPA device stands on it.
     Vdpa,
     /// The kernel is removing it and waits for whoever has it.
@@ -308,8 +321,12 @@ impl Pf {
 
     /// VF `index`.
     pub fn vf(&self, index: u16) -> Option<&Vf> {
-        let found = self.vfs.binary_search_by_key(&index, |vf| vf.index);
-        found.ok().and_then(|at| self.vfs.get(at))
+        // None is missing, nearly always: a search would touch eight others first.
+        let there = self.vfs.get(usize::from(index));
+        there.filter(|vf| vf.index == index).or_else(|| {
+            let found = self.vfs.binary_search_by_key(&index, |vf| vf.index);
+            found.ok().and_then(|at| self.vfs.get(at))
+        })
     }
 
     /// Where VF `index` is, or would be.
@@ -326,6 +343,24 @@ impl Pf {
     /// Whether it is a network card.
     pub fn is_network(&self) -> bool {
         self.class >> 16 == 0x02
+    }
+
+    /// Which of its VFs that are `concerned` somebody uses, and who; `None` if nobody does.
+    pub fn users(&self, concerned: impl Fn(&Vf) -> bool) -> Option<String> {
+        let used = self.vfs.iter().filter(|vf| vf.is_used() && concerned(vf));
+        let mut parts: Vec<String> = used
+            .clone()
+            .take(NAMED)
+            .map(|vf| {
+                let uses: Vec<String> = vf.uses.iter().map(ToString::to_string).collect();
+                format!("VF {} ({}): {}", vf.index, vf.address, uses.join(", "))
+            })
+            .collect();
+        let rest = used.skip(NAMED).count();
+        if rest > 0 {
+            parts.push(format!("and {rest} more"));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 
     /// What people call it: its interface and address.
@@ -396,6 +431,7 @@ impl fmt::Display for Use {
             Self::Namespace => f.write_str("its interface is in another network namespace"),
             Self::Address { interface } => write!(f, "{interface} is up and has an address"),
             Self::Upper { interface, upper } => write!(f, "{interface} is part of {upper}"),
+            Self::Mounted { mount } => write!(f, "{mount} is mounted from a disk of it"),
             Self::Vdpa => f.write_str("a vDPA device stands on it"),
             Self::Leaving => f.write_str("the kernel is removing it, once nobody has it open"),
         }

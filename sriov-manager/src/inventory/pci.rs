@@ -19,6 +19,14 @@ const SUBORDINATE_BUS: usize = 0x1a;
 const VF_RESOURCES: std::ops::Range<usize> = 7..13;
 const BRIDGE_WINDOWS: std::ops::Range<usize> = 13..17;
 
+/// The list of capabilities: the bit that says there is one, and where it begins (PCI 3.0, 6.7).
+const STATUS: usize = 0x06;
+const HAS_CAPABILITIES: u8 = 0x10;
+const FIRST_CAPABILITY: usize = 0x34;
+/// MSI-X capability; the size of its table, less one, is in Message Control (PCIe 6.0, 7.7.2).
+const MSIX: u8 = 0x11;
+const TABLE_SIZE: u32 = 0x7ff;
+
 /// A little-endian number of configuration space.
 fn dword(config: &[u8], at: usize) -> Option<u32> {
     let bytes = config.get(at..at + 4)?;
@@ -43,6 +51,32 @@ fn vf_bars(config: &[u8]) -> Option<[u32; 6]> {
         }
     }
     None
+}
+
+/// Interrupts that a device has room for in its MSI-X table.
+fn table_size(config: &[u8]) -> Option<u16> {
+    if config.get(STATUS)? & HAS_CAPABILITIES == 0 {
+        return None;
+    }
+    let mut at = usize::from(*config.get(FIRST_CAPABILITY)?);
+    for _ in 0..MAX_CAPABILITIES {
+        let header = dword(config, at & !3)?;
+        let [id, next, ..] = header.to_le_bytes();
+        if id == MSIX {
+            return u16::try_from(((header >> 16) & TABLE_SIZE) + 1).ok();
+        }
+        at = usize::from(next);
+        if at == 0 {
+            return None;
+        }
+    }
+    None
+}
+
+/// MSI-X vectors of the VF at `address`. What its driver was told cannot be read back: the kernel's
+/// file for it is only for writing, and the card changes the size of the table.
+pub(crate) fn msix(kernel: &dyn Kernel, address: PciAddr) -> Option<u16> {
+    table_size(&kernel.read(&address.file("config")).ok()?)
 }
 
 /// Sizes in the lines `range` of a `resource` file; 0 for what is not there.
@@ -145,6 +179,20 @@ mod tests {
         let mut config = vec![0; 0x200];
         config[0x100..0x104].copy_from_slice(&(0x0001_u32 | (0x100 << 20)).to_le_bytes());
         assert_eq!(vf_bars(&config), None);
+    }
+
+    #[test]
+    fn the_table_of_interrupts_has_a_size() {
+        let mut config = vec![0; 0x100];
+        assert_eq!(table_size(&config), None);
+        config[STATUS] = HAS_CAPABILITIES;
+        config[FIRST_CAPABILITY] = 0x40;
+        config[0x40..0x44].copy_from_slice(&[0x01, 0x70, 0, 0]);
+        config[0x70..0x74].copy_from_slice(&[MSIX, 0, 0x09, 0x80]);
+        assert_eq!(table_size(&config), Some(10));
+        assert_eq!(table_size(&config[..0x40]), None, "a plain user's part");
+        config[0x70..0x72].copy_from_slice(&[0x01, 0x40]);
+        assert_eq!(table_size(&config), None, "a loop");
     }
 
     #[test]

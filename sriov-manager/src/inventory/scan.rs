@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::address::{DEVICES, PciAddr};
 use crate::inventory::aliases::modules_for;
+use crate::inventory::disks::Disks;
 use crate::inventory::guards::Guards;
 use crate::inventory::holders::{Holders, group_is_held, holders_of};
 use crate::inventory::{Group, Interface, Inventory, Known, Member, Pf, Use, Vf, host, pci};
@@ -13,6 +14,10 @@ use crate::kernel::{Kernel, Link, Machine, VfReport, link_name, number, text};
 
 /// PCI class of bridges, in the upper byte.
 const BRIDGE: u64 = 0x06;
+
+/// Drivers that deal out interrupts to VFs (those that set `sriov_set_msix_vec_count`). The
+/// kernel's own word for it, sriov_vf_total_msix, waits for whoever writes the number of VFs.
+const DEALERS: [&str; 2] = ["mlx5_core", "ice"];
 
 /// Looks at everything once. Nothing that may block is read.
 ///
@@ -22,10 +27,12 @@ pub fn scan(machine: Machine<'_>, known: &Known) -> io::Result<Inventory> {
     let kernel = machine.kernel;
     let links = machine.network.links(None)?;
     let all = kernel.list(Path::new(DEVICES))?;
+    let holders = holders_of(kernel);
     let scan = Scan {
         machine,
         known,
-        holders: holders_of(kernel),
+        disks: Disks::read(kernel, &holders),
+        holders,
         by_name: links
             .iter()
             .map(|link| (link.name.as_str(), link))
@@ -69,6 +76,7 @@ struct Scan<'a> {
     machine: Machine<'a>,
     known: &'a Known,
     holders: Holders,
+    disks: Disks,
     links: &'a [Link],
     by_name: HashMap<&'a str, &'a Link>,
     guards: Guards,
@@ -94,6 +102,9 @@ impl Scan<'_> {
         let family = family.unwrap_or_default();
         let nvme = Some(family.pool).filter(|pool| pool.is_flexible());
         let eswitch = link.and_then(|_| self.machine.network.eswitch(address).ok().flatten());
+        let msix = driver
+            .as_deref()
+            .is_some_and(|name| DEALERS.contains(&name));
         let (offset, stride) = (count("sriov_offset"), count("sriov_stride"));
         let (offset, stride) = (offset.unwrap_or_default(), stride.unwrap_or_default());
         let leaving = (0..total).filter_map(|index| {
@@ -120,13 +131,14 @@ impl Scan<'_> {
             offset,
             stride,
             vf_device,
+            msix,
             room: pci::room(kernel, address, total),
             group: group_of(kernel, address),
             numa: numa(kernel, address),
             pcie: pci::link(kernel, address),
             reset: words(kernel, address, "reset_method"),
             eswitch,
-            guards: self.guards.of(kernel, address, link),
+            guards: self.guards.of(kernel, address, link, &self.disks),
             nvme,
             wedged: self.known.wedged.get(&address).copied(),
             lacks,
@@ -136,6 +148,7 @@ impl Scan<'_> {
                     let resources = nvme.and_then(|_| family.resources(index));
                     let mut vf = self.vf(index, vf, report(index));
                     vf.resources = resources;
+                    vf.msix = msix.then(|| pci::msix(kernel, vf.address)).flatten();
                     vf.uses.extend(leaving.then_some(Use::Leaving));
                     vf
                 })
@@ -170,7 +183,6 @@ impl Scan<'_> {
         let driver = link_name(kernel, &address.file("driver"));
         let group = group_of(kernel, address);
         let wanted = text(kernel, &address.file("driver_override"));
-        let msix = number(kernel, &address.file("sriov_vf_msix_count"));
         Vf {
             index,
             address,
@@ -180,7 +192,7 @@ impl Scan<'_> {
             reset: words(kernel, address, "reset_method"),
             attributes: report.map(|report| report.attributes).unwrap_or_default(),
             counters: report.and_then(|report| report.counters),
-            msix: msix.and_then(|count| u16::try_from(count).ok()),
+            msix: None,
             resources: None,
             uses: self.uses(address, driver.as_deref(), group, link),
             driver,
@@ -231,6 +243,14 @@ impl Scan<'_> {
             if link.is_none() && interfaces.is_ok() {
                 uses.push(Use::Namespace);
             }
+            let verbs = kernel.list(&address.file("infiniband_verbs"));
+            let verbs = verbs.unwrap_or_default();
+            let nodes = verbs
+                .iter()
+                .map(|name| Path::new("/dev/infiniband").join(name));
+            let nodes: Vec<PathBuf> = nodes.collect();
+            uses.extend(self.holders.of(&nodes, address));
+            uses.extend(self.disks.of(address));
         }
         if let Some(link) = link {
             uses.extend(self.interface_uses(link));

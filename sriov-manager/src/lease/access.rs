@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use towpath_common::control;
 
 use crate::apply::Process;
 use crate::spec::Pool;
@@ -20,10 +21,8 @@ pub struct Peer {
     pub process: Process,
     /// Readable once it has ended.
     pub pidfd: OwnedFd,
-    /// Its user.
-    pub uid: u32,
-    /// Its groups.
-    pub gids: Vec<u32>,
+    /// Its user and groups.
+    pub who: control::Peer,
 }
 
 impl Peer {
@@ -42,8 +41,7 @@ impl Peer {
         };
         let pid = credentials.pid.as_raw_nonzero().get().unsigned_abs();
         let process = Process::now(pid).ok_or(io::Errno::SRCH)?;
-        let mut gids = groups(pid);
-        gids.push(credentials.gid.as_raw());
+        let who = control::Peer::of(stream).map_err(|_| io::Errno::SRCH)?;
         // What was read of the number is about this process only if it still runs.
         if has_ended(&pidfd) {
             return Err(io::Errno::SRCH);
@@ -51,31 +49,29 @@ impl Peer {
         Ok(Self {
             process,
             pidfd,
-            uid: credentials.uid.as_raw(),
-            gids,
+            who,
         })
     }
 
     /// Whether it may lease from `pool`.
     pub fn may(&self, pool: &Pool) -> bool {
-        let groups = pool.gids.iter().any(|gid| self.gids.contains(gid));
-        self.uid == 0 || pool.uids.contains(&self.uid) || groups
+        self.who.uid == 0 || pool.allow.iter().any(|one| one.is(&self.who))
     }
 
-    /// The process `pid`, on behalf of this one: root may name any, others their own.
+    /// The process `pid` and its user, on behalf of this one: root may name any, others their own.
     ///
     /// # Errors
     /// When there is no such process, or it is somebody else's.
-    pub fn instead(&self, pid: u32) -> io::Result<(Process, OwnedFd)> {
+    pub fn instead(&self, pid: u32) -> io::Result<(Process, OwnedFd, u32)> {
         let (process, pidfd) = watch(pid)?;
-        let owner = uid_of(pid);
-        if self.uid != 0 && owner != Some(self.uid) {
+        let owner = uid_of(pid).ok_or(io::Errno::SRCH)?;
+        if self.who.uid != 0 && owner != self.who.uid {
             return Err(io::Errno::PERM);
         }
         if has_ended(&pidfd) {
             return Err(io::Errno::SRCH);
         }
-        Ok((process, pidfd))
+        Ok((process, pidfd, owner))
     }
 }
 
@@ -94,34 +90,21 @@ pub(super) fn has_ended(pidfd: impl AsFd) -> bool {
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-fn status(pid: u32, key: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-    Some(line.to_owned())
-}
-
-fn groups(pid: u32) -> Vec<u32> {
-    let line = status(pid, "Groups:").unwrap_or_default();
-    line.split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect()
-}
-
 fn uid_of(pid: u32) -> Option<u32> {
-    status(pid, "Uid:")?.split_whitespace().next()?.parse().ok()
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::tests::spec;
     use std::process::Command;
 
-    fn pool(uids: &[u32], gids: &[u32]) -> Pool {
-        Pool {
-            name: "p".parse().unwrap(),
-            uids: uids.to_vec(),
-            gids: gids.to_vec(),
-        }
+    fn pool(allow: &str) -> Pool {
+        let text = format!("[[pool]]\nname = \"p\"\nallow = [{allow}]");
+        spec(&text).unwrap().pools.remove(0)
     }
 
     #[test]
@@ -131,24 +114,27 @@ mod tests {
         assert_eq!(peer.process, Process::now(std::process::id()).unwrap());
         assert!(!has_ended(&peer.pidfd));
         drop(theirs);
+        let who = |uid, gids| control::Peer { uid, gids };
         let stranger = Peer {
-            uid: 1000,
-            gids: vec![36],
+            who: who(1000, vec![36]),
             ..peer
         };
-        assert!(!stranger.may(&pool(&[], &[])));
-        assert!(stranger.may(&pool(&[1000], &[])));
-        assert!(stranger.may(&pool(&[], &[36])));
-        assert!(Peer { uid: 0, ..stranger }.may(&pool(&[], &[])));
+        assert!(!stranger.may(&pool("")));
+        assert!(!stranger.may(&pool("\"user:36\", \"group:1000\"")));
+        assert!(stranger.may(&pool("\"user:1000\"")));
+        assert!(stranger.may(&pool("\"group:36\"")));
+        let root = Peer {
+            who: who(0, Vec::new()),
+            ..stranger
+        };
+        assert!(root.may(&pool("")));
     }
 
     #[test]
     fn a_stranger_names_only_processes_of_its_own() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let peer = Peer {
-            uid: 54_321,
-            ..Peer::of(&ours).unwrap()
-        };
+        let mut peer = Peer::of(&ours).unwrap();
+        peer.who.uid = 54_321;
         assert_eq!(peer.instead(1).unwrap_err(), io::Errno::PERM);
     }
 

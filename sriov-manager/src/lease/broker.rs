@@ -158,7 +158,7 @@ impl Broker {
         let pool = spec.pool(request.pool.as_str());
         let pool = pool.ok_or_else(|| LeaseError::NoPool(request.pool.clone()))?;
         if !peer.may(pool) {
-            let (uid, pool) = (peer.uid, request.pool.clone());
+            let (uid, pool) = (peer.who.uid, request.pool.clone());
             return Err(LeaseError::Forbidden { uid, pool });
         }
         let (uid, process, pidfd) = owner(request, peer)?;
@@ -385,13 +385,13 @@ fn owner(
     peer: Peer,
 ) -> Result<(u32, crate::apply::Process, OwnedFd), LeaseError> {
     match request.pid {
-        None => Ok((peer.uid, peer.process, peer.pidfd)),
+        None => Ok((peer.who.uid, peer.process, peer.pidfd)),
         Some(pid) => {
-            let (process, pidfd) = peer.instead(pid).map_err(|error| {
+            let (process, pidfd, uid) = peer.instead(pid).map_err(|error| {
                 let source = error.into();
                 LeaseError::Process { pid, source }
             })?;
-            Ok((peer.uid, process, pidfd))
+            Ok((uid, process, pidfd))
         }
     }
 }

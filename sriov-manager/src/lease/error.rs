@@ -14,7 +14,9 @@ pub enum LeaseError {
     #[error("there is no pool {0}; add a [[pool]] with that name, and VFs that name it")]
     NoPool(Name),
     /// The user may not.
-    #[error("user {uid} may not lease from {pool}: add it to the pool's uids, or a group to gids")]
+    #[error(
+        "user {uid} may not lease from {pool}: add \"user:{uid}\", or a group, to the pool's allow"
+    )]
     Forbidden {
         /// The user.
         uid: u32,

@@ -48,7 +48,7 @@ pub struct Lease {
     pub index: u16,
     /// The process whose end ends the lease.
     pub process: Process,
-    /// The user who asked.
+    /// The process's user, whose node a device is that is opened by its name.
     pub uid: u32,
     /// Seconds since 1970.
     pub since: u64,

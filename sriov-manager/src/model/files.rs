@@ -110,6 +110,16 @@ fn refuse<T>(errno: Errno) -> Result<T, WriteError> {
     Err(WriteError::refused(errno.raw_os_error()))
 }
 
+/// Configuration space of a VF with so many interrupts.
+fn config(interrupts: u16) -> Vec<u8> {
+    let mut config = vec![0; 64];
+    config[0x06] = 0x10;
+    config[0x34] = 0x40;
+    config.extend([0x11, 0]);
+    config.extend((interrupts - 1).to_le_bytes());
+    config
+}
+
 impl State {
     /// Writes, with all that follows from it.
     pub(super) fn write(&mut self, path: &Path, text: &str) -> Result<(), WriteError> {
@@ -133,6 +143,7 @@ impl State {
                     .file(&place, if text == "\n" { "(null)" } else { text });
                 Ok(())
             }
+            ("sriov_vf_msix_count", Some(vf)) => self.set_msix(vf, text),
             ("type", _) if place.starts_with("/sys/kernel/iommu_groups") => {
                 self.files.file(&place, text);
                 Ok(())
@@ -229,6 +240,8 @@ impl State {
         self.files.file(&format!("{dir}/device"), "0x10ca");
         self.files.file(&format!("{dir}/reset"), "");
         self.files.file(&format!("{dir}/reset_method"), "flr");
+        self.files.file(&format!("{dir}/sriov_vf_msix_count"), "");
+        self.files.bytes(&format!("{dir}/config"), config(3));
         self.files
             .link(&format!("{}/virtfn{index}", pf_dir.display()), &dir);
         if !card.keeps && card.nvme.is_none() {
@@ -241,6 +254,24 @@ impl State {
         {
             self.attach_own(vf);
         }
+    }
+
+    /// Gives a VF interrupts.
+    fn set_msix(&mut self, vf: PciAddr, text: &str) -> Result<(), WriteError> {
+        let Ok(count) = text.parse::<u16>() else {
+            return refuse(Errno::INVAL);
+        };
+        self.touched.insert(vf);
+        let dir = vf.dir().display().to_string();
+        let pf = self.files.target(&format!("{dir}/physfn")).unwrap();
+        if !self.cards[&pf.parse::<PciAddr>().unwrap()].msix {
+            return refuse(Errno::OPNOTSUPP);
+        }
+        if self.files.target(&format!("{dir}/driver")).is_some() {
+            return refuse(Errno::BUSY);
+        }
+        self.files.bytes(&format!("{dir}/config"), config(count));
+        Ok(())
     }
 
     /// Binds a VF to whatever takes such VFs; NVMe's does not take one without queues.

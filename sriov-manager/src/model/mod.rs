@@ -4,8 +4,10 @@
 //! changes only from and to none (EBUSY), never beyond the total (ERANGE), and not without a
 //! driver (ENOENT), room (ENOMEM) or buses (ENOMEM); VFs sit at offset and stride; a driver may
 //! make fewer than asked and say nothing; removing them while one is held removes those before it
-//! and never returns; what a VF was told goes with it (igb) or stays (netdevsim); `drivers_probe`
-//! succeeds whether or not a driver took the device; without autoprobe only an override binds.
+//! and never returns; a VF's interrupts are changed while it has no driver, and their number is
+//! read in its configuration space only; what a VF was told goes with it (igb) or stays
+//! (netdevsim); `drivers_probe` succeeds whether or not a driver took the device; without autoprobe
+//! only an override binds.
 //!
 //! Faults: the n-th change fails, or everything from the n-th on does, as for a process that was
 //! killed.
@@ -50,6 +52,8 @@ pub(crate) struct Card {
     /// Whether its port tells functions apart.
     pub(crate) acs: bool,
     pub(crate) eswitch: Option<EswitchMode>,
+    /// Whether the driver deals out interrupts to VFs.
+    pub(crate) msix: bool,
     /// An NVMe controller with so much to deal out, instead of a network card.
     pub(crate) nvme: Option<Resources>,
 }
@@ -69,6 +73,7 @@ impl Card {
             last_bus: 255,
             acs: true,
             eswitch: None,
+            msix: false,
             nvme: None,
         }
     }
@@ -151,7 +156,7 @@ impl State {
         self.files.dir("/dev/vfio");
         self.files.file("/dev/vfio/vfio", "");
         self.files.file("/sys/bus/pci/drivers_probe", "");
-        for driver in ["igb", "igbvf", "nvme", "vfio-pci", "pcieport"] {
+        for driver in ["igb", "igbvf", "mlx5_core", "nvme", "vfio-pci", "pcieport"] {
             self.files
                 .file(&format!("/sys/bus/pci/drivers/{driver}/bind"), "");
             self.files
@@ -174,6 +179,7 @@ impl State {
         let own = if card.acs { group + 1 } else { group };
         let (class, driver) = match card.nvme {
             Some(_) => (0x01_0802, "nvme"),
+            None if card.msix => (0x02_0000, "mlx5_core"),
             None => (0x02_0000, "igb"),
         };
         self.function(pf, &at, class, driver, own);
@@ -298,9 +304,12 @@ impl Kernel for Model {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let state = self.state();
         assert!(
-            !path.ends_with("sriov_numvfs"),
+            !path.ends_with("sriov_numvfs") && !path.ends_with("sriov_vf_total_msix"),
             "nobody reads what may block"
         );
+        if path.ends_with("sriov_vf_msix_count") {
+            return Err(Errno::IO.into());
+        }
         if let Some(group) = path
             .to_str()
             .and_then(|path| path.strip_prefix("/dev/vfio/"))

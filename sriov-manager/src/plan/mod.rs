@@ -26,6 +26,9 @@ use crate::values::{DriverName, EswitchMode, GroupType};
 
 pub use reason::Reason;
 
+/// Steps that a new VF takes, about.
+const STEPS: usize = 8;
+
 /// Steps and refusals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -120,7 +123,7 @@ pub enum Action {
         /// The VF.
         vf: u16,
         /// The driver.
-        driver: String,
+        driver: Box<str>,
     },
     /// The DMA of a VF's group is translated in another way.
     GroupType {
@@ -306,6 +309,12 @@ pub fn plan_back(inventory: &Inventory, before: &Target) -> Plan {
 
 fn plan_unless(inventory: &Inventory, target: &Target, counts: fn(Why) -> bool) -> Plan {
     let mut plan = Plan::default();
+    let made = target.pfs.iter().filter(|wanted| {
+        let now = inventory.pf(wanted.address);
+        now.is_some_and(|pf| pf.count() != wanted.count)
+    });
+    let vfs: usize = made.map(|wanted| usize::from(wanted.count)).sum();
+    plan.steps.reserve(vfs * STEPS);
     for wanted in &target.pfs {
         let Some(pf) = inventory.pf(wanted.address) else {
             plan.refusals.push(Refusal {
@@ -316,15 +325,16 @@ fn plan_unless(inventory: &Inventory, target: &Target, counts: fn(Why) -> bool) 
             });
             continue;
         };
-        let (steps, lacks) = order::steps(inventory, pf, wanted);
-        let mut refusals = refuse::refusals(inventory, pf, wanted, &steps);
+        let first = plan.steps.len();
+        let lacks = order::steps(inventory, pf, wanted, &mut plan.steps);
+        let steps = plan.steps.get(first..).unwrap_or_default();
+        let mut refusals = refuse::refusals(inventory, pf, wanted, steps);
         refusals.retain(|refusal| counts(refusal.why));
         let pf = pf.address;
         plan.lacks
             .extend(lacks.into_iter().map(|key| Lack { pf, key }));
-        if refusals.is_empty() {
-            plan.steps.extend(steps);
-        } else {
+        if !refusals.is_empty() {
+            plan.steps.truncate(first);
             plan.refusals.extend(refusals);
         }
     }

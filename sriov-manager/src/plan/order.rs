@@ -38,7 +38,7 @@ impl Now<'_> {
 /// Steps as they are collected.
 struct Steps<'a> {
     pf: &'a Pf,
-    list: Vec<Step>,
+    list: &'a mut Vec<Step>,
     /// What the attribute will be at this point.
     autoprobe: Option<bool>,
     /// What is wanted and done without.
@@ -60,15 +60,16 @@ impl Steps<'_> {
     }
 }
 
-/// What it takes to make `pf` what `wanted` says.
+/// Adds to `list` what it takes to make `pf` what `wanted` says; returns what is done without.
 pub(super) fn steps(
     inventory: &Inventory,
     pf: &Pf,
     wanted: &PfTarget,
-) -> (Vec<Step>, BTreeSet<Key>) {
+    list: &mut Vec<Step>,
+) -> BTreeSet<Key> {
     let mut steps = Steps {
         pf,
-        list: Vec::new(),
+        list,
         autoprobe: pf.autoprobe,
         lacks: BTreeSet::new(),
     };
@@ -115,7 +116,7 @@ pub(super) fn steps(
     if let Some(on) = last {
         steps.autoprobe(on, "as it is to be for VFs that others make");
     }
-    (steps.list, steps.lacks)
+    steps.lacks
 }
 
 /// Which VFs go.
@@ -140,9 +141,10 @@ fn vfs(
     let mut native = Vec::new();
     let mut named = Vec::new();
     let mut late = Vec::new();
+    let mut owns = wanted.vfs.iter().peekable();
     for index in 0..wanted.count {
         let vf = pf.vf(index).filter(|_| !remake);
-        let own = wanted.vfs.get(&index);
+        let own = owns.next_if(|(own, _)| **own == index).map(|(_, own)| own);
         if vf.is_some() && own.is_none() && wanted.group_type.is_none() {
             continue;
         }
@@ -170,9 +172,8 @@ fn vfs(
         }
     }
     for (vf, driver) in named {
-        let reason = Reason::Wanted(driver.clone());
         let driver = Some(driver);
-        steps.push(Action::Bind { vf, driver }, reason);
+        steps.push(Action::Bind { vf, driver }, "this driver is wanted");
     }
     if !native.is_empty() {
         steps.autoprobe(true, "without it no driver takes a VF by itself");
@@ -197,23 +198,17 @@ fn told(
     steps: &mut Steps<'_>,
     late: &mut Vec<Step>,
 ) {
-    if let Some(count) = own.msix.filter(|count| now.msix != Some(*count)) {
-        let reason = match now.msix {
-            Some(now) => format!("it has {now}"),
-            None => "it is new".to_owned(),
-        };
-        steps.push(Action::Msix { vf, count }, reason);
-    }
     for attribute in own.attributes.missing_in(&now.attributes) {
         let key = attribute.key();
         if steps.pf.lacks.contains(&key) && !wanted.requires(key) {
             steps.lacks.insert(key);
             continue;
         }
-        let reason = match now.attributes.reported(&attribute) {
-            Some(now) => Reason::Now(now),
-            None if now.fresh => Reason::Fixed("it is new"),
-            None => Reason::Fixed("it is not known"),
+        let reason = if now.fresh {
+            Reason::Fixed("it is new")
+        } else {
+            let reported = now.attributes.reported(&attribute);
+            reported.map_or(Reason::Fixed("it is not known"), Reason::Now)
         };
         let action = Action::Attribute { vf, attribute };
         let step = Step {
@@ -225,6 +220,31 @@ fn told(
             Attribute::Rates(_) => late.push(step),
             _ => steps.list.push(step),
         }
+    }
+}
+
+/// What a VF without a driver is given to drive it with.
+fn dealt(
+    vf: u16,
+    msix: Option<u16>,
+    resources: Option<Resources>,
+    now: &Now<'_>,
+    steps: &mut Steps<'_>,
+) {
+    if let Some(count) = msix {
+        let reason = match now.msix {
+            Some(now) => format!("it has {now}"),
+            None => "it is new".to_owned(),
+        };
+        steps.push(Action::Msix { vf, count }, reason);
+    }
+    if let Some(resources) = resources {
+        let now = now.resources.unwrap_or_default();
+        let reason = match now {
+            Resources::NONE => "it has none".to_owned(),
+            now => format!("it has {now}"),
+        };
+        steps.push(Action::Resources { vf, resources }, reason);
     }
 }
 
@@ -241,6 +261,7 @@ fn binding(
     let resources = own
         .resources
         .filter(|wanted| now.resources != Some(*wanted));
+    let msix = own.msix.filter(|wanted| now.msix != Some(*wanted));
     // Without queues no driver takes it.
     let idle = now.resources == Some(Resources::NONE) && resources.is_none();
     let as_new = if now.fresh && last == Some(true) && !idle {
@@ -250,7 +271,7 @@ fn binding(
     };
     let as_was = now
         .driver
-        .filter(|_| resources.is_some())
+        .filter(|_| resources.is_some() || msix.is_some())
         .and_then(|name| now.as_was(name));
     let driver = own.driver.clone().or(as_new).or(as_was);
     let kept = |driver: &Driver| match driver {
@@ -260,8 +281,8 @@ fn binding(
         Driver::Named(name) => now.driver == Some(name.as_str()),
         Driver::Unbound => now.driver.is_none() && now.only.is_none(),
     };
-    // What a controller has can only be changed while nobody drives it.
-    let moved = resources.is_some() && now.driver.is_some();
+    // What a controller has, and a VF's interrupts, can only be changed while nobody drives it.
+    let moved = (resources.is_some() || msix.is_some()) && now.driver.is_some();
     let rebind = driver.as_ref().is_some_and(|driver| moved || !kept(driver));
     // VFIO has domains of its own; the type matters to drivers of the host, and to devices at rest.
     let kind = wanted.group_type.filter(|kind| {
@@ -269,7 +290,7 @@ fn binding(
         differs && (rebind || now.driver.is_none())
     });
     if let Some(driver) = now.driver.filter(|_| rebind) {
-        let driver = driver.to_owned();
+        let driver = driver.into();
         let reason = match &own.driver {
             Some(wanted) => format!("{wanted} is wanted"),
             None if moved => "what it has is to change".to_owned(),
@@ -281,14 +302,7 @@ fn binding(
         let reason = format!("it is {}", now.group.unwrap_or("not known yet"));
         steps.push(Action::GroupType { vf, kind }, reason);
     }
-    if let Some(resources) = resources {
-        let now = now.resources.unwrap_or_default();
-        let reason = match now {
-            Resources::NONE => "it has none".to_owned(),
-            now => format!("it has {now}"),
-        };
-        steps.push(Action::Resources { vf, resources }, reason);
-    }
+    dealt(vf, msix, resources, now, steps);
     let driver = driver.filter(|_| rebind)?;
     let only = match &driver {
         Driver::Named(name) => Some(name.clone()),
@@ -296,10 +310,10 @@ fn binding(
     };
     if now.only != only.as_ref().map(DriverName::as_str) {
         let reason = match &only {
-            Some(name) => Reason::Only(name.clone()),
-            None => Reason::Fixed("no single driver is wanted"),
+            Some(_) => "no other driver is wanted",
+            None => "no single driver is wanted",
         };
-        let driver = only.clone();
+        let driver = only;
         steps.push(Action::Override { vf, driver }, reason);
     }
     match driver {

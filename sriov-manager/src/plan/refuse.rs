@@ -9,9 +9,6 @@ use crate::plan::{Action, Refusal, Step, Why};
 use crate::target::PfTarget;
 use crate::values::{Driver, EswitchMode, is_vfio};
 
-/// How many VFs in use a sentence names.
-const NAMED: usize = 4;
-
 struct Refusals<'a> {
     pf: &'a Pf,
     list: Vec<Refusal>,
@@ -39,10 +36,12 @@ pub(super) fn refusals(
         return refusals.list;
     }
     if let Some(writer) = pf.wedged {
+        let users = pf.users(|_| true);
+        let users = users.map_or(String::new(), |users| format!("; in use are {users}"));
         refusals.push(
             Why::Wedged,
             format!(
-                "{}: a write never returned; process {writer} is stuck in it",
+                "{}: a write never returned; process {writer} is stuck in it{users}",
                 pf.label()
             ),
             "end whoever has its VFs open; the write then returns by itself",
@@ -56,6 +55,7 @@ pub(super) fn refusals(
         numbers(pf, wanted, &mut refusals);
     }
     means(pf, wanted, steps, &mut refusals);
+    interrupts(pf, steps, &mut refusals);
     resources(pf, wanted, steps, &mut refusals);
     isolation(inventory, pf, wanted, steps, remake, &mut refusals);
     refusals.list
@@ -67,32 +67,15 @@ fn in_use(pf: &Pf, steps: &[Step], remake: bool, refusals: &mut Refusals<'_>) {
         return;
     }
     let touched: BTreeSet<u16> = steps.iter().filter_map(|step| step.action.vf()).collect();
-    let used = |vf: &&Vf| vf.is_used() && (remake || touched.contains(&vf.index));
-    let used: Vec<&Vf> = pf.vfs.iter().filter(used).collect();
-    if used.is_empty() {
+    let Some(users) = pf.users(|vf| remake || touched.contains(&vf.index)) else {
         return;
-    }
-    let mut parts: Vec<String> = used
-        .iter()
-        .take(NAMED)
-        .map(|vf| {
-            let uses: Vec<String> = vf.uses.iter().map(ToString::to_string).collect();
-            format!("VF {} ({}): {}", vf.index, vf.address, uses.join(", "))
-        })
-        .collect();
-    if used.len() > NAMED {
-        parts.push(format!("and {} more", used.len() - NAMED));
-    }
+    };
     let what = if remake {
         "all VFs would go"
     } else {
         "a VF would be changed"
     };
-    let text = format!(
-        "{}: {what}, and in use are {}",
-        pf.label(),
-        parts.join("; ")
-    );
+    let text = format!("{}: {what}, and in use are {users}", pf.label());
     refusals.push(
         Why::InUse,
         text,
@@ -237,6 +220,21 @@ fn means(pf: &Pf, wanted: &PfTarget, steps: &[Step], refusals: &mut Refusals<'_>
                 pf.label()
             ),
             "leave eswitch out",
+        );
+    }
+}
+
+/// Whether VFs can be given interrupts.
+fn interrupts(pf: &Pf, steps: &[Step], refusals: &mut Refusals<'_>) {
+    let msix = |step: &Step| matches!(step.action, Action::Msix { .. });
+    if !pf.msix && steps.iter().any(msix) {
+        refusals.push(
+            Why::Unsupported,
+            format!(
+                "{}: its driver cannot change the number of interrupts of VFs",
+                pf.label()
+            ),
+            "leave msix out for this PF",
         );
     }
 }

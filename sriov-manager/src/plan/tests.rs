@@ -197,6 +197,52 @@ fn a_vf_with_an_address_or_a_bridge_is_in_use() {
 }
 
 #[test]
+fn a_vf_whose_disk_is_mounted_or_open_is_in_use() {
+    let mount = "40 1 259:1 / /srv rw - ext4 /dev/nvme7n1p1 rw\n";
+    let swap = "Filename Type Size Used Priority\n/dev/nvme7n1p1 partition 8 0 -2\n";
+    for (file, text, what) in [
+        (
+            "/proc/self/mountinfo",
+            mount,
+            "/srv is mounted from a disk of it",
+        ),
+        ("/proc/swaps", swap, "swap is mounted from a disk of it"),
+        ("/proc/77/comm", "fio\n", "open in fio, process 77"),
+        (
+            "/proc/88/comm",
+            "ib_send_bw\n",
+            "open in ib_send_bw, process 88",
+        ),
+    ] {
+        let model = Model::new([Card::new(1)]);
+        let vf = make(&model, 2)[1];
+        {
+            let mut state = model.state();
+            let dir = state.files.resolve(&vf.dir()).unwrap();
+            let part = dir.join("nvme/nvme7/nvme7n1/nvme7n1p1");
+            let part = part.to_str().unwrap();
+            state.files.dir(part);
+            state.files.link("/sys/class/block/nvme7n1p1", part);
+            state.files.file("/dev/nvme7n1p1", "");
+            let verbs = dir.join("infiniband_verbs/uverbs3");
+            state.files.dir(verbs.to_str().unwrap());
+            state.files.file("/dev/infiniband/uverbs3", "");
+            match what.rsplit_once("process ") {
+                Some((_, "77")) => state.files.link("/proc/77/fd/3", "/dev/nvme7n1p1"),
+                Some(_) => state.files.link("/proc/88/fd/3", "/dev/infiniband/uverbs3"),
+                None => {}
+            }
+            state.files.file(file, text);
+        }
+        let plan = made(&model, &wanted(1, ""));
+        assert_eq!(why(&plan), [Why::InUse], "{what}");
+        let culprit = format!("in use are VF 1 ({vf}): {what}");
+        let said = &plan.refusals[0].text;
+        assert!(said.ends_with(&culprit), "{said}");
+    }
+}
+
+#[test]
 fn a_leased_vf_is_in_use() {
     let model = Model::new([Card::new(1)]);
     let vfs = make(&model, 1);
@@ -580,6 +626,29 @@ fn matches_must_mean_one_pf() {
         &format!("[[pf]]\nmatch = {{ mac = \"{by_mac}\" }}\nvfs = 1\n"),
     );
     assert_eq!(plan.pfs(), [PciAddr::new(0, 2, 0, 0)]);
+}
+
+/// The kernel takes it from nobody else than a PF whose driver can, and for a VF that has none.
+#[test]
+fn interrupts_are_dealt_out_while_no_driver_has_the_vf() {
+    let text = wanted(2, "[[pf.vf]]\nindex = 1\nmsix = 8\n");
+    let model = Model::new([Card::new(1)]);
+    assert_eq!(why(&made(&model, &text)), [Why::Unsupported]);
+    let model = Model::new([Card {
+        msix: true,
+        ..Card::new(1)
+    }]);
+    make(&model, 2);
+    let plan = made(&model, &text);
+    assert_eq!(
+        lines(&plan),
+        [
+            "VF 1: take it from igbvf",
+            "VF 1: 8 interrupts",
+            "VF 1: bind to its own driver",
+        ]
+    );
+    assert_eq!(plan.steps[1].reason.to_string(), "it has 3");
 }
 
 #[test]

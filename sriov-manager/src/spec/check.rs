@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use towpath_common::config::{ConfigError, Document, Place, SocketPath};
+use towpath_common::control::Access;
 
 use super::table::{DaemonTable, File, MacChoice, PfTable, VfTable};
 use super::{
@@ -29,7 +31,7 @@ pub(super) fn check(document: &Document, file: File) -> Result<Spec, ConfigError
         macs: Unique::new("mac", "give each VF its own address"),
         pools: Vec::new(),
     };
-    let daemon = settings(document, file.daemon)?;
+    let daemon = settings(document, file.daemon, file.control)?;
     let pools = checker.pools(file.pools)?;
     let mut matches = Unique::new("match", "describe each PF once");
     let mut pfs = Vec::new();
@@ -55,19 +57,45 @@ pub(super) fn check(document: &Document, file: File) -> Result<Spec, ConfigError
     })
 }
 
-fn settings(document: &Document, table: DaemonTable) -> Result<Settings, ConfigError> {
+/// A path that means the same to the daemon and to every command, wherever each is started.
+fn absolute<T>(
+    document: &Document,
+    key: &str,
+    written: Option<Spanned<T>>,
+    path: impl Fn(&T) -> &Path,
+) -> Result<Option<T>, ConfigError> {
+    let Some(written) = written else {
+        return Ok(None);
+    };
+    let (place, value) = (document.place(written.span()), written.into_inner());
+    if path(&value).is_absolute() {
+        return Ok(Some(value));
+    }
+    let message = format!(
+        "{key} {:?} is not absolute: the daemon and the commands are started in different \
+         directories; write the whole path",
+        path(&value)
+    );
+    Err(invalid(place, message))
+}
+
+fn settings(
+    document: &Document,
+    table: DaemonTable,
+    access: Access,
+) -> Result<Settings, ConfigError> {
     let deadline = i64::try_from(DEADLINE.as_secs()).unwrap_or(i64::MAX);
     let value = |error: towpath_common::config::ValueError| {
         invalid(document.place(0..0), error.to_string())
     };
     let settings = Settings {
-        control: table
-            .control
+        control: absolute(document, "control", table.control, SocketPath::as_path)?
             .unwrap_or_else(|| SocketPath::literal(DEFAULT_CONTROL)),
-        leases: table
-            .leases
+        leases: absolute(document, "leases", table.leases, SocketPath::as_path)?
             .unwrap_or_else(|| SocketPath::literal(DEFAULT_LEASES)),
-        state: table.state.unwrap_or_else(|| DEFAULT_STATE.into()),
+        state: absolute(document, "state", table.state, PathBuf::as_path)?
+            .unwrap_or_else(|| DEFAULT_STATE.into()),
+        access,
         drift: table.drift,
         drift_interval: match table.drift_interval {
             Some(interval) => interval,
@@ -100,10 +128,8 @@ impl Checker<'_> {
             let place = self.document.place(pool.span());
             let pool = pool.into_inner();
             names.claim(&place, pool.name.as_str().to_owned())?;
-            let members = pool.uids.len().max(pool.gids.len());
-            if pools.len() == MAX_POOLS || members > MAX_POOLS {
-                let message = format!("more than {MAX_POOLS} pools, users or groups");
-                return Err(invalid(place, message));
+            if pools.len() == MAX_POOLS {
+                return Err(invalid(place, format!("more than {MAX_POOLS} pools")));
             }
             self.pools.push(pool.name.as_str().to_owned());
             pools.push(pool);

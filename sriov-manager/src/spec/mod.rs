@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ConfigError, Document, Name, Place, SocketPath};
+use towpath_common::control::Access;
+use towpath_common::control::access::{self, Principal};
 use towpath_common::logging::LogFilter;
 use towpath_common::ranged;
 
@@ -32,7 +34,7 @@ pub const DEFAULT_LEASES: &str = "/run/towpath/sriov-manager-lease.sock";
 pub const DEFAULT_STATE: &str = "/var/lib/towpath/sriov-manager";
 /// Most PFs: more than any host has slots and ports.
 pub const MAX_PFS: usize = 256;
-/// Most pools, and most users and groups of one.
+/// Most pools.
 pub const MAX_POOLS: usize = 256;
 
 ranged! {
@@ -74,6 +76,9 @@ pub struct Spec {
 pub struct Settings {
     /// The control socket.
     pub control: SocketPath,
+    /// Who is answered on it: the table `[control]`.
+    #[serde(skip_serializing_if = "Access::is_open")]
+    pub access: Access,
     /// The socket for leases.
     pub leases: SocketPath,
     /// Where the journal, the lock and the leases are kept.
@@ -101,12 +106,9 @@ impl Settings {
 pub struct Pool {
     /// Its name.
     pub name: Name,
-    /// Users, besides root.
-    #[serde(default)]
-    pub uids: Vec<u32>,
-    /// Groups.
-    #[serde(default)]
-    pub gids: Vec<u32>,
+    /// Users and groups, besides root.
+    #[serde(default, deserialize_with = "access::some")]
+    pub allow: Vec<Principal>,
 }
 
 /// What one PF is to be.

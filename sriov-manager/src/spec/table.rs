@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 use towpath_common::config::{Name, SocketPath, ValueError};
+use towpath_common::control::Access;
 use towpath_common::logging::LogFilter;
 
 use super::{Drift, Interval, Match, Pool, Seconds};
@@ -22,6 +23,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) daemon: DaemonTable,
     #[serde(default)]
+    pub(super) control: Access,
+    #[serde(default)]
     pub(super) iommu: IommuTable,
     #[serde(default, rename = "pool")]
     pub(super) pools: Vec<Spanned<Pool>>,
@@ -33,9 +36,9 @@ pub(super) struct File {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DaemonTable {
-    pub(super) control: Option<SocketPath>,
-    pub(super) leases: Option<SocketPath>,
-    pub(super) state: Option<PathBuf>,
+    pub(super) control: Option<Spanned<SocketPath>>,
+    pub(super) leases: Option<Spanned<SocketPath>>,
+    pub(super) state: Option<Spanned<PathBuf>>,
     #[serde(default)]
     pub(super) drift: Drift,
     pub(super) drift_interval: Option<Interval>,

@@ -17,7 +17,7 @@ group_type = "DMA-FQ"
 
 [[pool]]
 name = "fast"
-uids = [107]
+allow = ["user:107", "group:root"]
 
 [[pf]]
 match = { address = "0000:01:00.0", vendor = 0x8086 }
@@ -113,6 +113,46 @@ fn mistakes_are_refused_with_their_place() {
         (
             "[daemon]\ncontrol = \"/run/a\"\nleases = \"/run/a\"",
             "t:1:1: control and leases are both",
+        ),
+    ] {
+        refused_with(text, message);
+    }
+}
+
+#[test]
+fn the_right_form_is_said_of_identities_paths_and_users() {
+    for (text, message) in [
+        (
+            "[[pf]]\nmatch = { vendor = \"8086\" }\nvfs = 1",
+            "t:2:20: PCI identity \"8086\" is not valid: write a number",
+        ),
+        (
+            "[[pf]]\nmatch = { device = 70000 }\nvfs = 1",
+            "t:2:20: PCI identity \"70000\" is not valid",
+        ),
+        (
+            "[[pf]]\nmatch = { device = true }\nvfs = 1",
+            "t:2:20: write the number, such as 0x8086",
+        ),
+        (
+            "[daemon]\nstate = \"state\"",
+            "t:2:9: state \"state\" is not absolute",
+        ),
+        (
+            "[daemon]\ncontrol = \"a.sock\"",
+            "t:2:11: control \"a.sock\" is not absolute",
+        ),
+        (
+            "[daemon]\nleases = \"./a\"",
+            "t:2:10: leases \"./a\" is not absolute",
+        ),
+        (
+            "[[pool]]\nname = \"a\"\nallow = [\"kvm\"]",
+            "t:3:9: user or group \"kvm\" is not valid: write user:NAME",
+        ),
+        (
+            "[control]\nread = [\"group:\"]",
+            "t:2:8: user or group \"group:\" is not valid",
         ),
     ] {
         refused_with(text, message);

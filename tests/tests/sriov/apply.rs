@@ -119,6 +119,13 @@ sed -i 's/vfs = 7/vfs = 7\nrequired = ["link_state"]/' /etc/towpath/sriov-manage
 is $(code sriov-manager apply) 4
 cp /tmp/good /etc/towpath/sriov-manager.toml
 is $(code sriov-manager plan) 0
+
+# This driver deals out no interrupts, and the kernel's file for it is for writing only.
+is $(stat -c %a /sys/bus/pci/devices/$(vf 5)/sriov_vf_msix_count) 200
+printf '[[pf.vf]]\nindex = 5\nmsix = 2\n' >>/etc/towpath/sriov-manager.toml
+is $(code sriov-manager plan) 4
+said "its driver cannot change the number of interrupts of VFs"
+cp /tmp/good /etc/towpath/sriov-manager.toml
 echo "without"
 
 # Killed in the middle; the next one finishes or undoes it.

@@ -11,7 +11,7 @@ conf <<END
 drift_interval = 2
 [[pool]]
 name = "fast"
-uids = [65534]
+allow = ["user:65534"]
 [[pool]]
 name = "private"
 [[pf]]
@@ -88,12 +88,14 @@ grep -q "owner=gone" /tmp/log
 echo "nobody"
 
 # For a VMM that opens the device by its name: the node is its user's, and nobody's afterwards.
-sleep 600 &
+vfio-user idle &
 vmm=$!
+until [ "$(awk '/^Uid/ { print $2 }' /proc/$vmm/status)" = 65534 ]; do sleep 0.1; done
 is $(code sriov-manager lease get --pool fast --owner vm44 --pid $vmm) 0
 said "vfio-pci,host=0000:"
+is $(stat -c %u /dev/vfio/$(sed -n 's/.*group \([0-9]*\),.*/\1/p' /tmp/out)) 65534
 sriov-manager lease list >/tmp/out
-said "vm44 *$vmm"
+said "vm44 *$vmm *65534"
 kill $vmm
 until [ "$(sriov-manager lease list | grep -c vm44)" = 0 ]; do sleep 0.2; done
 echo "by name"

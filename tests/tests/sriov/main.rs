@@ -6,6 +6,7 @@ mod apply;
 mod hosts;
 mod lease;
 mod modern;
+mod page;
 mod unplug;
 
 use towpath_tests::vm::{Builder, Vm};
@@ -63,7 +64,7 @@ conf <<END
 drift_interval = 2
 [[pool]]
 name = "fast"
-uids = [65534]
+allow = ["user:65534"]
 [[pf]]
 match = { mac = "52:54:00:00:01:00" }
 vfs = 3

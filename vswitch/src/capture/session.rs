@@ -21,7 +21,7 @@ use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use towpath_common::clock::Clock;
 
 use super::anchor::Anchor;
@@ -407,7 +407,7 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Sends what was encoded, if anything was.
+    /// Sends what was encoded, if anything was. Who asks meanwhile hears what is missed by then.
     async fn send(&mut self, chunks: &mpsc::Sender<Bytes>, stall: Duration) -> Result<(), End> {
         let chunk = self.file.take();
         if chunk.is_empty() {
@@ -416,10 +416,20 @@ impl Stream<'_> {
         self.running
             .bytes
             .fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        match timeout(stall, chunks.send(Bytes::from(chunk))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::ClientGone),
-            Err(_) => Err(End::ClientStuck),
+        let sending = timeout(stall, chunks.send(Bytes::from(chunk)));
+        tokio::pin!(sending);
+        loop {
+            tokio::select! {
+                sent = &mut sending => return match sent {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(_)) => Err(End::ClientGone),
+                    Err(_) => Err(End::ClientStuck),
+                },
+                () = sleep(PERIOD) => {
+                    let missed = self.reader.missed();
+                    self.running.missed.store(missed, Ordering::Relaxed);
+                }
+            }
         }
     }
 }

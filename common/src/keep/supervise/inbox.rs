@@ -1,5 +1,5 @@
-//! What a supervised daemon says (sd_notify(3)): the socket it arrives on, a message and who sent it,
-//! and passing it on.
+//! What a supervised daemon says (sd_notify(3)): the socket it arrives on, a message and who
+//! sent it, and passing it on.
 
 use std::io::{Error, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -51,9 +51,9 @@ prop_compose! {
     fn card(bus: u8)(
         keeps in any::<bool>(), grants in prop_oneof![9 => Just(7_u16), 1 => 0..7_u16],
         room in prop::bool::weighted(0.9), acs in prop::bool::weighted(0.8),
-        count in 0..=7_u16, lives in prop::collection::vec(life(), 7)
+        msix in any::<bool>(), count in 0..=7_u16, lives in prop::collection::vec(life(), 7)
     ) -> (Card, u16, Vec<Life>) {
-        let card = Card { keeps, grants, room, acs, ..Card::new(bus) };
+        let card = Card { keeps, grants, room, acs, msix, ..Card::new(bus) };
         let count = if room { count.min(grants) } else { 0 };
         (card, count, lives)
     }
@@ -145,13 +145,15 @@ prop_compose! {
     fn pf_target(bus: u8)(
         count in 0..=8_u16, autoprobe in any::<Option<bool>>(),
         group_type in prop_oneof![3 => Just(None), 1 => Just(Some(GroupType::Dma))],
-        vfs in prop::collection::btree_map(0..7_u16, (attributes(), driver()), 0..5)
+        vfs in prop::collection::btree_map(
+            0..7_u16, (attributes(), driver(), prop::option::of(2..5_u16)), 0..5,
+        )
     ) -> PfTarget {
         let vfs: BTreeMap<u16, VfTarget> = vfs
             .into_iter()
             .filter(|(index, _)| *index < count)
-            .map(|(index, (attributes, driver))| {
-                let target = VfTarget { attributes, driver, ..VfTarget::default() };
+            .map(|(index, (attributes, driver, msix))| {
+                let target = VfTarget { attributes, driver, msix, ..VfTarget::default() };
                 (index, target)
             })
             .collect();

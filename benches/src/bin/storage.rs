@@ -1,0 +1,150 @@
+//! Part of `make bench`: each kind of storage through vblk beside `io_uring` where its bytes lie.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use towpath_benches::backend::{Launcher, found};
+use towpath_benches::options::{Common, beside, write_json};
+use towpath_benches::plan::{Effort, Entrant, Entry};
+use towpath_benches::report::Report;
+use towpath_benches::runner::{Figure, run_all, tell};
+use towpath_benches::storage::plan::{Row, Who, rows};
+use towpath_benches::storage::runner::Runner;
+use towpath_benches::storage::{crowd, scene::Scene};
+use towpath_common::limits::raise_open_files;
+
+/// How weights and a cap divide a worker: no rates.
+const SHARES: &str = "shares";
+
+/// Measures vblk on each kind of storage, and many disks on one worker; prints ratios and writes
+/// JSON. Needs root, for loop devices and a mount.
+#[derive(Debug, Parser)]
+struct Options {
+    #[command(flatten)]
+    common: Common,
+    /// MiB of each disk.
+    #[arg(long, default_value_t = 512)]
+    size: u64,
+    /// Where files on disk go; the file system must know `O_DIRECT`.
+    #[arg(long, default_value = "target")]
+    dir: PathBuf,
+    /// The vblk binary [default: beside this one].
+    #[arg(long)]
+    vblk: Option<PathBuf>,
+    /// Where the JSON goes.
+    #[arg(long, default_value = "target/bench-storage.json")]
+    json: PathBuf,
+}
+
+impl Options {
+    fn wants(&self, name: &str) -> bool {
+        let names = names();
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.common.wants(name, &all)
+    }
+
+    fn launcher(&self) -> Result<Launcher> {
+        let vblk = self.vblk.clone().map_or_else(|| beside("vblk"), Ok)?;
+        ensure!(
+            vblk.exists(),
+            "{}: cargo build --release -p vblk",
+            vblk.display()
+        );
+        Ok(Launcher {
+            vblk,
+            qsd_aio: "io_uring".into(),
+            cpu: self.common.back_cpu,
+        })
+    }
+}
+
+/// Every row, and what is none.
+fn names() -> Vec<String> {
+    let kinds = rows().into_iter().map(|row| row.name);
+    let crowd = crowd::rows().into_iter().map(|row| row.name);
+    kinds.chain(crowd).chain([SHARES.to_owned()]).collect()
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    if options.common.list {
+        names().iter().for_each(|name| println!("{name}"));
+        return Ok(());
+    }
+    ensure!(
+        names().iter().any(|name| options.wants(name)),
+        "no row matches --only; `--list` shows their names"
+    );
+    let effort = options.common.effort()?;
+    // Hundreds of sessions have some thousands of descriptors.
+    raise_open_files();
+    let kinds = kinds(&options, effort)?;
+    let many = many(&options, effort)?;
+    write_json(&options.json, &format!("[{kinds},{many}]"))
+}
+
+/// The rows of kinds: prints their table, returns them as JSON.
+fn kinds(options: &Options, effort: Effort) -> Result<String> {
+    let rows: Vec<Row> = rows()
+        .into_iter()
+        .filter(|row| options.wants(&row.name))
+        .collect();
+    let mut report = Report::default();
+    if rows.is_empty() {
+        return Ok(report.json(&rows, effort)?);
+    }
+    std::fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;
+    let mut runner = Runner {
+        launcher: options.launcher()?,
+        front: options.common.front_cpu,
+        effort,
+        scene: Scene::new(&options.dir, options.size << 20, options.common.front_cpu)?,
+    };
+    let measure = |row: &Row, who| runner.measure(row, who);
+    let tell = |rep, index: usize, who, figure: &Result<Figure>| {
+        tell(rep, &rows[index].name, who, figure);
+        report.add(index, who, figure.as_ref().ok().copied());
+    };
+    run_all(effort.reps, &rows, &present(), measure, tell)?;
+    println!("{}\n", report.table(&rows, &effort));
+    Ok(report.json(&rows, effort)?)
+}
+
+/// The rows of many disks, and shares.
+fn many(options: &Options, effort: Effort) -> Result<String> {
+    let rows: Vec<crowd::Row> = crowd::rows()
+        .into_iter()
+        .filter(|row| options.wants(row.name()))
+        .collect();
+    let mut report = Report::default();
+    let launcher = options.launcher()?;
+    if !rows.is_empty() {
+        let measure =
+            |row: &_, _| crowd::measure(&launcher, options.common.front_cpu, &effort, row);
+        let tell = |rep, index: usize, who, figure: &Result<Figure>| {
+            tell(rep, &rows[index].name, who, figure);
+            report.add(index, who, figure.as_ref().ok().copied());
+        };
+        run_all(effort.reps, &rows, &[Who::Vblk], measure, tell)?;
+    }
+    if options.wants(SHARES) {
+        let asides = crowd::shares(&launcher, options.common.front_cpu, &effort)?;
+        report.add_asides(Who::Vblk, asides);
+    }
+    if !rows.is_empty() || options.wants(SHARES) {
+        println!("{}", report.table(&rows, &effort));
+    }
+    Ok(report.json(&rows, effort)?)
+}
+
+/// Who takes part; says why somebody does not.
+fn present() -> Vec<Who> {
+    let missing = found("qemu-storage-daemon", "qemu-system-common");
+    if let Err(why) = &missing {
+        eprintln!("without qsd: missing {why}");
+    }
+    let all = Who::ALL.iter().copied();
+    all.filter(|who| *who != Who::Qsd || missing.is_ok())
+        .collect()
+}

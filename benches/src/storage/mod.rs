@@ -1,0 +1,10 @@
+//! What each kind of storage costs: the same requests through vblk and by `io_uring` straight to
+//! where the bytes lie.
+//!
+//! [`plan`] names rows and goals, [`scene`] makes loop devices, a file system, an NBD server and a
+//! mirror's record, [`runner`] measures a row by one contender, [`crowd`] many disks on one worker.
+
+pub mod crowd;
+pub mod plan;
+pub mod runner;
+pub mod scene;
