@@ -158,8 +158,9 @@ fn survives(signal: Signal, count: usize, lost: u64) -> Result<()> {
     }
     // The last ones arrive.
     stream.ending = true;
-    let (until, end) = (Instant::now() + PATIENCE, stream.next);
-    while stream.last + 1 < end && Instant::now() < until && stream.heard.elapsed() < SILENCE / 2 {
+    let (deadline, end) = (Instant::now() + PATIENCE, stream.next);
+    while stream.last + 1 < end && Instant::now() < deadline && stream.heard.elapsed() < SILENCE / 2
+    {
         stream.turn()?;
     }
     let lost = stream.next - 1 - stream.received;
