@@ -13,7 +13,7 @@ use towpath_tests::vm::{Nic, Turn, Vm};
 use crate::harness::{Random, child, kills, resumed, until};
 
 /// Bytes of a TCP stream, each way: some kills come in each.
-const STREAM: u64 = 100_000_000;
+const STREAM: u64 = 15_000_000;
 
 /// Frames counted at port `name`: from its guest, or to it.
 fn packets(vswitch: &Vswitch, name: &str, which: &str) -> Result<u64> {
