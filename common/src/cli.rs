@@ -1,10 +1,12 @@
-//! What every command line has: completions for shells, man pages, and how a device is attached.
+//! What every command line has: completions for shells, man pages, the API's document, and how a
+//! device is attached.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Subcommand};
 use clap_complete::Shell;
+use serde_json::Value;
 
 use crate::attach::{AttachError, Device, Vmm};
 
@@ -22,6 +24,12 @@ The Debian package installs them for bash, zsh and fish.")]
         /// The shell.
         shell: Shell,
     },
+    /// Print what the control socket answers, as an OpenAPI document. A running daemon gives the
+    /// same at `/openapi.json`.
+    #[command(after_help = "\
+Example:
+  COMMAND api >COMMAND.json")]
+    Api,
     /// Write a man page for each command into a directory.
     #[command(hide = true)]
     Man {
@@ -31,11 +39,15 @@ The Debian package installs them for bash, zsh and fish.")]
 }
 
 impl Extra {
-    /// Does it, for the command line `C`.
+    /// Does it, for the command line `C` of a daemon whose API `document` describes.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn run<C: CommandFactory>(&self, out: &mut impl Write) -> io::Result<()> {
+    pub fn run<C: CommandFactory>(
+        &self,
+        document: impl FnOnce() -> Value,
+        out: &mut impl Write,
+    ) -> io::Result<()> {
         let mut command = C::command();
         match self {
             Self::Completion { shell } => {
@@ -45,6 +57,7 @@ impl Extra {
                 clap_complete::generate(*shell, &mut command, name, &mut text);
                 out.write_all(&text)
             }
+            Self::Api => writeln!(out, "{:#}", document()),
             Self::Man { directory } => clap_mangen::generate_to(command, directory),
         }
     }
@@ -97,7 +110,7 @@ mod tests {
         for shell in ["bash", "zsh", "fish"] {
             let cli = Cli::parse_from(["thing", "completion", shell]);
             let mut text = Vec::new();
-            cli.command.run::<Cli>(&mut text).unwrap();
+            cli.command.run::<Cli>(|| Value::Null, &mut text).unwrap();
             let text = String::from_utf8(text).unwrap();
             assert!(
                 text.contains("thing") && text.contains("completion"),
@@ -108,10 +121,15 @@ mod tests {
         let words = ["thing", "man", dir.path().to_str().unwrap()];
         Cli::parse_from(words)
             .command
-            .run::<Cli>(&mut io::sink())
+            .run::<Cli>(|| Value::Null, &mut io::sink())
             .unwrap();
         let page = std::fs::read_to_string(dir.path().join("thing-completion.1")).unwrap();
         assert!(page.contains("Print completions"), "{page}");
+        let mut text = Vec::new();
+        let api = Cli::parse_from(["thing", "api"]).command;
+        api.run::<Cli>(|| serde_json::json!({"a": 1}), &mut text)
+            .unwrap();
+        assert_eq!(String::from_utf8(text).unwrap(), "{\n  \"a\": 1\n}\n");
         // Hidden, and so without a page.
         assert!(!dir.path().join("thing-man.1").exists());
     }

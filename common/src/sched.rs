@@ -34,6 +34,8 @@
 //! not found idle since: bits in a few words. A worker that polls its rings announces those whose
 //! index moved, one that waits for notifications those that were kicked. Any order, any number of
 //! times; announcing an entity that turns out idle costs one empty service, which is not charged.
+//! An entity that nobody need ask, because it will be heard of, is left out of those asked by
+//! [`Scheduler::doze`], so that a thousand idle ones cost the busy one beside them nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -142,6 +144,8 @@ pub struct Scheduler {
     members: Bits,
     /// Announced, and not found idle since.
     ready: Bits,
+    /// Not announced with all others.
+    dozing: Bits,
     /// In debt, as of when it was last looked at.
     over: Bits,
     /// Over its cap; not served before the account has recovered.
@@ -174,6 +178,7 @@ impl Scheduler {
             words: 1,
             members: Bits::default(),
             ready: Bits::default(),
+            dozing: Bits::default(),
             over: Bits::default(),
             parked: Bits::default(),
             next_release: Cycles::MAX,
@@ -209,6 +214,7 @@ impl Scheduler {
             self.weights -= u64::from(entity.weight());
             self.members.put(id.index(), false);
             self.ready.put(id.index(), false);
+            self.dozing.put(id.index(), false);
             self.over.put(id.index(), false);
             self.parked.put(id.index(), false);
         }
@@ -231,15 +237,23 @@ impl Scheduler {
     /// Announces that an entity has, or may have, work. Cheap when it was announced already.
     #[inline]
     pub fn wake(&mut self, id: EntityId) {
+        self.dozing.put(id.index(), false);
         if !self.ready.has(id.index()) && self.members.has(id.index()) {
             self.announce(id.index());
         }
     }
 
-    /// Announces every entity: for a worker that finds out by asking.
+    /// Leaves an entity out of [`Scheduler::wake_all`], until the next [`Scheduler::wake`]: the
+    /// caller will hear of its work.
+    pub fn doze(&mut self, id: EntityId) {
+        self.dozing.put(id.index(), true);
+    }
+
+    /// Announces every entity that does not doze: for a worker that finds out by asking.
     pub fn wake_all(&mut self) {
         for word in 0..self.words {
-            for index in ones(word, self.members.word(word) & !self.ready.word(word)) {
+            let quiet = self.ready.word(word) | self.dozing.word(word);
+            for index in ones(word, self.members.word(word) & !quiet) {
                 self.announce(index);
             }
         }
@@ -311,6 +325,13 @@ impl Scheduler {
             .get(id.index())
             .and_then(Option::as_ref)
             .map_or(Cycles::ZERO, Entity::consumed)
+    }
+
+    /// True if some entities weigh more than others.
+    pub fn weights_differ(&self) -> bool {
+        let mut weights = self.entities.iter().flatten().map(Entity::weight);
+        let first = weights.next();
+        weights.any(|weight| Some(weight) != first)
     }
 
     /// How busy the worker was from the beginning until `now`.

@@ -13,19 +13,21 @@
 //! armed *and then* looked at once more, so no wake-up is lost; it always wakes within
 //! [`HEARTBEAT`], so that a watchdog can tell an idle worker from a stuck one.
 
+mod poller;
+
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::thread::CpuSet;
 use tracing::{error, warn};
 
 use crate::clock::{Clock, Cycles, Rate};
 use crate::mailbox::{CAPACITY, Inbox, Sender, mailbox};
+pub use poller::{Poller, RUNGS, Rungs};
 
 /// Steps between two looks at the housekeeping: 256 steps of an idle poll are some 10 µs, of a full
 /// burst a millisecond or two.
@@ -66,6 +68,9 @@ pub trait Plane {
     /// Polling again: wake-ups are not needed.
     fn disarm(&mut self);
 
+    /// What was added to the poller with `token` has become readable.
+    fn rung(&mut self, _token: u32) {}
+
     /// Publish counters; look at what is too rare for every step.
     fn housekeep(&mut self, now: Cycles);
 
@@ -79,49 +84,6 @@ pub trait Plane {
     fn deadline(&self, now: Cycles) -> Option<Cycles>;
 }
 
-/// What can wake a sleeping worker.
-#[derive(Debug, Clone)]
-pub struct Poller {
-    epoll: Arc<OwnedFd>,
-}
-
-impl Poller {
-    fn new() -> io::Result<Poller> {
-        Ok(Poller {
-            epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?),
-        })
-    }
-
-    /// Wake the worker whenever `fd` becomes readable. Edge-triggered: it need not be read, and a
-    /// front-end that leaves it readable for ever cannot keep the worker awake.
-    ///
-    /// # Errors
-    /// If the fd cannot be polled.
-    pub fn add(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let data = EventData::new_u64(0);
-        Ok(epoll::add(
-            &*self.epoll,
-            fd,
-            data,
-            EventFlags::IN | EventFlags::ET,
-        )?)
-    }
-
-    /// Stop waking for `fd`. To be called before it is closed: a duplicate elsewhere would keep it
-    /// registered.
-    pub fn remove(&self, fd: BorrowedFd<'_>) {
-        // It may never have been added.
-        let _ = epoll::delete(&*self.epoll, fd);
-    }
-
-    fn wait(&self, timeout: Duration) {
-        let mut events = [const { std::mem::MaybeUninit::uninit() }; 8];
-        let timeout = rustix::event::Timespec::try_from(timeout).ok();
-        // EINTR is a wake-up like any other.
-        let _ = epoll::wait(&*self.epoll, &mut events[..], timeout.as_ref());
-    }
-}
-
 /// What a plane is given to work with, on the worker's own thread.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -131,6 +93,8 @@ pub struct Context {
     pub clock: Clock,
     /// Index of this worker.
     pub index: usize,
+    /// When it sleeps.
+    pub idle: Idle,
 }
 
 /// What the control plane sees of a worker.
@@ -255,6 +219,7 @@ impl<C: Send + 'static> Worker<C> {
                         poller: poller.clone(),
                         clock: clock.clone(),
                         index,
+                        idle,
                     };
                     Ok((plane(context)?, poller))
                 });
@@ -430,15 +395,14 @@ impl<P: Plane> Loop<P> {
     fn sleep(&mut self, now: Cycles) {
         if !self.plane.arm() && self.inbox.arm() {
             let rate = self.clock.rate();
-            let until = self.plane.deadline(now).map_or(HEARTBEAT, |at| {
-                rate.duration(Cycles(at.0.saturating_sub(now.0)))
-                    .min(HEARTBEAT)
-            });
+            let deadline = self.plane.deadline(now);
+            let time = deadline.map(|at| rate.duration(Cycles(at.0.saturating_sub(now.0))));
             self.pulse
                 .sleeps
                 .store(self.pulse.sleeps.load(Relaxed).wrapping_add(1), Relaxed);
-            self.poller.wait(until);
+            let rungs = self.poller.sleep(time);
             self.inbox.disarm();
+            rungs.into_iter().for_each(|token| self.plane.rung(token));
         }
         self.plane.disarm();
     }

@@ -10,34 +10,12 @@ use std::sync::Arc;
 use allocation_counter::measure;
 use towpath_common::chain::{BURST, Burst};
 use towpath_common::lease::Lease;
-use towpath_common::mem::{Mem, Region, RegionSpec};
-use towpath_common::ring::{Ring, Setup};
-use towpath_common::testing::{Driver, Form, GuestMemory, Segment, SplitDriver, feature};
+use towpath_common::ring::Ring;
+use towpath_common::testing::{Driver, Form, GuestMemory, Segment, SplitDriver, direct, feature};
 
 fn ring_of(memory: &GuestMemory, driver: &SplitDriver, features: u64) -> Ring {
-    let regions = memory.regions().iter().map(|region| {
-        let spec = RegionSpec {
-            gpa: region.gpa(),
-            len: region.size(),
-            uva: region.uva(),
-            offset: 0,
-        };
-        Region::map(spec, region.file().try_clone_to_owned().unwrap()).unwrap()
-    });
-    let mem = Mem::new(regions.collect()).unwrap();
-    let [desc, avail, used] = driver.places().map(|gpa| memory.uva(gpa).unwrap());
-    let setup = Setup {
-        size: driver.size(),
-        desc,
-        avail,
-        used,
-        base: None,
-        features,
-        log: None,
-        log_addr: None,
-        inflight: None,
-    };
-    Ring::new(setup, Arc::new(mem)).unwrap()
+    let mem = direct::mem(memory).unwrap();
+    direct::ring(driver, memory, &mem, features).unwrap()
 }
 
 /// A visit; how many chains there were.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::ValueError;
 
@@ -14,7 +15,7 @@ use towpath_common::config::ValueError;
 pub const DEVICES: &str = "/sys/bus/pci/devices";
 
 /// The address of a PCI function.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct PciAddr {
     /// Domains made by the kernel itself (VMD) need more than 16 bits.

@@ -8,12 +8,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::values::{Guid, LinkState, Mac, Qos, Rate, Vlan, VlanProtocol};
 
 /// The tag that a VF's frames get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tag {
     /// 0: none.
     pub vlan: Vlan,
@@ -33,7 +34,7 @@ impl Tag {
 }
 
 /// How fast a VF may send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rates {
     /// Guaranteed; 0: nothing.
     pub min: Rate,
@@ -50,7 +51,7 @@ impl Rates {
 }
 
 /// Attributes of one VF, wanted or reported.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Attributes {
     /// Its address; zeroes: the VF's driver chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,7 +83,9 @@ pub struct Attributes {
 }
 
 /// Attributes by the keys of the specification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
     /// [`Attributes::mac`].
@@ -138,7 +141,7 @@ impl fmt::Display for Key {
 }
 
 /// One attribute and its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Attribute {
     /// [`Attributes::mac`].

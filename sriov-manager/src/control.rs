@@ -1,25 +1,13 @@
 //! The control API: what can be asked, and in which shape it is answered.
-//!
-//! | | | data |
-//! |---|---|---|
-//! | GET | `/v1/status` | [`Overview`] |
-//! | GET | `/v1/inventory` | [`Inventory`] |
-//! | GET | `/v1/plan` | [`Plan`]: what is left to do, and what is refused |
-//! | GET | `/v1/leases` | a list of [`Shown`] |
-//! | POST | `/v1/leases/{address}/release` | nothing |
-//! | POST | `/v1/apply` | [`Plan`]: what is left afterwards |
-//! | POST | `/v1/reload` | nothing |
-//! | GET | `/metrics` | Prometheus text |
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::extract::State;
+use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use towpath_common::control::{Answer, beside, exposition};
+use towpath_common::control::{Answer, Part, Routes, beside, exposition};
 
 use crate::address::PciAddr;
 use crate::inventory::Inventory;
@@ -29,7 +17,7 @@ use crate::plan::Plan;
 use crate::serve::Daemon;
 
 /// The daemon at a glance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Overview {
     /// Version of the daemon.
     pub version: String,
@@ -55,16 +43,27 @@ pub struct Overview {
 
 /// All routes.
 pub fn routes(daemon: Arc<Daemon>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/inventory", get(inventory))
-        .route("/v1/plan", get(plan))
-        .route("/v1/leases", get(leases))
-        .route("/v1/leases/{address}/release", post(release))
-        .route("/v1/apply", post(apply))
-        .route("/v1/reload", post(reload))
-        .route("/metrics", get(scrape))
-        .with_state(daemon)
+    let routes = table().with_state(daemon);
+    routes.router("sriov-manager", env!("CARGO_PKG_VERSION"))
+}
+
+/// The OpenAPI document of all routes.
+pub fn document() -> serde_json::Value {
+    let (title, version) = ("sriov-manager", env!("CARGO_PKG_VERSION"));
+    table().table().document(title, version)
+}
+
+fn table() -> Routes<Arc<Daemon>> {
+    let release_summary = "Take a lease back from whoever is gone without giving it back";
+    Routes::new()
+        .get("/v1/status", "The daemon at a glance", status)
+        .get("/v1/inventory", "PFs and VFs of this host", inventory)
+        .get("/v1/plan", "What is left to do, and what is refused", plan)
+        .get("/v1/leases", "All leases", leases)
+        .post("/v1/leases/{address}/release", release_summary, release)
+        .post("/v1/apply", "Do what is planned; gives what is left", apply)
+        .post("/v1/reload", "Read the configuration again", reload)
+        .get("/metrics", "All counters, for Prometheus", scrape)
 }
 
 async fn status(State(daemon): State<Arc<Daemon>>) -> Answer<Overview> {
@@ -123,7 +122,7 @@ async fn leases(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<Shown>> {
     Answer::success(format!("{} leases", leases.len()), leases)
 }
 
-async fn release(State(daemon): State<Arc<Daemon>>, Path(address): Path<String>) -> Answer {
+async fn release(State(daemon): State<Arc<Daemon>>, Part(address): Part) -> Answer {
     let address: PciAddr = match address.parse() {
         Ok(address) => address,
         Err(error) => {
@@ -166,7 +165,7 @@ async fn reload(State(daemon): State<Arc<Daemon>>) -> Answer {
     beside(move || daemon.reload()).await
 }
 
-async fn scrape(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
+async fn scrape(State(daemon): State<Arc<Daemon>>) -> exposition::Text {
     let text = tokio::task::spawn_blocking(move || {
         let report = daemon.keeper().report();
         // Counters of VFs are of now; without them the last look will do.
@@ -176,5 +175,8 @@ async fn scrape(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
         metrics::render(&report, &inventory, daemon.broker())
     });
     let text = text.await.unwrap_or_default();
-    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text)
+    exposition::Text(text)
 }
+
+#[cfg(test)]
+mod tests;

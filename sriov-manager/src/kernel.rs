@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
@@ -190,7 +191,7 @@ impl std::fmt::Debug for Machine<'_> {
 }
 
 /// A network interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Link {
     /// Its number.
     pub index: u32,
@@ -215,7 +216,7 @@ pub struct Link {
 }
 
 /// What a PF's driver says of one VF.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VfReport {
     /// Which.
     pub index: u16,
@@ -226,7 +227,7 @@ pub struct VfReport {
 }
 
 /// What a VF has done, as the PF's driver counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VfCounters {
     /// Frames received.
     pub rx_packets: u64,

@@ -39,7 +39,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let out = &mut stdout().lock();
     match command {
         Command::Extra(extra) => {
-            extra.run::<Cli>(out)?;
+            extra.run::<Cli>(sriov_manager::control::document, out)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Scan { json, source } => local::scan(&source, json, out),

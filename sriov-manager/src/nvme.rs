@@ -10,6 +10,7 @@
 use std::io;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::nvme::{IDENTIFY_BYTES, identify, virtualization};
 
@@ -22,7 +23,7 @@ const SECONDARY: u8 = 0x15;
 const MAX_SECONDARY: usize = 127;
 
 /// Resources that a controller has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Resources {
     /// Queue pairs, the one for administration among them.
     pub vq: u16,
@@ -42,7 +43,7 @@ impl std::fmt::Display for Resources {
 }
 
 /// Flexible resources of one kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Flexible {
     /// How many there are.
     pub total: u32,
@@ -55,7 +56,7 @@ pub struct Flexible {
 }
 
 /// What a primary controller has to deal out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pool {
     /// The primary controller's own number.
     pub id: u16,
@@ -81,7 +82,7 @@ impl Pool {
 }
 
 /// A secondary controller.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Secondary {
     /// Its number.
     pub id: u16,

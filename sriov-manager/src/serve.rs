@@ -84,17 +84,7 @@ pub fn serve(file: &Path) -> Result<(), ServeError> {
     std::fs::set_permissions(leases.path(), std::fs::Permissions::from_mode(LEASE_MODE))?;
     let listener = leases.listener()?;
     listener.set_nonblocking(false)?;
-    let program = std::env::current_exe()?;
-    let state = State::open(&spec.daemon.state)?;
-    let broker = Arc::new(Broker::open(state, program.clone(), spec)?);
-    let keeper = Arc::new(Keeper::new(Arc::clone(&broker))?);
-    let daemon = Arc::new(Daemon {
-        file: file.to_owned(),
-        program,
-        broker,
-        keeper,
-        started,
-    });
+    let daemon = Arc::new(Daemon::new(file, spec, started)?);
     // What cannot be done now is reported, and does not keep the rest from being served.
     if let Err(error) = daemon.keeper.look(false) {
         tracing::error!(%error, "the first apply was in vain");
@@ -112,6 +102,24 @@ pub fn serve(file: &Path) -> Result<(), ServeError> {
 }
 
 impl Daemon {
+    /// One that has not looked yet, for what `spec` says, which was read from `file`.
+    ///
+    /// # Errors
+    /// When its state cannot be used, or the process has no descriptors left.
+    pub(crate) fn new(file: &Path, spec: Spec, started: Instant) -> Result<Self, ServeError> {
+        let program = std::env::current_exe()?;
+        let state = State::open(&spec.daemon.state)?;
+        let broker = Arc::new(Broker::open(state, program.clone(), spec)?);
+        let keeper = Arc::new(Keeper::new(Arc::clone(&broker))?);
+        Ok(Self {
+            file: file.to_owned(),
+            program,
+            broker,
+            keeper,
+            started,
+        })
+    }
+
     /// The leases.
     pub fn broker(&self) -> &Broker {
         &self.broker

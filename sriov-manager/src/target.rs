@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
 
@@ -17,14 +18,14 @@ use crate::spec::{Match, PfSpec, Spec, VfSpec};
 use crate::values::{Driver, DriverName, EswitchMode, GroupType, Mac};
 
 /// What PFs are to become, by address.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Target {
     /// The PFs.
     pub pfs: Vec<PfTarget>,
 }
 
 /// What one PF is to become.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PfTarget {
     /// The PF.
     pub address: PciAddr,
@@ -47,7 +48,7 @@ pub struct PfTarget {
 }
 
 /// What one VF is to become.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VfTarget {
     /// What its PF's driver is told.
     pub attributes: Attributes,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::ValueError;
 pub use towpath_common::mac::Mac;
@@ -89,7 +90,7 @@ impl TryFrom<Written> for PciId {
 
 /// The MAC address of one station: neither "none", which the kernel's interfaces write as zeroes,
 /// nor a group's. What an operator or a VMM may ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct StationMac(Mac);
 
@@ -127,7 +128,7 @@ impl From<StationMac> for String {
 }
 
 /// An InfiniBand GUID: eight bytes, `00:11:22:33:44:55:66:77`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct Guid(u64);
 
@@ -177,7 +178,10 @@ macro_rules! words {
         $($(#[$variant_doc:meta])* $variant:ident = $word:literal),* $(,)?
     }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+            JsonSchema,
+        )]
         pub enum $name {
             $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)*
         }
@@ -245,7 +249,9 @@ words! {
 
 /// The name of a driver: what the kernel may call one.
 /// Shared, since a host has thousands of VFs with one driver.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct DriverName(Arc<str>);
 
@@ -292,7 +298,7 @@ impl fmt::Display for DriverName {
 }
 
 /// What a VF is wanted to be bound to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Driver {
     /// Whatever the kernel binds by itself.

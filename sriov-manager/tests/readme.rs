@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a page that cannot be read has failed")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use sriov_manager::metrics::FAMILIES;
 use sriov_manager::plan::Why;
 use sriov_manager::spec::Spec;
-use towpath_common::config::Document;
+use towpath_common::config;
+use towpath_common::testing::api::Document;
+use towpath_common::testing::document::routes;
 
 fn read(path: &str) -> String {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -30,7 +33,7 @@ fn every_metric_is_described() {
 #[test]
 fn the_example_is_valid_as_it_is_and_with_every_default_written_out() {
     let example = read("../systemd/examples/sriov-manager.toml");
-    let plain = Spec::parse(&Document::new("example", example.as_str())).unwrap();
+    let plain = Spec::parse(&config::Document::new("example", example.as_str())).unwrap();
     let lines = example.lines().map(|line| match line.strip_prefix("# ") {
         Some(rest)
             if rest
@@ -43,7 +46,7 @@ fn the_example_is_valid_as_it_is_and_with_every_default_written_out() {
     });
     let full: Vec<&str> = lines.collect();
     assert_ne!(full.join("\n"), example.trim_end());
-    let full = Spec::parse(&Document::new("example", full.join("\n"))).unwrap();
+    let full = Spec::parse(&config::Document::new("example", full.join("\n"))).unwrap();
     assert_eq!(
         full.daemon.control, plain.daemon.control,
         "a default is what it says"
@@ -116,4 +119,12 @@ fn every_failure_has_its_test() {
         assert!(column.contains('`'), "no test: {row}");
     }
     assert!(shown > 30, "{shown}");
+}
+
+/// The README is written by hand: a route that is in no document would still stand there.
+#[test]
+fn the_readme_has_the_routes_of_the_document() {
+    let document = Document::new(sriov_manager::control::document());
+    let described: BTreeSet<_> = document.operations().into_iter().collect();
+    assert_eq!(routes(&read("README.md")), described);
 }

@@ -168,6 +168,30 @@ fn unsafe_stays_where_it_is_argued_for() {
     assert_none(&violations);
 }
 
+/// A route that is added past [`Routes`](towpath_common::control::Routes) is in no document.
+#[test]
+fn routes_describe_themselves() {
+    let mut violations = Vec::new();
+    for source in sources() {
+        let exempt = ["common/src/control/routes.rs", file!()].contains(&source.path.as_str());
+        if exempt || source.path.split(['/', '.']).any(|part| part == "tests") {
+            continue;
+        }
+        let tests = source
+            .text
+            .find("#[cfg(test)]")
+            .unwrap_or(source.text.len());
+        let end = source.text[..tests].lines().count();
+        for (place, line) in source.lines().take(end) {
+            let needles = ["routing::", ".route_service(", ".nest_service("];
+            if needles.iter().any(|needle| line.contains(needle)) {
+                violations.push(format!("{place}: a route that no document describes"));
+            }
+        }
+    }
+    assert_none(&violations);
+}
+
 #[test]
 fn no_debris() {
     let needles = [

@@ -1,36 +1,15 @@
 //! The control API of vblk: what can be asked, and in which shape it is answered.
-//!
-//! | | | data |
-//! |---|---|---|
-//! | GET | `/v1/status` | [`Overview`] |
-//! | GET | `/v1/disks`, `/v1/disks/{name}` | [`DiskStatus`], a list or one |
-//! | POST | `/v1/disks/{name}` | [`Settings`] in, [`DiskStatus`] out |
-//! | POST | `/v1/disks/{name}/clear` | nothing in, [`DiskStatus`] out |
-//! | POST | `/v1/disks/{name}/resize` | [`Resize`] in, [`Resized`] out |
-//! | POST | `/v1/disks/{name}/snapshot` | [`Target`] in, [`Snapshot`] out |
-//! | POST | `/v1/disks/{name}/mirror` | [`MirrorOrder`] in, [`DiskStatus`] out |
-//! | POST | `/v1/disks/{name}/backup` | [`BackupOrder`] in, [`BackupStatus`] out |
-//! | GET | `/v1/disks/{name}/backup` | [`BackupStatus`] of the last one |
-//! | POST | `/v1/disks/{name}/backup/cancel` | nothing in, [`BackupStatus`] out |
-//! | GET | `/v1/slow`, `/v1/disks/{name}/slow` | [`SlowRequest`], a list |
-//! | GET | `/v1/groups` | [`GroupStatus`], a list |
-//! | POST | `/v1/groups/{name}` | [`Settings`] in, [`GroupStatus`] out |
-//! | GET | `/v1/stats` | [`Stats`] |
-//! | POST | `/v1/reload` | [`Reload`] in, [`Diff`] out |
-//! | GET | `/metrics` | Prometheus text |
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::extract::State;
+use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
-use towpath_common::control::{Answer, Body, beside, exposition};
+use towpath_common::control::{Answer, Body, Part, Routes, beside, exposition};
 
 use crate::backup::{BackupOrder, BackupStatus};
 use crate::config::Diff;
@@ -43,7 +22,7 @@ use crate::service::{
 use crate::settings::Settings;
 
 /// The daemon at a glance.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Overview {
     /// Version of the daemon.
     pub version: String,
@@ -60,7 +39,7 @@ pub struct Overview {
 }
 
 /// All counters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// By disk.
     pub disks: Vec<NamedStats>,
@@ -69,7 +48,7 @@ pub struct Stats {
 }
 
 /// The counters of one disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedStats {
     /// The disk.
     pub name: Name,
@@ -78,7 +57,7 @@ pub struct NamedStats {
 }
 
 /// The body of `POST /v1/reload`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reload {
     /// Validate and compare, but change nothing.
@@ -86,7 +65,7 @@ pub struct Reload {
 }
 
 /// The body of `POST /v1/disks/{name}/resize`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resize {
     /// The new size; none: that of the file or device now.
@@ -96,7 +75,7 @@ pub struct Resize {
 }
 
 /// The body of `POST /v1/disks/{name}/snapshot`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// The file to make; absolute.
@@ -105,25 +84,80 @@ pub struct Target {
 
 /// All routes.
 pub fn routes(daemon: Arc<Daemon>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/disks", get(disks))
-        .route("/v1/disks/{name}", get(disk).post(set_disk))
-        .route("/v1/disks/{name}/release", post(release))
-        .route("/v1/disks/{name}/clear", post(clear_disk))
-        .route("/v1/disks/{name}/slow", get(slow_of_one))
-        .route("/v1/disks/{name}/resize", post(resize))
-        .route("/v1/disks/{name}/snapshot", post(snapshot))
-        .route("/v1/disks/{name}/mirror", post(mirror))
-        .route("/v1/disks/{name}/backup", get(backup_status).post(backup))
-        .route("/v1/disks/{name}/backup/cancel", post(cancel_backup))
-        .route("/v1/slow", get(slow))
-        .route("/v1/groups", get(groups))
-        .route("/v1/groups/{name}", post(set_group))
-        .route("/v1/stats", get(stats))
-        .route("/v1/reload", post(reload))
-        .route("/metrics", get(scrape))
-        .with_state(daemon)
+    let routes = table().with_state(daemon);
+    routes.router("vblk", env!("CARGO_PKG_VERSION"))
+}
+
+/// The OpenAPI document of all routes.
+pub fn document() -> serde_json::Value {
+    table().table().document("vblk", env!("CARGO_PKG_VERSION"))
+}
+
+fn table() -> Routes<Arc<Daemon>> {
+    Routes::new()
+        .get("/v1/status", "The daemon at a glance", status)
+        .get("/v1/disks", "All disks", disks)
+        .get("/v1/disks/{name}", "One disk", disk)
+        .post(
+            "/v1/disks/{name}",
+            "Change a disk while it is served",
+            set_disk,
+        )
+        .post(
+            "/v1/disks/{name}/release",
+            "Serve a quarantined session again",
+            release,
+        )
+        .post(
+            "/v1/disks/{name}/clear",
+            "Take what failed as repaired",
+            clear_disk,
+        )
+        .get(
+            "/v1/disks/{name}/slow",
+            "The slowest requests of a disk",
+            slow_of_one,
+        )
+        .post(
+            "/v1/disks/{name}/resize",
+            "Give a disk another size",
+            resize,
+        )
+        .post(
+            "/v1/disks/{name}/snapshot",
+            "Copy a disk as it is now",
+            snapshot,
+        )
+        .post(
+            "/v1/disks/{name}/mirror",
+            "Take a disk out of a mirror, or bring it back",
+            mirror,
+        )
+        .get(
+            "/v1/disks/{name}/backup",
+            "How the last backup stands",
+            backup_status,
+        )
+        .post(
+            "/v1/disks/{name}/backup",
+            "Back a disk up as it is now",
+            backup,
+        )
+        .post(
+            "/v1/disks/{name}/backup/cancel",
+            "End the backup under way",
+            cancel_backup,
+        )
+        .get("/v1/slow", "The slowest requests of all disks", slow)
+        .get("/v1/groups", "All groups", groups)
+        .post(
+            "/v1/groups/{name}",
+            "Change the limits that disks share",
+            set_group,
+        )
+        .get("/v1/stats", "All counters", stats)
+        .post("/v1/reload", "Read the configuration again", reload)
+        .get("/metrics", "All counters, for Prometheus", scrape)
 }
 
 async fn status(State(daemon): State<Arc<Daemon>>) -> Answer<Overview> {
@@ -151,14 +185,7 @@ async fn disks(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<DiskStatus>> {
     Answer::success(count_disks(disks.len()), disks)
 }
 
-async fn disk(
-    State(daemon): State<Arc<Daemon>>,
-    name: Result<Path<String>, PathRejection>,
-) -> Answer<DiskStatus> {
-    let name = match name {
-        Ok(Path(name)) => name,
-        Err(rejection) => return Answer::failed(rejection.status(), rejection.body_text()),
-    };
+async fn disk(State(daemon): State<Arc<Daemon>>, Part(name): Part) -> Answer<DiskStatus> {
     let disks = daemon.service().disks();
     match disks.iter().find(|disk| disk.name.as_str() == name) {
         Some(disk) => Answer::success(format!("disk {name}"), disk.clone()),
@@ -183,7 +210,7 @@ fn refused<T>(error: &ServiceError) -> Answer<T> {
 
 async fn set_disk(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
     Body(settings): Body<Settings>,
 ) -> Answer<DiskStatus> {
     beside(move || {
@@ -193,10 +220,7 @@ async fn set_disk(
     .await
 }
 
-async fn clear_disk(
-    State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
-) -> Answer<DiskStatus> {
+async fn clear_disk(State(daemon): State<Arc<Daemon>>, Part(name): Part) -> Answer<DiskStatus> {
     let done = daemon.service().clear_disk(&name);
     disk_after(&daemon, &name, done, "is taken as repaired")
 }
@@ -221,7 +245,7 @@ fn disk_after(
 
 async fn resize(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
     Body(order): Body<Resize>,
 ) -> Answer<Resized> {
     beside(move || {
@@ -248,7 +272,7 @@ async fn resize(
 
 async fn snapshot(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
     Body(target): Body<Target>,
 ) -> Answer<Snapshot> {
     beside(
@@ -272,7 +296,7 @@ async fn snapshot(
 
 async fn mirror(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
     Body(order): Body<MirrorOrder>,
 ) -> Answer<DiskStatus> {
     beside(move || {
@@ -288,7 +312,7 @@ async fn mirror(
 
 async fn backup(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
     Body(order): Body<BackupOrder>,
 ) -> Answer<BackupStatus> {
     beside(move || match daemon.service().backup(&name, &order) {
@@ -308,7 +332,7 @@ async fn backup(
 
 async fn backup_status(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
 ) -> Answer<BackupStatus> {
     match daemon.service().backup_status(&name) {
         Ok(status) => Answer::success(format!("the last backup of disk {name}"), status),
@@ -318,7 +342,7 @@ async fn backup_status(
 
 async fn cancel_backup(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
 ) -> Answer<BackupStatus> {
     beside(move || match daemon.service().cancel_backup(&name) {
         Ok(status) => Answer::success(format!("the backup of disk {name} is cancelled"), status),
@@ -333,7 +357,7 @@ async fn slow(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<SlowRequest>> {
 
 async fn slow_of_one(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
 ) -> Answer<Vec<SlowRequest>> {
     beside(move || slowest(daemon.service().slow(Some(&name)))).await
 }
@@ -352,7 +376,7 @@ async fn groups(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<GroupStatus>> {
 
 async fn set_group(
     State(daemon): State<Arc<Daemon>>,
-    Path(name): Path<String>,
+    Part(name): Part,
     Body(settings): Body<Settings>,
 ) -> Answer<GroupStatus> {
     beside(move || {
@@ -369,14 +393,7 @@ async fn set_group(
     .await
 }
 
-async fn release(
-    State(daemon): State<Arc<Daemon>>,
-    name: Result<Path<String>, PathRejection>,
-) -> Answer<()> {
-    let name = match name {
-        Ok(Path(name)) => name,
-        Err(rejection) => return Answer::failed(rejection.status(), rejection.body_text()),
-    };
+async fn release(State(daemon): State<Arc<Daemon>>, Part(name): Part) -> Answer<()> {
     if daemon.service().release(&name) {
         return Answer::success(format!("the session of disk {name} is served again"), ());
     }
@@ -405,9 +422,9 @@ async fn reload(State(daemon): State<Arc<Daemon>>, Body(order): Body<Reload>) ->
     beside(move || daemon.reload(order.dry_run)).await
 }
 
-async fn scrape(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
+async fn scrape(State(daemon): State<Arc<Daemon>>) -> exposition::Text {
     let text = metrics::render(&daemon.service().disks(), &daemon.service().workers());
-    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text)
+    exposition::Text(text)
 }
 
 #[cfg(test)]

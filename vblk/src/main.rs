@@ -17,7 +17,7 @@ use towpath_common::control::compare::exit_code;
 use towpath_common::control::print::{PrintError, sentence};
 use towpath_common::keep::supervise;
 use vblk::config::Sources;
-use vblk::control::Resize;
+use vblk::control::{self, Resize};
 use vblk::image::{self, ImageError};
 use vblk::mirror::MirrorOrder;
 use vblk::serve::{self, ServeError};
@@ -97,7 +97,7 @@ fn run(command: Command) -> Result<()> {
             bus,
             target,
         } => client::attach(&target, &name, &place, (queues, bus.as_deref()), out),
-        Command::Extra(extra) => Ok(extra.run::<Cli>(out)?),
+        Command::Extra(extra) => Ok(extra.run::<Cli>(control::document, out)?),
         Command::Backup {
             name,
             backup,

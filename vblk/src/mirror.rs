@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
@@ -13,7 +14,7 @@ use crate::storage::mirror::{Mirror, MirrorError, Standing};
 use crate::tune::find;
 
 /// What to do with a disk of a mirror: the body of `POST /v1/disks/{name}/mirror`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum MirrorOrder {
     /// Use it no more: its number, counted from 1, or its name.
@@ -25,7 +26,7 @@ pub enum MirrorOrder {
 }
 
 /// How a mirror is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MirrorStatus {
     /// Its disks, in the order of the configuration.
     pub disks: Vec<MirrorDiskStatus>,
@@ -36,7 +37,7 @@ pub struct MirrorStatus {
 }
 
 /// How a disk of a mirror is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MirrorDiskStatus {
     /// As the configuration names it.
     pub path: String,
@@ -57,7 +58,7 @@ pub struct MirrorDiskStatus {
 }
 
 /// How a disk of a mirror stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MirrorDiskState {
     /// It is not used.

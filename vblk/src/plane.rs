@@ -7,6 +7,11 @@
 
 mod change;
 mod changes;
+mod doze;
+mod publish;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,7 +22,7 @@ use towpath_common::clock::{Clock, Cycles};
 use towpath_common::mailbox::ReplyTo;
 use towpath_common::ring::Ring;
 use towpath_common::sched::{EntityId, MAX_ENTITIES, Outcome, Scheduler};
-use towpath_common::worker::{Context, Plane, Poller};
+use towpath_common::worker::{Context, Idle, Plane, Poller};
 
 use crate::disk::Disk;
 use crate::engine::{DiskId, Engine, MemId};
@@ -27,9 +32,11 @@ use crate::qos::Throttles;
 use crate::queue::{Queue, Visit};
 use crate::request::{Kind, Limits, Ranges};
 use crate::stages::Stages;
-use crate::stats::{DiskShared, Event, Events, Latency};
+use crate::stats::{DiskShared, Events, Latency};
 pub use change::{Change, DiskKey, NewDisk};
+use doze::Naps;
 use towpath_common::bell::Bell;
+use turns::{Price, Turn, Turns};
 
 /// How long half of the slowest requests are kept.
 const HALF: Duration = Duration::from_secs(60);
@@ -47,6 +54,8 @@ struct DiskHere {
     throttles: Throttles,
     /// Keys of its queues.
     queues: Vec<u32>,
+    /// The queue that is asked first: what limits the disk shall not always stop the same ones.
+    first: usize,
     shared: Arc<DiskShared>,
     latency: Latency,
     stages: Stages,
@@ -54,6 +63,11 @@ struct DiskHere {
     paused: bool,
     /// Requests handed to the engine in this step.
     started: u32,
+    price: Price,
+    /// When a request last came or ended, or the disk came.
+    worked_at: Cycles,
+    /// Not looked at in every step.
+    dozing: bool,
     poisoned: bool,
 }
 
@@ -66,6 +80,10 @@ pub struct BlkPlane<E: Engine> {
     poller: Poller,
     index: usize,
     disks: Vec<Option<DiskHere>>,
+    naps: Naps,
+    turns: Turns,
+    /// Places of disks that started requests in this step.
+    started: Vec<u16>,
     queues: Vec<Option<Queue>>,
     /// Answers owed to sessions that wait for a drain, by queue key.
     drains: Vec<(u32, ReplyTo<Ring>)>,
@@ -95,10 +113,15 @@ impl<E: Engine> BlkPlane<E> {
             poller,
             clock,
             index,
+            idle,
         } = context;
+        let (rate, now) = (clock.rate(), clock.now());
         BlkPlane {
             io,
-            sched: Scheduler::new(clock.rate(), clock.now()),
+            sched: Scheduler::new(rate, now),
+            naps: Naps::new(idle != Idle::Busy, rate, now),
+            turns: Turns::new(rate),
+            started: Vec::new(),
             clock,
             poller,
             index,
@@ -149,15 +172,17 @@ impl<E: Engine> BlkPlane<E> {
                 let took = rate.ns(now.since(f.started));
                 disk.latency[f.kind.index()].record(took);
                 disk.stages.completed(&f, queue.index, now, rate);
+                // Whoever waited for slow storage asks again soon.
+                disk.worked_at = now;
                 queue.reaped.add(now);
             }
         });
         any
     }
 
-    /// Offer service to the disks; true if anybody had work.
+    /// Offer service to the disks; true if anybody had work, and what that took.
     #[inline]
-    fn serve(&mut self, now: Cycles) -> bool {
+    fn serve(&mut self, now: Cycles) -> (bool, Cycles) {
         let BlkPlane {
             io,
             sched,
@@ -169,189 +194,148 @@ impl<E: Engine> BlkPlane<E> {
             burst,
             ranges,
             mortal,
+            turns,
+            started,
             ..
         } = self;
         sched.wake_all();
         let mut last = now;
-        sched.pass(now, |entity| {
-            let at = usize::from(by_entity[entity.index()]);
-            let Some(Some(disk)) = disks.get_mut(at) else {
+        let worked = sched.pass(now, |entity| {
+            let at = by_entity[entity.index()];
+            let Some(Some(disk)) = disks.get_mut(usize::from(at)) else {
                 return Outcome::Idle;
             };
             let (Some(mem), false) = (disk.mem, disk.paused) else {
                 return Outcome::Idle;
             };
-            let limited = !disk.throttles.is_open();
-            let (mut most, mut popped, mut copied) = (usize::MAX, 0, 0);
-            for &key in &disk.queues {
-                if limited {
-                    most = disk.throttles.ask(last);
-                    if most == 0 {
-                        break;
-                    }
-                }
-                let queue = queues.get_mut(key as usize).and_then(Option::as_mut);
-                let Some(queue) = queue.filter(|queue| queue.is_open()) else {
-                    continue;
-                };
-                let was_dirty = queue.dirty;
-                let visited = queue.visit(Visit {
-                    mortal: &mut *mortal,
-                    io: &mut *io,
-                    burst: &mut *burst,
-                    ranges: &mut *ranges,
-                    disk: disk.id,
-                    mem,
-                    limits: &disk.limits,
-                    key,
-                    now,
-                    most,
-                });
-                if limited {
-                    disk.throttles.take(visited.popped, visited.bytes, last);
-                }
-                if queue.dirty && !was_dirty {
-                    dirty.push(key);
-                }
-                popped += visited.popped;
-                copied += visited.copied;
-                disk.started += visited.started;
-            }
+            let idle = disk.started == 0;
+            let tools = Tools {
+                io,
+                queues,
+                dirty,
+                burst,
+                ranges,
+                mortal,
+            };
+            let turn = turns.turn(&disk.price, now);
+            let (popped, copied) = disk.visit(tools, turn, mem, now, last);
             if popped == 0 {
                 return Outcome::Idle;
             }
             let cost = clock.now().since(last);
             last += cost;
+            turns.note(at, now);
+            disk.price.taken(popped, cost);
+            disk.worked_at = now;
+            disk.first = match disk.first + 1 {
+                next if next < disk.queues.len() => next,
+                _ => 0,
+            };
+            if idle && disk.started > 0 {
+                started.push(at);
+            }
             if copied > 0 {
                 let took = clock.rate().ns(last.since(now));
                 disk.latency[Kind::Read.index()].record_many(took, copied);
             }
             Outcome::Worked(cost)
-        })
+        });
+        (worked, last.since(now))
     }
 
-    /// Start what was pushed, and charge the disks for the system call.
+    /// Start what was pushed, and charge the disks for the system call; `served` of the time since
+    /// `now` they have paid for already.
     #[inline]
-    fn submit(&mut self, now: Cycles) -> Cycles {
+    fn submit(&mut self, now: Cycles, served: Cycles) -> Cycles {
         self.io.submit();
         let after = self.clock.now();
         self.io.stamp(after);
-        let BlkPlane { sched, disks, .. } = self;
-        let total: u32 = disks.iter().flatten().map(|d| d.started).sum();
-        if total > 0 {
-            let cost = after.since(now).0;
-            for disk in disks.iter_mut().flatten().filter(|d| d.started > 0) {
-                let part = cost * u64::from(disk.started) / u64::from(total);
+        let BlkPlane {
+            sched,
+            disks,
+            started,
+            ..
+        } = self;
+        let here = |at: &u16| disks.get(usize::from(*at))?.as_ref();
+        let total: u32 = started.iter().filter_map(here).map(|d| d.started).sum();
+        let cost = after.since(now + served).0;
+        for at in started.drain(..) {
+            if let Some(Some(disk)) = disks.get_mut(usize::from(at)) {
+                let part = cost * u64::from(disk.started) / u64::from(total.max(1));
                 sched.charge(disk.entity, Cycles(part));
+                disk.price.later(Cycles(part));
                 disk.started = 0;
             }
         }
         after
     }
-
-    /// Publish every ring that has something to publish; tell what went wrong, once a burst.
-    #[inline]
-    fn publish(&mut self) {
-        let BlkPlane {
-            queues,
-            disks,
-            by_queue,
-            dirty,
-            events,
-            drains,
-            clock,
-            mortal,
-            ..
-        } = self;
-        for key in dirty.drain(..) {
-            let Some(Some(queue)) = queues.get_mut(key as usize) else {
-                continue;
-            };
-            let wanted = queue.publish();
-            mortal.at(Point::Used);
-            if queue.reaped.is_empty() {
-                queue.notify(wanted);
-            } else {
-                let used = clock.now();
-                queue.notify(wanted);
-                let notified = wanted.then(|| clock.now());
-                let reaped = std::mem::take(&mut queue.reaped);
-                let at = by_queue.get(key as usize).copied().unwrap_or(u16::MAX);
-                if let Some(Some(disk)) = disks.get_mut(usize::from(at)) {
-                    disk.stages
-                        .told(queue.index, reaped, used, notified, clock.rate());
-                }
-            }
-            let broken = queue.newly_broken();
-            let failed = queue.failed.take();
-            if broken.is_none() && failed.is_none() {
-                continue;
-            }
-            let at = by_queue.get(key as usize).copied().unwrap_or(u16::MAX);
-            if let Some(Some(disk)) = disks.get(usize::from(at)) {
-                tell(events, disk, queue.index, broken, failed);
-            }
-        }
-        if !drains.is_empty() {
-            self.finish_drains();
-        }
-    }
-
-    /// End the sessions whose memory was truncated.
-    fn check_poison(&mut self) {
-        let BlkPlane {
-            queues,
-            disks,
-            events,
-            ..
-        } = self;
-        for disk in disks.iter_mut().flatten().filter(|d| !d.poisoned) {
-            let mut here = disk
-                .queues
-                .iter()
-                .filter_map(|k| queues.get(*k as usize)?.as_ref());
-            if let Some(queue) = here.find(|q| q.ring.mem().poisoned()) {
-                queue.alarm.raise();
-                disk.poisoned = true;
-                events.tell(Event::Poisoned {
-                    disk: Arc::clone(&disk.name),
-                });
-            }
-        }
-    }
 }
 
-#[cold]
-fn tell(
-    events: &Events,
-    disk: &DiskHere,
-    queue: u16,
-    broken: Option<towpath_common::ring::Violation>,
-    failed: Option<(u64, crate::request::Kind, i32)>,
-) {
-    let shared = disk.shared.queues.get(usize::from(queue));
-    if let Some(violation) = broken {
-        if let Some(shared) = shared {
-            shared.set_broken(Some(violation));
+/// What a visit to a disk's queues needs of its worker.
+struct Tools<'a, E: Engine> {
+    io: &'a mut Io<E>,
+    queues: &'a mut [Option<Queue>],
+    dirty: &'a mut Vec<u32>,
+    burst: &'a mut Burst,
+    ranges: &'a mut Ranges,
+    mortal: &'a mut Mortal,
+}
+
+impl DiskHere {
+    /// Take what its queues have, at `at`, in the step that began `now`: requests taken, and reads
+    /// carried out by copying.
+    #[inline]
+    fn visit<E: Engine>(
+        &mut self,
+        tools: Tools<'_, E>,
+        mut turn: Turn,
+        mem: MemId,
+        now: Cycles,
+        at: Cycles,
+    ) -> (usize, u64) {
+        let limited = !self.throttles.is_open();
+        let (mut popped, mut copied) = (0, 0);
+        let (before, from) = self.queues.split_at(self.first.min(self.queues.len()));
+        for &key in from.iter().chain(before) {
+            let allowed = if limited {
+                self.throttles.ask(at)
+            } else {
+                usize::MAX
+            };
+            if allowed == 0 {
+                break;
+            }
+            let queue = tools.queues.get_mut(key as usize).and_then(Option::as_mut);
+            let Some(queue) = queue.filter(|queue| queue.is_open()) else {
+                continue;
+            };
+            let most = turn.most(|| queue.ring.waiting()).min(allowed);
+            let was_dirty = queue.dirty;
+            let visited = queue.visit(Visit {
+                mortal: &mut *tools.mortal,
+                io: &mut *tools.io,
+                burst: &mut *tools.burst,
+                ranges: &mut *tools.ranges,
+                disk: self.id,
+                mem,
+                limits: &self.limits,
+                key,
+                now,
+                most,
+                measured: limited,
+            });
+            turn.took(visited.popped);
+            if limited {
+                self.throttles.take(visited.popped, visited.bytes, at);
+            }
+            if queue.dirty && !was_dirty {
+                tools.dirty.push(key);
+            }
+            popped += visited.popped;
+            copied += visited.copied;
+            self.started += visited.started;
         }
-        events.tell(Event::Broken {
-            disk: Arc::clone(&disk.name),
-            queue,
-            violation,
-        });
-    }
-    if let Some((count, kind, errno)) = failed {
-        if let Some(shared) = shared {
-            shared.failed(errno, count);
-        }
-        let disk = Arc::clone(&disk.name);
-        events.tell(Event::Failed {
-            disk,
-            queue,
-            kind,
-            errno,
-            count,
-        });
+        (popped, copied)
     }
 }
 
@@ -363,13 +347,17 @@ impl<E: Engine> Plane for BlkPlane<E> {
     }
 
     fn step(&mut self, now: Cycles) -> bool {
+        if self.naps.is_due(now) {
+            self.look(now);
+        }
         let mut worked = self.reap(now);
-        if self.serve(now) {
+        let (had_work, served) = self.serve(now);
+        if had_work {
             worked = true;
             self.mortal.at(Point::Fetched);
         }
         if self.io.in_flight() > 0 {
-            let after = self.submit(now);
+            let after = self.submit(now, served);
             self.mortal.at(Point::Submitted);
             worked |= self.reap(after);
         }
@@ -390,7 +378,8 @@ impl<E: Engine> Plane for BlkPlane<E> {
 
     fn arm(&mut self) -> bool {
         let mut work = self.io.arm();
-        for disk in self.disks.iter().flatten() {
+        let awake = self.naps.awake.iter();
+        for disk in awake.filter_map(|at| self.disks.get(usize::from(*at))?.as_ref()) {
             let room = self.io.room_for(disk.id) > 0;
             let parked = self.sched.is_parked(disk.entity);
             let throttled = !disk.throttles.is_open() && disk.throttles.room(self.clock.now()) == 0;
@@ -412,9 +401,18 @@ impl<E: Engine> Plane for BlkPlane<E> {
 
     fn disarm(&mut self) {
         self.io.disarm();
-        for queue in self.queues.iter_mut().flatten() {
-            queue.ring.disarm();
+        let awake = self.naps.awake.iter();
+        for disk in awake.filter_map(|at| self.disks.get(usize::from(*at))?.as_ref()) {
+            for key in &disk.queues {
+                if let Some(Some(queue)) = self.queues.get_mut(*key as usize) {
+                    queue.ring.disarm();
+                }
+            }
         }
+    }
+
+    fn rung(&mut self, token: u32) {
+        self.kicked(token, self.clock.now());
     }
 
     fn housekeep(&mut self, now: Cycles) {
@@ -424,9 +422,13 @@ impl<E: Engine> Plane for BlkPlane<E> {
             disks,
             index,
             clock,
+            naps,
             ..
         } = self;
-        for disk in disks.iter_mut().flatten() {
+        for at in &naps.awake {
+            let Some(Some(disk)) = disks.get_mut(usize::from(*at)) else {
+                continue;
+            };
             for key in &disk.queues {
                 if let Some(Some(queue)) = queues.get_mut(*key as usize)
                     && let Some(shared) = disk.shared.queues.get(usize::from(queue.index))
@@ -448,6 +450,7 @@ impl<E: Engine> Plane for BlkPlane<E> {
             }
             disk.stages.slow.turn(now, clock.rate().of(HALF));
         }
+        self.nap(now);
     }
 
     fn is_patient(&self) -> bool {
@@ -456,7 +459,8 @@ impl<E: Engine> Plane for BlkPlane<E> {
 
     fn deadline(&self, now: Cycles) -> Option<Cycles> {
         let release = self.sched.next_release(now);
-        let disks = self.disks.iter().flatten();
+        let awake = self.naps.awake.iter();
+        let disks = awake.filter_map(|at| self.disks.get(usize::from(*at))?.as_ref());
         let opens = disks.filter_map(|disk| disk.throttles.opens(now)).min();
         let retry = self.retry_at.filter(|_| self.io.is_holding());
         release.into_iter().chain(opens).chain(retry).min()

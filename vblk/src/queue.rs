@@ -79,8 +79,10 @@ pub struct Visit<'a, E: Engine> {
     pub key: u32,
     /// The time.
     pub now: Cycles,
-    /// Chains that may be popped, by the disk's limits.
+    /// Chains that may be popped.
     pub most: usize,
+    /// [`Visited::bytes`] is wanted.
+    pub measured: bool,
 }
 
 /// What a visit did.
@@ -90,7 +92,7 @@ pub struct Visited {
     pub popped: usize,
     /// Requests handed to the engine.
     pub started: u32,
-    /// Bytes in the chains popped, where [`Visit::most`] was not unlimited.
+    /// Bytes in the chains popped, if [`Visit::measured`].
     pub bytes: u64,
     /// Reads carried out by copying.
     pub copied: u64,
@@ -184,6 +186,7 @@ impl Queue {
             key,
             now,
             most,
+            measured,
             mortal,
         } = visit;
         let mut visited = Visited {
@@ -196,7 +199,7 @@ impl Queue {
             self.dirty |= self.is_newly_broken();
             return visited;
         }
-        if most != usize::MAX {
+        if measured {
             let bytes = |chain: Chain<'_>| chain.readable_len + chain.writable_len;
             visited.bytes = burst.iter().map(bytes).sum();
         }

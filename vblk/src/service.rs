@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{Cap, CpuId, Name, SocketMode, SocketPath, Weight};
 
@@ -168,7 +169,7 @@ impl ServiceError {
 }
 
 /// A group of disks as it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupStatus {
     /// Its name.
     pub name: Name,
@@ -179,7 +180,7 @@ pub struct GroupStatus {
 }
 
 /// One disk as it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskStatus {
     /// Its name.
     pub name: Name,
@@ -240,7 +241,7 @@ pub struct DiskStatus {
 }
 
 /// What fails on a disk until an operator clears it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Failed {
     /// Every FLUSH: an fsync failed, so data is lost that was not yet durable.
@@ -250,7 +251,7 @@ pub enum Failed {
 }
 
 /// One vhost-user connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionStatus {
     /// Negotiated virtio features, by their names in the specification.
     pub virtio_features: Vec<String>,
@@ -274,7 +275,7 @@ pub struct SessionStatus {
 }
 
 /// One ring of a connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueStatus {
     /// Its index.
     pub index: u16,
@@ -295,7 +296,7 @@ pub struct QueueStatus {
 }
 
 /// What a disk has done since the daemon started, whatever connections came and went.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskStats {
     /// Front-ends that connected.
     pub connections: u64,
@@ -348,7 +349,7 @@ impl DiskStats {
 }
 
 /// Counters of one queue.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueStats {
     /// Its index.
     pub index: u16,
@@ -367,7 +368,9 @@ pub struct QueueStats {
 }
 
 /// Kinds of requests (virtio 1.3, 5.2.6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestType {
     /// VIRTIO_BLK_T_IN.
@@ -402,7 +405,9 @@ impl RequestType {
 }
 
 /// What happened to bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// From disk to guest.
@@ -428,7 +433,7 @@ impl Direction {
 }
 
 /// A distribution of times in nanoseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Latency {
     /// Samples.
     pub count: u64,
@@ -449,7 +454,7 @@ pub struct Latency {
 }
 
 /// One worker as it is now.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerStatus {
     /// Its index.
     pub index: usize,

@@ -2,6 +2,7 @@
 //! after `vblk disk set NAME`. It lasts until the disk's keys in the file change, or the daemon
 //! ends.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::argument::{Edit, Syntax, read};
 use towpath_common::config::{Cap, Weight};
@@ -9,7 +10,7 @@ use towpath_common::config::{Cap, Weight};
 use crate::config::{Bandwidth, Iops, Limit, OnError};
 
 /// Changes; what is absent stays as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Requests a second.
@@ -39,7 +40,7 @@ pub struct Settings {
 }
 
 /// A setting that can be without a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unset {
     /// No limit of requests; its burst goes with it.

@@ -6,12 +6,13 @@
     reason = "a test program: a surprise is a failure"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use towpath_common::testing::document::{blocks, keys, literal, rows, shows, spelled_out};
+use towpath_common::testing::api::Document;
+use towpath_common::testing::document::{blocks, keys, literal, routes, rows, shows, spelled_out};
 use vblk::config::{Config, Sources, argument_keys};
 use vblk::metrics::FAMILIES;
 
@@ -218,4 +219,12 @@ fn the_instance_unit_is_the_unit_with_an_instance() {
         .replace("/etc/towpath/vblk.toml", "/etc/towpath/vblk/%i.toml")
         .replace("/run/towpath/vblk.sock", "/run/towpath/vblk-%i.sock");
     assert_eq!(read("vblk@.service"), expected);
+}
+
+/// The README is written by hand: a route that is in no document would still stand there.
+#[test]
+fn the_readme_has_the_routes_of_the_document() {
+    let document = Document::new(vblk::control::document());
+    let described: BTreeSet<_> = document.operations().into_iter().collect();
+    assert_eq!(routes(&readme()), described);
 }

@@ -1,41 +1,29 @@
 //! The control API of vswitch: what can be asked, and in which shape it is answered.
 //!
-//! | | | data |
-//! |---|---|---|
-//! | GET | `/v1/status` | [`Overview`] |
-//! | GET | `/v1/ports`, `/v1/ports/{name}` | [`PortStatus`], a list or one |
-//! | GET | `/v1/vlans` | a list of [`VlanStatus`] |
-//! | GET | `/v1/fdb?vlan=&port=&mac=` | [`FdbTable`] |
-//! | POST | `/v1/fdb/flush` | [`FdbFilter`] in, number of addresses out |
-//! | GET | `/v1/mirrors` | a list of [`Mirror`] |
-//! | GET | `/v1/stats` | [`Stats`] |
-//! | POST | `/v1/change` | [`Order`] in, [`Diff`] out |
-//! | POST | `/v1/reload` | [`Reload`] in, [`Diff`] out |
-//! | GET | `/metrics` | Prometheus text |
-//!
 //! What looks at frames adds its own routes: [`Service::routes`](crate::service::Service::routes).
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::extract::State;
+use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
-use towpath_common::control::{Answer, Body, beside, exposition};
+use towpath_common::control::{Answer, Asked, Body, Part, Routes, beside, exposition};
 
+use crate::capture::{self, Captures};
 use crate::config::{Change, Diff, Mirror};
 use crate::metrics;
 use crate::serve::{Daemon, count_ports};
 use crate::service::{
     FdbEntry, FdbFilter, FdbStats, PortStats, PortStatus, VlanFlow, VlanStatus, WorkerStatus,
 };
+use crate::why;
+use crate::why::api::Desk;
 
 /// The daemon at a glance.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Overview {
     /// Version of the daemon.
     pub version: String,
@@ -54,7 +42,7 @@ pub struct Overview {
 }
 
 /// Known addresses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbTable {
     /// Those asked for.
     pub entries: Vec<FdbEntry>,
@@ -63,7 +51,7 @@ pub struct FdbTable {
 }
 
 /// All counters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// By port.
     pub ports: Vec<NamedStats>,
@@ -76,7 +64,7 @@ pub struct Stats {
 }
 
 /// The counters of one port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedStats {
     /// The port.
     pub name: Name,
@@ -85,7 +73,7 @@ pub struct NamedStats {
 }
 
 /// The body of `POST /v1/change`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Order {
     /// What is to change.
@@ -96,7 +84,7 @@ pub struct Order {
 }
 
 /// The body of `POST /v1/reload`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reload {
     /// Validate and compare, but change nothing.
@@ -106,21 +94,49 @@ pub struct Reload {
 /// All routes.
 pub fn routes(daemon: Arc<Daemon>) -> Router {
     let more = daemon.service().routes();
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/ports", get(ports))
-        .route("/v1/ports/{name}", get(port))
-        .route("/v1/ports/{name}/release", post(release))
-        .route("/v1/vlans", get(vlans))
-        .route("/v1/fdb", get(fdb))
-        .route("/v1/fdb/flush", post(flush))
-        .route("/v1/mirrors", get(mirrors))
-        .route("/v1/stats", get(stats))
-        .route("/v1/change", post(change))
-        .route("/v1/reload", post(reload))
-        .route("/metrics", get(scrape))
-        .with_state(daemon)
-        .merge(more)
+    let routes = table().with_state(daemon).merge(more);
+    routes.router("vswitch", env!("CARGO_PKG_VERSION"))
+}
+
+/// The routes of what looks at frames: [`Service::routes`](crate::service::Service::routes).
+pub fn looking(captures: Captures, desk: Desk) -> Routes {
+    let captures = capture::api::table().with_state(Arc::new(captures));
+    captures.merge(why::api::table().with_state(Arc::new(desk)))
+}
+
+/// The OpenAPI document of all routes.
+pub fn document() -> serde_json::Value {
+    let (own, captures, why) = (table(), capture::api::table(), why::api::table());
+    let all = own.table().clone().and(captures.table()).and(why.table());
+    all.document("vswitch", env!("CARGO_PKG_VERSION"))
+}
+
+fn table() -> Routes<Arc<Daemon>> {
+    Routes::new()
+        .get("/v1/status", "The daemon at a glance", status)
+        .get("/v1/ports", "All ports and uplinks", ports)
+        .get("/v1/ports/{name}", "One port or uplink", port)
+        .post(
+            "/v1/ports/{name}/release",
+            "Serve a quarantined session again",
+            release,
+        )
+        .get("/v1/vlans", "All VLANs", vlans)
+        .get("/v1/fdb", "Known addresses", fdb)
+        .post(
+            "/v1/fdb/flush",
+            "Forget learned addresses; gives how many",
+            flush,
+        )
+        .get("/v1/mirrors", "All mirrors", mirrors)
+        .get("/v1/stats", "All counters", stats)
+        .post(
+            "/v1/change",
+            "Change a port, a static address or a mirror",
+            change,
+        )
+        .post("/v1/reload", "Read the configuration again", reload)
+        .get("/metrics", "All counters, for Prometheus", scrape)
 }
 
 async fn status(State(daemon): State<Arc<Daemon>>) -> Answer<Overview> {
@@ -144,14 +160,7 @@ async fn ports(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<PortStatus>> {
     Answer::success(count_ports(ports.len()), ports)
 }
 
-async fn port(
-    State(daemon): State<Arc<Daemon>>,
-    name: Result<Path<String>, PathRejection>,
-) -> Answer<PortStatus> {
-    let name = match name {
-        Ok(Path(name)) => name,
-        Err(rejection) => return Answer::failed(rejection.status(), rejection.body_text()),
-    };
+async fn port(State(daemon): State<Arc<Daemon>>, Part(name): Part) -> Answer<PortStatus> {
     let ports = daemon.service().ports();
     match ports.iter().find(|port| port.name.as_str() == name) {
         Some(port) => Answer::success(format!("port {name}"), port.clone()),
@@ -170,12 +179,8 @@ async fn vlans(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<VlanStatus>> {
 
 async fn fdb(
     State(daemon): State<Arc<Daemon>>,
-    filter: Result<Query<FdbFilter>, QueryRejection>,
+    Asked(filter): Asked<FdbFilter>,
 ) -> Answer<FdbTable> {
-    let filter = match filter {
-        Ok(Query(filter)) => filter,
-        Err(rejection) => return Answer::failed(rejection.status(), rejection.body_text()),
-    };
     beside(move || {
         let table = FdbTable {
             entries: daemon.service().fdb(&filter),
@@ -205,14 +210,7 @@ async fn mirrors(State(daemon): State<Arc<Daemon>>) -> Answer<Vec<Mirror>> {
     }
 }
 
-async fn release(
-    State(daemon): State<Arc<Daemon>>,
-    name: Result<Path<String>, PathRejection>,
-) -> Answer<()> {
-    let name = match name {
-        Ok(Path(name)) => name,
-        Err(rejection) => return Answer::failed(rejection.status(), rejection.body_text()),
-    };
+async fn release(State(daemon): State<Arc<Daemon>>, Part(name): Part) -> Answer<()> {
     if daemon.service().release(&name) {
         return Answer::success(format!("the session of port {name} is served again"), ());
     }
@@ -243,9 +241,9 @@ async fn reload(State(daemon): State<Arc<Daemon>>, Body(order): Body<Reload>) ->
     beside(move || daemon.reload(order.dry_run)).await
 }
 
-async fn scrape(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
+async fn scrape(State(daemon): State<Arc<Daemon>>) -> exposition::Text {
     let text = metrics::render(daemon.service());
-    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text)
+    exposition::Text(text)
 }
 
 /// `1 address`, `2 addresses`.

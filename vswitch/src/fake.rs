@@ -6,17 +6,27 @@
 )]
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use towpath_common::clock::Clock;
+use towpath_common::control::Routes;
+
+use crate::capture::{CaptureId, Captures, Tap, Tapping};
 use crate::config::{Config, Port, Uplink};
+use crate::control;
 use crate::guard::Side;
+use crate::mac::Mac;
 use crate::mirror::MirrorRole;
+use crate::recent::Record;
 use crate::service::{
     Attachment, FdbEntry, FdbFilter, FdbStats, Flow, PortStats, PortStatus, QueueStats, Report,
     RingStatus, Service, ServiceError, SessionStatus, VlanFlow, VlanStatus, WorkerStatus,
 };
+use crate::table::PortNo;
 use crate::vlan::Vid;
+use crate::why::Snapshot;
+use crate::why::api::{Desk, Looking};
 
 /// Two workers, a connected front-end on every port, and one learned address at the first port.
 #[derive(Debug, Default)]
@@ -231,9 +241,49 @@ impl Service for FakeService {
         learned
     }
 
+    fn routes(&self) -> Routes {
+        let (plane, clock) = (Arc::new(Still), Clock::new());
+        let captures = Captures::new(Arc::<Still>::clone(&plane), clock.clone());
+        control::looking(captures, Desk::new(plane, clock))
+    }
+
     fn drain(&self) {
         while self.has(Self::STUCK) {
             std::thread::park();
         }
+    }
+}
+
+/// A worker that never sees a frame.
+#[derive(Debug)]
+struct Still;
+
+impl Tapping for Still {
+    fn workers(&self) -> usize {
+        1
+    }
+
+    fn port(&self, name: &str) -> Option<PortNo> {
+        (name == "a").then_some(PortNo(0))
+    }
+
+    fn port_name(&self, _: PortNo) -> Option<String> {
+        None
+    }
+
+    fn tap(&self, _: usize, _: Tap) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn untap(&self, _: usize, _: CaptureId) {}
+}
+
+impl Looking for Still {
+    fn snapshot(&self, _: Mac) -> Snapshot {
+        Snapshot::default()
+    }
+
+    fn recent(&self) -> Vec<Record> {
+        Vec::new()
     }
 }

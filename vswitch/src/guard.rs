@@ -25,10 +25,12 @@
 
 mod limiter;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use arrayvec::ArrayVec;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use towpath_common::config::{ByteSize, ValueError};
 
@@ -98,6 +100,19 @@ impl fmt::Display for Bound {
     }
 }
 
+impl JsonSchema for Bound {
+    fn schema_name() -> Cow<'static, str> {
+        "Bound".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number, such as 1000 or \"10M\", or \"off\".",
+            "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}],
+        })
+    }
+}
+
 impl Serialize for Bound {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
@@ -136,7 +151,7 @@ pub enum Side {
 }
 
 /// Guards as written; what is left out is as usual for the port's side.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[expect(
     missing_docs,
@@ -166,7 +181,7 @@ pub struct GuardTable {
 }
 
 /// Guards, complete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GuardConfig {
     /// Drop bridge protocol frames.
     pub bpdu_guard: bool,

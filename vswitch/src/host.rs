@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use axum::Router;
 use towpath_common::clock::{Clock, Cycles};
 use towpath_common::config::{CpuId, Poll};
+use towpath_common::control::Routes;
 use towpath_common::keep::Keeper;
 use towpath_common::worker::{Idle, SPIN, Worker, warn_if_crowded};
 
@@ -277,7 +277,7 @@ impl Service for Host {
         self.fdb.flush(&Filter { statics, ..filter }) as u64
     }
 
-    fn routes(&self) -> Router {
+    fn routes(&self) -> Routes {
         let lookout = Lookout {
             workers: self.workers.iter().map(Worker::handle).collect(),
             fdb: Arc::clone(&self.fdb),

@@ -58,7 +58,7 @@ fn run(command: Command) -> Result<()> {
             bus,
             target,
         } => client::attach(&target, &name, &place, (queues, bus.as_deref()), out),
-        Command::Extra(extra) => Ok(extra.run::<Cli>(out)?),
+        Command::Extra(extra) => Ok(extra.run::<Cli>(vswitch::control::document, out)?),
         Command::Uplink(command) => client::uplink(command, out),
         Command::Fdb(command) => client::fdb(command, out),
         Command::Vlan(command) => client::vlan(command, out),

@@ -17,6 +17,7 @@
 //! frame that is addressed to it once, not twice.
 
 use arrayvec::ArrayVec;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::table::PortNo;
@@ -88,7 +89,7 @@ pub struct Rule {
 }
 
 /// What a port is to mirrors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MirrorRole {
     /// No mirror's port.

@@ -149,6 +149,7 @@ impl NetPlane {
             poller,
             clock,
             index,
+            ..
         } = context;
         NetPlane {
             switch: Switch::new(fdb, index, events.clone()),

@@ -10,9 +10,10 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use axum::Router;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{CpuId, Name, SocketMode, SocketPath};
+use towpath_common::control::Routes;
 use towpath_common::sandbox::SandboxError;
 
 use crate::config::Config;
@@ -57,8 +58,8 @@ pub trait Service: Send + Sync {
     fn fdb_flush(&self, filter: &FdbFilter) -> u64;
 
     /// More of the API: what looks at frames (`capture`, `why`), which control passes on.
-    fn routes(&self) -> Router {
-        Router::new()
+    fn routes(&self) -> Routes {
+        Routes::new()
     }
 
     /// Serves the session of the port `name` again, which is quarantined; false if there is none.
@@ -109,7 +110,7 @@ pub enum ServiceError {
 }
 
 /// One port or uplink as it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortStatus {
     /// Its name.
     pub name: Name,
@@ -152,7 +153,7 @@ pub struct PortStatus {
 }
 
 /// What a port is connected to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Attachment {
     /// A virtual machine.
@@ -170,7 +171,7 @@ pub enum Attachment {
 }
 
 /// One vhost-user connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionStatus {
     /// Negotiated virtio features, by their names in the specification.
     pub virtio_features: Vec<String>,
@@ -192,7 +193,7 @@ pub struct SessionStatus {
 }
 
 /// One ring of a connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RingStatus {
     /// Its index: 2N is the guest's receive queue of pair N, 2N + 1 its transmit queue
     /// (virtio 1.3, 5.1.2).
@@ -214,7 +215,7 @@ pub struct RingStatus {
 }
 
 /// What a port has done since the daemon started, whatever connections came and went.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortStats {
     /// Front-ends that connected.
     pub connections: u64,
@@ -248,7 +249,7 @@ impl PortStats {
 }
 
 /// Counters of one pair of queues.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueStats {
     /// The pair, from 0.
     pub index: u16,
@@ -259,7 +260,7 @@ pub struct QueueStats {
 }
 
 /// Frames in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Flow {
     /// Frames; one that is segmented later counts once.
     pub packets: u64,
@@ -286,7 +287,7 @@ impl std::iter::Sum for Flow {
 }
 
 /// Counters of one VLAN, of a port or of the switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VlanFlow {
     /// The VLAN.
     pub vlan: Vid,
@@ -301,7 +302,7 @@ pub struct VlanFlow {
 }
 
 /// One VLAN as it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VlanStatus {
     /// Its members that send and receive its frames untagged.
     pub untagged: Vec<Name>,
@@ -315,7 +316,7 @@ pub struct VlanStatus {
 }
 
 /// The table of addresses as a whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbStats {
     /// Addresses known, static ones among them.
     pub entries: u64,
@@ -340,7 +341,7 @@ pub struct FdbStats {
 }
 
 /// Which addresses are meant; all conditions must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FdbFilter {
     /// In this VLAN.
@@ -361,7 +362,7 @@ impl FdbFilter {
 }
 
 /// One known address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FdbEntry {
     /// Its VLAN.
     pub vlan: Vid,
@@ -379,7 +380,7 @@ pub struct FdbEntry {
 }
 
 /// One worker as it is now.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerStatus {
     /// Its index.
     pub index: usize,

@@ -11,6 +11,7 @@ use std::fmt;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use mode::{Class, Egress, Mode};
@@ -22,8 +23,9 @@ pub const TPID: u16 = 0x8100;
 pub const TPID_SERVICE: u16 = 0x88a8;
 
 /// A VLAN id: 1 to 4094 (802.1Q, 9.6).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u16", into = "u16")]
+#[schemars(extend("minimum" = 1, "maximum" = 4094))]
 pub struct Vid(NonZeroU16);
 
 /// Not a VLAN id.

@@ -8,6 +8,7 @@
 //! ([`Mode::classify`], [`Mode::egress`]), so that the answer cannot differ from what happens to
 //! frames. What depends on time (rates, storms) is said as a condition, not decided.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::discard::Discard;
@@ -102,7 +103,7 @@ pub struct Question {
 }
 
 /// What is decided, and on what grounds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     /// What is looked at: `port`, `vlan`, `source`, `guards`, `learn`, `lookup` or `egress`.
     pub stage: String,
@@ -111,7 +112,7 @@ pub struct Step {
 }
 
 /// How it ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It goes to this port.
@@ -125,7 +126,7 @@ pub enum Verdict {
 }
 
 /// The way of a frame.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// The frame.
     pub question: String,

@@ -6,13 +6,14 @@
     reason = "a test program: a surprise is a failure"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use towpath_common::testing::document::{keys, literal, rows, shows, spelled_out};
+use towpath_common::testing::api::Document;
+use towpath_common::testing::document::{keys, literal, routes, rows, shows, spelled_out};
 use vswitch::config::{Config, GuardConfig, PORT, Side, Sources, UPLINK};
 use vswitch::discard::Discard;
 use vswitch::metrics::FAMILIES;
@@ -220,4 +221,12 @@ fn the_unit_is_understood_by_systemd() {
             "{output:?}"
         ),
     }
+}
+
+/// The README is written by hand: a route that is in no document would still stand there.
+#[test]
+fn the_readme_has_the_routes_of_the_document() {
+    let document = Document::new(vswitch::control::document());
+    let described: BTreeSet<_> = document.operations().into_iter().collect();
+    assert_eq!(routes(&readme()), described);
 }

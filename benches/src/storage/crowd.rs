@@ -3,7 +3,7 @@
 //!
 //! Disks of rows are null: all that a request costs is the worker's own. Shares are of disks in
 //! memory and of large reads, so that the worker, which copies, is short, and not the generator;
-//! and of twice as many as a worker takes of a disk at once, without which nobody ever waits.
+//! weights with a short queue too, which a worker could take whole in each turn.
 
 use std::path::Path;
 use std::process::Command;
@@ -29,6 +29,8 @@ const SMALL: u32 = 4 << 10;
 const LARGE: u32 = 32 << 10;
 /// Requests in flight on it: two bursts (`common::chain::BURST`).
 const DEEP: u16 = 128;
+/// The same, of a disk with a short queue.
+const SHORT: u16 = 16;
 /// Bytes of such a disk.
 const SIZE: u64 = 64 << 20;
 /// Weights of two disks that want all of the worker.
@@ -59,7 +61,7 @@ pub fn rows() -> Vec<Row> {
         row(ALONE, 1, 0),
         row("busy/8", 8, 0),
         row("busy/64", 64, 0),
-        row("busy/1+250-idle", 1, 250),
+        row("busy/1+1000-idle", 1, 1000),
     ]
 }
 
@@ -131,13 +133,16 @@ pub fn measure(launcher: &Launcher, front: usize, effort: &Effort, row: &Row) ->
 
 /// How weights and a cap divide a worker: medians of `effort.reps` runs.
 pub fn shares(launcher: &Launcher, front: usize, effort: &Effort) -> Result<Vec<Aside>> {
-    let (mut ratios, mut capped) = (Vec::new(), Vec::new());
+    let (mut deep, mut short, mut capped) = (Vec::new(), Vec::new(), Vec::new());
+    let counts = |depth, settings: &[&str]| counts(launcher, front, effort, depth, settings);
     for _ in 0..effort.reps {
         let [heavy, light] = WEIGHTS.map(|weight| format!(",weight={weight}"));
-        let counts = counts(launcher, front, effort, &[&heavy, &light])?;
-        ratios.push(counts[0] as f64 / counts[1].max(1) as f64);
-        let alone = self::counts(launcher, front, effort, &[""])?;
-        let under = self::counts(launcher, front, effort, &[&format!(",cap={CAP}")])?;
+        for (ratios, depth) in [(&mut deep, DEEP), (&mut short, SHORT)] {
+            let counts = counts(depth, &[&heavy, &light])?;
+            ratios.push(counts[0] as f64 / counts[1].max(1) as f64);
+        }
+        let alone = counts(DEEP, &[""])?;
+        let under = counts(DEEP, &[&format!(",cap={CAP}")])?;
         capped.push(100.0 * under[0] as f64 / alone[0].max(1) as f64);
     }
     let aside = |name, values, unit| {
@@ -149,7 +154,8 @@ pub fn shares(launcher: &Launcher, front: usize, effort: &Effort) -> Result<Vec<
         })
     };
     let asides = [
-        aside("rate of weight=300 beside weight=100", ratios, "times"),
+        aside("rate of weight=300 beside weight=100", deep, "times"),
+        aside("the same with 16 in flight each", short, "times"),
         aside("rate under cap=25, of that without", capped, "%"),
     ];
     Ok(asides.into_iter().flatten().collect())
@@ -160,6 +166,7 @@ fn counts(
     launcher: &Launcher,
     front: usize,
     effort: &Effort,
+    depth: u16,
     settings: &[&str],
 ) -> Result<Vec<u64>> {
     let dir = scratch(Path::new("/dev/shm"))?;
@@ -183,7 +190,7 @@ fn counts(
     }
     let backend: Backend = launcher.run(&mut command, sockets, dir)?;
     let disks = u16::try_from(settings.len())?;
-    let workload = workload(disks, LARGE, disks * DEEP);
+    let workload = workload(disks, LARGE, disks * depth);
     let mut generator = Generator::attach_all(backend.sockets(), &workload)?;
     let run = || {
         // Credits are given out every few milliseconds; the first of them are a start.

@@ -115,14 +115,16 @@ impl Runner {
         Ok(command)
     }
 
-    /// The mirror's record; made once, with both files said to be equal.
+    /// A new record of the mirror, which says that both files are equal: after a run, regions would
+    /// be marked still, and copied during the next one.
     fn record(&self, address: &str) -> Result<String> {
         let record = self.scene.at("record");
-        if !record.exists() {
-            let mut create = Command::new(&self.launcher.vblk);
-            create.args(["mirror", "create", address, "--assume-clean", "--record"]);
-            tool(create.arg(&record))?;
+        if record.exists() {
+            std::fs::remove_file(&record)?;
         }
+        let mut create = Command::new(&self.launcher.vblk);
+        create.args(["mirror", "create", address, "--assume-clean", "--record"]);
+        tool(create.arg(&record))?;
         Ok(record.display().to_string())
     }
 }

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Name;
 
 /// What changes in a list of named things. They are matched by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Changes<N = Name> {
     /// New ones.
     pub added: Vec<N>,
@@ -19,7 +20,7 @@ pub struct Changes<N = Name> {
 }
 
 /// One thing that changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Change<N = Name> {
     /// Which.
     pub name: N,

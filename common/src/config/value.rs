@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A value that breaks the rule of its type.
@@ -72,6 +73,20 @@ macro_rules! ranged {
             }
         }
 
+        impl schemars::JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({"type": "integer", "minimum": $min, "maximum": $max})
+            }
+        }
+
         impl TryFrom<i64> for $name {
             type Error = $crate::config::ValueError;
 
@@ -131,7 +146,7 @@ ranged! {
 
 /// Different CPUs, in the order given; one worker each. Written `[2, 3]` or, on a command line,
 /// `2,4-6`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Vec<CpuId>")]
 pub struct CpuList(Vec<CpuId>);
 
@@ -176,7 +191,7 @@ impl FromStr for CpuList {
 }
 
 /// What a worker does when it finds nothing to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Poll {
     /// Poll while there is work, then sleep until a guest notifies.
@@ -206,7 +221,7 @@ impl FromStr for Poll {
 }
 
 /// Which end of a vhost-user socket the daemon is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SocketMode {
     /// The daemon listens, the VMM connects.
@@ -221,8 +236,11 @@ pub enum SocketMode {
 /// 1 to [`Name::MAX_LEN`] of letters, digits, `.`, `_` and `-`, starting with a letter or digit:
 /// safe in URLs, metric labels, file names and shells.
 /// Shared: thousands of things may belong to one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength" = Name::MAX_LEN))]
 pub struct Name(Arc<str>);
 
 impl Name {
@@ -296,7 +314,7 @@ impl fmt::Display for Name {
 }
 
 /// The path of a unix socket, short enough for the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 pub struct SocketPath(PathBuf);
 
@@ -343,7 +361,9 @@ impl fmt::Display for SocketPath {
 }
 
 /// A number of bytes, written as `4G`, `512MiB`, `64K` or plain bytes; units are powers of 1024.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String")]
 pub struct ByteSize(u64);
 

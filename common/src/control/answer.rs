@@ -4,12 +4,15 @@ use axum::body::{HttpBody, to_bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
+use super::strict;
+
 /// How an action ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Done.
@@ -21,7 +24,8 @@ pub enum Status {
 }
 
 /// `{"status": …, "description": …, "data": …}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
 pub struct Answer<T = ()> {
     /// How it ended.
     pub status: Status,
@@ -103,11 +107,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             .await
             .map_err(|_| too_large())?;
         let json: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(json).map(Self).map_err(|error| {
-            Answer::failed(
-                StatusCode::BAD_REQUEST,
-                format!("the request body is wrong: {error}"),
-            )
+        strict::read(json).map(Self).map_err(|wrong| {
+            let description = format!("the request body is wrong: {wrong}");
+            Answer::failed(StatusCode::BAD_REQUEST, description)
         })
     }
 }

@@ -7,6 +7,8 @@
 //! The exporter's own histograms collect raw samples and cannot be given finished buckets, so
 //! histograms are written with its line formatter, after the rest; so are counters of time.
 
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use metrics::{Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{LabelSet, PrometheusBuilder, PrometheusRecorder, formatting};
 
@@ -147,6 +149,16 @@ impl Exposition {
             self.written.len() - 1
         });
         &mut self.written[index].1
+    }
+}
+
+/// The answer to a scrape.
+#[derive(Clone, Debug)]
+pub struct Text(pub String);
+
+impl IntoResponse for Text {
+    fn into_response(self) -> Response {
+        ([(header::CONTENT_TYPE, CONTENT_TYPE)], self.0).into_response()
     }
 }
 

@@ -307,6 +307,11 @@ impl Ring {
         self.split_mut().arm()
     }
 
+    /// Chains that [`Ring::pop`] would find, if it took as many at once.
+    pub fn waiting(&mut self) -> usize {
+        self.split_mut().waiting()
+    }
+
     /// Tell the driver that kicks are not needed while we poll.
     pub fn disarm(&mut self) {
         self.split_mut().disarm();

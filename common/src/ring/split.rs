@@ -223,6 +223,16 @@ impl Split {
         pending
     }
 
+    pub(super) fn waiting(&mut self) -> usize {
+        if self.broken.is_some() {
+            return 0;
+        }
+        match self.resubmit.len() {
+            0 => self.pending(usize::MAX).into(),
+            left => left,
+        }
+    }
+
     #[inline]
     fn descriptor(&self, index: u16) -> Desc {
         let [addr, rest] = self.desc.load_pair(index);

@@ -196,6 +196,8 @@ pub(super) const SHARED: &[Call] = &[
     call(c::SYS_epoll_ctl, "the same"),
     call(c::SYS_epoll_pwait, "the same"),
     call(c::SYS_epoll_pwait2, "the same"),
+    call(c::SYS_timerfd_create, "sleeps shorter than a millisecond"),
+    call(c::SYS_timerfd_settime, "the same"),
     call(c::SYS_ppoll, "sessions"),
     call(c::SYS_eventfd2, "mailboxes, notifications"),
     call(c::SYS_pipe2, "the same"),

@@ -579,6 +579,31 @@ fn load_is_busy_time_over_all_time() {
 }
 
 #[test]
+fn who_dozes_is_not_asked_until_woken() {
+    let mut sched = Scheduler::new(Rate::NANOSECONDS, Cycles::ZERO);
+    let [a, b] = [0, 1].map(|_| sched.add(Share::default(), Cycles::ZERO).unwrap());
+    let asked = |sched: &mut Scheduler| {
+        let mut asked = Vec::new();
+        sched.wake_all();
+        sched.pass(Cycles(1), |id| {
+            asked.push(id);
+            Outcome::Idle
+        });
+        asked
+    };
+    sched.doze(b);
+    assert_eq!(asked(&mut sched), [a]);
+    sched.wake(b);
+    assert_eq!(asked(&mut sched).len(), 2);
+    assert_eq!(asked(&mut sched).len(), 2);
+    // A new one under the number of one that dozed is awake.
+    sched.doze(b);
+    sched.remove(b);
+    sched.add(Share::default(), Cycles::ZERO).unwrap();
+    assert_eq!(asked(&mut sched).len(), 2);
+}
+
+#[test]
 fn shares_out_of_range_are_named() {
     for weight in [0, 65_536] {
         assert_eq!(Weight::try_from(weight), Err(SchedError::Weight(weight)));

@@ -1,6 +1,6 @@
 //! Reads documents for tests that hold them against the program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -25,6 +25,20 @@ pub fn rows(text: &str, columns: usize) -> Vec<Vec<String>> {
             .collect::<Vec<_>>()
     });
     cells.filter(|row| row.len() == columns).collect()
+}
+
+/// The routes that `text` names, such as `GET /v1/status` in ticks: method, in small letters, and
+/// path, without what follows a `?`.
+#[must_use]
+pub fn routes(text: &str) -> BTreeSet<(String, String)> {
+    let code = text.split('`').skip(1).step_by(2);
+    let routes = code.filter_map(|code| {
+        let (method, target) = code.split_once(" /")?;
+        let path = target.split('?').next().unwrap_or(target);
+        let known = ["GET", "POST", "DELETE"].contains(&method);
+        known.then(|| (method.to_ascii_lowercase(), format!("/{path}")))
+    });
+    routes.collect()
 }
 
 /// Every key of a configuration value with its default, as JSON.

@@ -3,12 +3,15 @@
 //! From the bottom up: [`memory`] (memfds shared with the back-end), [`driver`] and [`split`] (the
 //! driver's side of a virtqueue), [`wire`] and [`frontend`] (vhost-user as a VMM speaks it, or as
 //! an attacker does), [`blk`] (virtio-blk requests), [`net`] (virtio-net frames).
-//! Nothing of this shares code with the back-end
-//! except the mapping of memory: it is a second, independent reading of both specifications. On the
-//! other side of the socket, [`echo`] is the smallest device; [`bed`] puts both ends together.
+//! Nothing of this shares code with the back-end except the mapping of memory: it is a second,
+//! independent reading of both specifications. On the other side of the socket, [`echo`] is the
+//! smallest device; [`bed`] puts both ends together. [`direct`] has no socket at all. Apart from
+//! all that, [`api`] asks a control socket.
 
+pub mod api;
 pub mod bed;
 pub mod blk;
+pub mod direct;
 pub mod document;
 pub mod driver;
 pub mod echo;

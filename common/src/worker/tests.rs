@@ -1,5 +1,6 @@
 //! Tests of the worker: it sleeps, no wake-up is lost, it dies loudly and ends in order.
 
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;

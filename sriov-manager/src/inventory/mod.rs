@@ -21,6 +21,7 @@ mod scan;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
@@ -34,7 +35,7 @@ pub use host::Host;
 pub use scan::{controller_of, scan, vf_addresses};
 
 /// What this host has.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Inventory {
     /// Functions that can have VFs, by address.
     pub pfs: Vec<Pf>,
@@ -45,7 +46,7 @@ pub struct Inventory {
 }
 
 /// What the scan is told because the kernel does not know it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Known {
     /// VFs that are leased, and to whom.
     pub leases: BTreeMap<PciAddr, String>,
@@ -56,7 +57,7 @@ pub struct Known {
 }
 
 /// What a PF's driver was found to lack.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Lacks {
     /// The driver; another one is asked again.
     pub driver: String,
@@ -65,7 +66,7 @@ pub struct Lacks {
 }
 
 /// A function that can have VFs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Pf {
     /// Where it is.
     pub address: PciAddr,
@@ -123,7 +124,7 @@ pub struct Pf {
 const NAMED: usize = 4;
 
 /// A virtual function.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Vf {
     /// Which of its PF's.
     pub index: u16,
@@ -154,7 +155,7 @@ pub struct Vf {
 }
 
 /// A network interface of a PF or VF.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Interface {
     /// Its number.
     pub index: u32,
@@ -171,7 +172,7 @@ pub struct Interface {
 }
 
 /// Whether VFs would find memory and bus numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Room {
     /// Bytes of each of a VF's BARs.
     pub bars: Vec<u64>,
@@ -184,7 +185,7 @@ pub struct Room {
 }
 
 /// A PCIe link.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PcieLink {
     /// Speed now, such as `8.0 GT/s PCIe`.
     pub speed: String,
@@ -197,7 +198,7 @@ pub struct PcieLink {
 }
 
 /// Why a PF must not be disturbed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Guard {
     /// The host's default route goes through it.
@@ -223,7 +224,7 @@ pub enum Guard {
 }
 
 /// Who uses a VF.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Use {
     /// It is leased.
@@ -266,7 +267,7 @@ pub enum Use {
 }
 
 /// An IOMMU group: what can only be given away together.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Group {
     /// Its number; another one after the next boot.
     pub number: u32,
@@ -277,7 +278,7 @@ pub struct Group {
 }
 
 /// A device in a group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Member {
     /// Where it is.
     pub address: PciAddr,

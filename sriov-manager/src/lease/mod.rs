@@ -20,6 +20,7 @@ mod socket;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
 
@@ -36,7 +37,7 @@ pub use hand::{How, Opened};
 pub use socket::serve;
 
 /// A VF that somebody has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Lease {
     /// Who, in the words of who asked.
     pub owner: Name,
@@ -59,7 +60,7 @@ pub struct Lease {
 }
 
 /// Where a lease is in its life.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "phase", content = "because", rename_all = "snake_case")]
 pub enum Phase {
     /// Its owner has it.
@@ -81,7 +82,7 @@ impl fmt::Display for Phase {
 }
 
 /// What is asked for: one line of JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// From which pool.
@@ -142,7 +143,7 @@ impl Request {
 }
 
 /// What was handed over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Granted {
     /// The VF.
     pub address: PciAddr,
@@ -163,7 +164,7 @@ pub struct Granted {
 }
 
 /// A lease with its VF, as it is shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Shown {
     /// The VF.
     pub address: PciAddr,

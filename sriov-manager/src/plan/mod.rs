@@ -14,6 +14,7 @@ mod refuse;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
@@ -30,7 +31,7 @@ pub use reason::Reason;
 const STEPS: usize = 8;
 
 /// Steps and refusals.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// What is to be done, in order; those of one PF stand together.
     pub steps: Vec<Step>,
@@ -42,7 +43,7 @@ pub struct Plan {
 }
 
 /// An attribute that is wanted, not required, and not known to the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Lack {
     /// The PF.
     pub pf: PciAddr,
@@ -61,7 +62,7 @@ impl fmt::Display for Lack {
 }
 
 /// One thing to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     /// The PF it concerns.
     pub pf: PciAddr,
@@ -72,7 +73,7 @@ pub struct Step {
 }
 
 /// What is done to a PF, or to its VF `vf`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
     /// New VFs get a driver at once, or not.
@@ -204,7 +205,7 @@ impl fmt::Display for Action {
 }
 
 /// Something that will not be done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
     /// The PF it concerns, if it is known.
     pub pf: Option<PciAddr>,
@@ -217,7 +218,9 @@ pub struct Refusal {
 }
 
 /// Why something is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
     /// No PF is meant.

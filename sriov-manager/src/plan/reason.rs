@@ -1,8 +1,10 @@
 //! Why a step is made: said only when somebody reads it. A plan for a full host has a hundred
 //! thousand steps, and a text for each took most of its time.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::attribute::Attribute;
@@ -46,6 +48,20 @@ impl From<&'static str> for Reason {
 impl From<String> for Reason {
     fn from(text: String) -> Self {
         Self::Text(text.into())
+    }
+}
+
+impl JsonSchema for Reason {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Reason".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        String::json_schema(generator)
     }
 }
 

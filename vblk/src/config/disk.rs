@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ByteSize, Cap, Name, SocketMode, SocketPath, ValueError, Weight};
 use towpath_common::ranged;
@@ -250,7 +251,7 @@ impl Default for Connections {
 }
 
 /// The identity a guest reads: up to 20 printable ASCII bytes (virtio 1.3, 5.2.6, GET_ID).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 pub struct Serial(String);
 
@@ -284,7 +285,7 @@ impl TryFrom<String> for Serial {
 }
 
 /// Whether the host's page cache stands between the guest and the storage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
     /// No: O_DIRECT.
@@ -295,7 +296,7 @@ pub enum Cache {
 }
 
 /// The unit a guest addresses, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "i64", into = "u32")]
 pub enum BlockSize {
     /// 512 bytes.
@@ -337,7 +338,7 @@ impl From<BlockSize> for u32 {
 }
 
 /// What becomes of requests that the storage failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum OnError {
@@ -351,7 +352,7 @@ pub enum OnError {
 }
 
 /// How guest memory is handed to the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestMemory {
     /// Registered if the guest has 1 GiB or less; plain, with a log line, where limits refuse.
@@ -364,7 +365,7 @@ pub enum GuestMemory {
 }
 
 /// How a file's blocks are reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FileMap {
     /// Through its file system.
@@ -378,7 +379,7 @@ pub enum FileMap {
 }
 
 /// When a file is locked against others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FileLock {
     /// As long as it is open.
@@ -390,7 +391,7 @@ pub enum FileLock {
 }
 
 /// How it is found out that a block device did what it was asked to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Polling {

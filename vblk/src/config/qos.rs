@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{ByteSize, Name, ValueError};
 use towpath_common::ranged;
@@ -14,7 +15,7 @@ ranged! {
 }
 
 /// Bytes a second, or a number of bytes at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct Bandwidth(ByteSize);
 
@@ -71,7 +72,7 @@ impl fmt::Display for Bandwidth {
 }
 
 /// The limits of a disk or group; what is absent is not limited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limit {
     /// Requests a second, of any type.

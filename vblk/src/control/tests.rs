@@ -1,5 +1,7 @@
 //! The API over a real socket, with a data plane that is not there.
 
+mod api;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::{fs, thread};

@@ -41,8 +41,8 @@ use crate::disk::Disk;
 pub use choice::{Choice, ChoiceError, Kind};
 pub use guest::Guest;
 
-/// Most disks one engine serves.
-pub const MAX_DISKS: u32 = 256;
+/// Most disks one engine serves: as many as a scheduler has entities.
+pub const MAX_DISKS: u32 = 1024;
 
 /// Most guest memory maps one engine knows at a time: one a disk, and as many being replaced.
 pub const MAX_MEMS: u32 = 2 * MAX_DISKS;

@@ -160,7 +160,7 @@ impl Uring {
             return Err(io::Error::new(io::ErrorKind::Unsupported, old));
         }
         let submitter = ring.submitter();
-        submitter.register_files(&[-1; MAX_PLACES as usize])?;
+        uring_setup::reserve_files(&submitter)?;
         let table = submitter.register_buffers_sparse(u32::from(MAX_BUFFERS));
         let places = table.map_or(0, |()| usize::from(MAX_BUFFERS));
         uring_setup::free_io_workers(&ring);

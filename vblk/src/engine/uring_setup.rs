@@ -5,7 +5,10 @@
 
 use std::io;
 
-use io_uring::{IoUring, opcode};
+use io_uring::{IoUring, Submitter, opcode};
+use towpath_common::limits::raise_open_files;
+
+use super::MAX_PLACES;
 
 /// Longest submission queue. Longer ones only fall out of the cache.
 pub(super) const MAX_SQ: u32 = 256;
@@ -88,6 +91,27 @@ pub(super) fn build(capacity: u32, setups: &[Setup]) -> io::Result<(IoUring, boo
         }
     }
     Err(last)
+}
+
+/// Make the table of files, with [`MAX_PLACES`] empty places. The kernel wants it to be no larger
+/// than the limit of open files, which this process raises at its start, but not others that run
+/// this code.
+pub(super) fn reserve_files(ring: &Submitter<'_>) -> io::Result<()> {
+    let reserve = || ring.register_files(&[-1; MAX_PLACES as usize]);
+    let few = |e: &io::Error| e.raw_os_error() == Some(libc::EMFILE);
+    match reserve() {
+        Err(e) if few(&e) => {
+            raise_open_files();
+            reserve().map_err(|e| match few(&e) {
+                true => io::Error::other(format!(
+                    "io_uring's table of files needs a limit of {MAX_PLACES} open files or more \
+                     (LimitNOFILE= of the unit, ulimit -Hn)"
+                )),
+                false => e,
+            })
+        }
+        other => other,
+    }
 }
 
 /// Does this kernel take vectors of pieces of one registered buffer?

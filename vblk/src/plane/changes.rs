@@ -9,7 +9,8 @@ use towpath_common::mailbox::ReplyTo;
 use towpath_common::ring::Ring;
 use towpath_common::session::Attach;
 
-use super::{BlkPlane, Change, DiskHere, DiskKey, NewDisk};
+use super::turns::Price;
+use super::{BlkPlane, Change, DiskHere, DiskKey, HALF, NewDisk};
 use crate::engine::{Engine, Guest};
 use crate::policy::RETRY;
 use crate::qos::Throttles;
@@ -31,6 +32,7 @@ impl<E: Engine> BlkPlane<E> {
                 if let Some((_, disk)) = self.find(key) {
                     let entity = disk.entity;
                     self.sched.set_share(entity, share, now);
+                    self.turns.weighted = self.sched.weights_differ();
                 }
             }
             Change::Throttle(key, [own, group]) => {
@@ -59,13 +61,16 @@ impl<E: Engine> BlkPlane<E> {
                 }
             }
             Change::Slow(key, reply) => {
+                let half = self.clock.rate().of(HALF);
                 if let Some((_, disk)) = self.find(key) {
+                    // One that dozes forgets nothing by itself.
+                    disk.stages.slow.turn(now, half);
                     let slowest = disk.stages.slow.list();
                     reply.send((now, slowest));
                 }
             }
             Change::Attach(key, index, attach, reply) => {
-                reply.send(self.attach(key, index, *attach));
+                reply.send(self.attach(key, index, *attach, now));
             }
             Change::Detach(key, index, reply) => self.detach(key, index, reply),
             Change::Update(key, index, update) => {
@@ -73,6 +78,7 @@ impl<E: Engine> BlkPlane<E> {
                     && let Some(Some(queue)) = self.queues.get_mut(slot as usize)
                 {
                     queue.update(update);
+                    self.kicked(slot, now);
                 }
             }
         }
@@ -118,7 +124,7 @@ impl<E: Engine> BlkPlane<E> {
         }
     }
 
-    fn find(&mut self, key: DiskKey) -> Option<(u16, &mut DiskHere)> {
+    pub(super) fn find(&mut self, key: DiskKey) -> Option<(u16, &mut DiskHere)> {
         let at = self
             .disks
             .iter()
@@ -138,7 +144,7 @@ impl<E: Engine> BlkPlane<E> {
         self.queues.get(key as usize)?.as_ref()
     }
 
-    fn add_disk(&mut self, new: NewDisk, now: Cycles) -> io::Result<()> {
+    pub(super) fn add_disk(&mut self, new: NewDisk, now: Cycles) -> io::Result<()> {
         let NewDisk {
             key,
             name,
@@ -165,20 +171,30 @@ impl<E: Engine> BlkPlane<E> {
             entity,
             throttles: Throttles::new(own, group),
             queues: Vec::new(),
+            first: 0,
             shared,
             latency: Box::default(),
             stages: Stages::default(),
             paused: false,
             started: 0,
+            price: Price::default(),
+            worked_at: now,
+            dozing: false,
             poisoned: false,
         };
         let at = vacancy(&mut self.disks);
-        self.by_entity[entity.index()] = u16::try_from(at).unwrap_or(u16::MAX);
         self.disks[at] = Some(here);
+        let at = u16::try_from(at).unwrap_or(u16::MAX);
+        self.by_entity[entity.index()] = at;
+        self.naps.add(at);
+        // Room now, so that the loop never allocates.
+        self.started.reserve(self.disks.len());
+        self.naps.awake.reserve(self.disks.len());
+        self.turns.weighted = self.sched.weights_differ();
         Ok(())
     }
 
-    fn remove_disk(&mut self, key: DiskKey) {
+    pub(super) fn remove_disk(&mut self, key: DiskKey) {
         let Some((at, _)) = self.find(key) else {
             return;
         };
@@ -193,9 +209,11 @@ impl<E: Engine> BlkPlane<E> {
         }
         self.io.detach(disk.id);
         self.sched.remove(disk.entity);
+        self.naps.remove(at);
+        self.turns.weighted = self.sched.weights_differ();
     }
 
-    fn set_memory(&mut self, key: DiskKey, guest: &Guest) -> io::Result<()> {
+    pub(super) fn set_memory(&mut self, key: DiskKey, guest: &Guest) -> io::Result<()> {
         let Some((at, disk)) = self.find(key) else {
             return Ok(());
         };
@@ -211,7 +229,7 @@ impl<E: Engine> BlkPlane<E> {
         Ok(())
     }
 
-    fn attach(&mut self, key: DiskKey, index: u16, attach: Attach) -> bool {
+    pub(super) fn attach(&mut self, key: DiskKey, index: u16, attach: Attach, now: Cycles) -> bool {
         let Some((at, disk)) = self.find(key) else {
             return false;
         };
@@ -226,16 +244,16 @@ impl<E: Engine> BlkPlane<E> {
         let Ok(mut queue) = queue else {
             return false;
         };
-        if let Some(kick) = &queue.kick
-            && self.poller.add(kick.as_fd()).is_err()
-        {
-            return false;
-        }
-        queue.ring.disarm();
         let slot = vacancy(&mut self.queues);
         let Ok(slot_key) = u32::try_from(slot) else {
             return false;
         };
+        if let Some(kick) = &queue.kick
+            && self.poller.add_as(kick.as_fd(), slot_key).is_err()
+        {
+            return false;
+        }
+        queue.ring.disarm();
         self.queues[slot] = Some(queue);
         self.by_queue.resize(self.queues.len(), 0);
         self.by_queue[slot] = at;
@@ -244,6 +262,7 @@ impl<E: Engine> BlkPlane<E> {
         }
         // Room now, so that the loop never allocates.
         self.dirty.reserve(self.queues.len());
+        self.wake(at, now);
         true
     }
 

@@ -1,12 +1,13 @@
 //! What came of what was asked, as the API shows it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
 
 use super::RequestType;
 
 /// A disk that has another size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Resized {
     /// What it had, in bytes.
     pub old_bytes: u64,
@@ -17,7 +18,7 @@ pub struct Resized {
 }
 
 /// A snapshot that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Snapshot {
     /// Size of the disk.
     pub bytes: u64,
@@ -28,7 +29,7 @@ pub struct Snapshot {
 }
 
 /// A request that took long, and where its time went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SlowRequest {
     /// The disk.
     pub disk: Name,

@@ -1,26 +1,20 @@
 //! Captures in the control API.
-//!
-//! | | | |
-//! |---|---|---|
-//! | POST | `/v1/captures` | [`Order`] in; pcapng out while it is read; header `capture-id` |
-//! | GET | `/v1/captures` | those that run and the last that ended, a list of [`CaptureStatus`] |
-//! | GET | `/v1/captures/{id}` | one of them |
-//! | DELETE | `/v1/captures/{id}` | end it: its stream ends in order |
+//! What is captured is streamed as pcapng while it is read.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::Router;
 use axum::body::{Body as ResponseBody, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use hyper::body::{Body as HttpBody, Frame};
+use serde_json::json;
 use tokio::sync::mpsc;
-use towpath_common::control::{Answer, Body};
+use towpath_common::control::describe::{Operation, Reply};
+use towpath_common::control::{Answer, Body, Part, Routes};
 
 use super::session::{CaptureError, CaptureStatus, Captures};
 use super::{CaptureId, Order};
@@ -31,11 +25,24 @@ pub const ID_HEADER: &str = "capture-id";
 pub const MEDIA_TYPE: &str = "application/x-pcapng";
 
 /// The routes, to be merged with the others.
-pub fn routes(captures: Arc<Captures>) -> Router {
-    Router::new()
-        .route("/v1/captures", get(list).post(start))
-        .route("/v1/captures/{id}", get(one).delete(stop))
-        .with_state(captures)
+pub fn table() -> Routes<Arc<Captures>> {
+    Routes::new()
+        .get(
+            "/v1/captures",
+            "Those that run, and the last that ended",
+            list,
+        )
+        .post(
+            "/v1/captures",
+            "Capture; header `capture-id` says which it is",
+            start,
+        )
+        .get("/v1/captures/{id}", "One capture", one)
+        .delete(
+            "/v1/captures/{id}",
+            "End it: its stream ends in order",
+            stop,
+        )
 }
 
 async fn list(State(captures): State<Arc<Captures>>) -> Answer<Vec<CaptureStatus>> {
@@ -44,10 +51,7 @@ async fn list(State(captures): State<Arc<Captures>>) -> Answer<Vec<CaptureStatus
     Answer::success(format!("{running} running"), list)
 }
 
-async fn one(
-    State(captures): State<Arc<Captures>>,
-    Path(id): Path<String>,
-) -> Answer<CaptureStatus> {
+async fn one(State(captures): State<Arc<Captures>>, Part(id): Part) -> Answer<CaptureStatus> {
     find(&captures, &id).map_or_else(
         || absent(&id),
         |status| {
@@ -57,10 +61,7 @@ async fn one(
     )
 }
 
-async fn stop(
-    State(captures): State<Arc<Captures>>,
-    Path(id): Path<String>,
-) -> Answer<CaptureStatus> {
+async fn stop(State(captures): State<Arc<Captures>>, Part(id): Part) -> Answer<CaptureStatus> {
     let Some(status) = find(&captures, &id) else {
         return absent(&id);
     };
@@ -81,14 +82,14 @@ fn absent<T>(id: &str) -> Answer<T> {
     Answer::failed(StatusCode::NOT_FOUND, description)
 }
 
-async fn start(State(captures): State<Arc<Captures>>, Body(order): Body<Order>) -> Response {
+async fn start(State(captures): State<Arc<Captures>>, Body(order): Body<Order>) -> Stream {
     match captures.start(order).await {
         Ok((id, chunks)) => {
             let headers = [
                 (header::CONTENT_TYPE.as_str(), MEDIA_TYPE.to_owned()),
                 (ID_HEADER, id.0.to_string()),
             ];
-            (headers, ResponseBody::new(Chunks(chunks))).into_response()
+            Stream((headers, ResponseBody::new(Chunks(chunks))).into_response())
         }
         Err(error) => {
             let code = match error {
@@ -96,8 +97,23 @@ async fn start(State(captures): State<Arc<Captures>>, Body(order): Body<Order>) 
                 CaptureError::Full => StatusCode::CONFLICT,
                 CaptureError::Plane(_) => StatusCode::INTERNAL_SERVER_ERROR,
             };
-            Answer::<()>::failed(code, error.to_string()).into_response()
+            Stream(Answer::<()>::failed(code, error.to_string()).into_response())
         }
+    }
+}
+
+/// What is captured, or why nothing is.
+struct Stream(Response);
+
+impl IntoResponse for Stream {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl Reply for Stream {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.gives(MEDIA_TYPE, json!({}));
     }
 }
 

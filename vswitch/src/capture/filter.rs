@@ -1,6 +1,7 @@
 //! Which frames a capture wants: one comparison a frame, on what the switch knows of it anyway.
 
 use arrayvec::ArrayVec;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::clock::Cycles;
 
@@ -13,7 +14,7 @@ use crate::vlan::Vid;
 pub const PORTS: usize = 16;
 
 /// Which way a frame passes a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Received from the port, into the switch.

@@ -1,5 +1,6 @@
 //! What to capture, as it is asked for: ports by name, checked when the capture begins.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::filter::{Direction, Filter, PORTS};
@@ -10,7 +11,7 @@ use crate::vlan::Vid;
 
 /// The body of `POST /v1/captures`. Frames that meet every condition are captured; without any,
 /// all frames.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Order {
     /// At these ports, 16 at most.

@@ -1,6 +1,7 @@
 //! A change at run time: one thing added, set or removed, applied to the configuration in force
 //! ([`Config::changed`]) and, to keep it, to the text of the file ([`edit`](super::edit::edit)).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use towpath_common::config::argument::{Edit, read};
@@ -11,13 +12,13 @@ use crate::mac::Mac;
 use crate::vlan::Vid;
 
 /// What is to change. Ports are tables with the keys of `[[port]]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Change {
     /// A new port.
-    PortAdd(Table),
+    PortAdd(#[schemars(with = "Port")] Table),
     /// A new uplink; a table with the keys of `[[uplink]]`.
-    UplinkAdd(Table),
+    UplinkAdd(#[schemars(with = "Uplink")] Table),
     /// Some keys of a port or an uplink.
     PortSet(PortEdit),
     /// A port or an uplink goes.
@@ -33,7 +34,7 @@ pub enum Change {
 }
 
 /// Changes to a port or an uplink.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortEdit {
     /// The port.
@@ -41,6 +42,7 @@ pub struct PortEdit {
     /// Keys and their new values; of a table, such as `guards`, those that are named. `access`
     /// takes `trunk` and `native` away, `trunk` takes `access`.
     #[serde(default)]
+    #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
     pub set: Table,
     /// Keys that go back to their defaults, such as `mac` or `guards.mac_limit`.
     #[serde(default)]
@@ -48,7 +50,7 @@ pub struct PortEdit {
 }
 
 /// What names a static address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FdbKey {
     /// The address.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{Changes, Name, changed_keys, table_lines};
 use towpath_common::control::compare::Difference;
@@ -9,7 +10,7 @@ use towpath_common::control::compare::Difference;
 use super::{Config, Port, Uplink};
 
 /// The difference between the running configuration and another one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Diff {
     /// Ports.
     pub ports: Changes,

@@ -2,6 +2,7 @@
 //! `--uplink` become. A value of these types obeys each rule that concerns it alone; what ties
 //! several together is checked in [`check`](super::check).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::{Cap, Name, SocketMode, SocketPath, Weight};
 use towpath_common::ranged;
@@ -12,7 +13,7 @@ use crate::port::tap::InterfaceName;
 use crate::vlan::{Mode, Vid, VlanSet};
 
 /// A port for a virtual machine: `[[port]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Port {
     /// What operators, the API and metrics call it.
@@ -56,7 +57,7 @@ pub struct Port {
 }
 
 /// A port to the host's network: `[[uplink]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, from = "UplinkTable")]
 pub struct Uplink {
     /// What operators, the API and metrics call it.
@@ -84,7 +85,7 @@ pub struct Uplink {
 }
 
 /// An [`Uplink`] as written: its name defaults to the interface's.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct UplinkTable {
     name: Option<Name>,

@@ -1,5 +1,6 @@
 //! What concerns all ports: the tables `[switch]`, `[[fdb]]` and `[[mirror]]`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::config::Name;
 
@@ -9,7 +10,7 @@ use crate::mac::Mac;
 use crate::vlan::{Vid, VlanSet};
 
 /// The table `[switch]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Switch {
     /// Room for addresses, all VLANs together; read at the start only.
@@ -21,7 +22,7 @@ pub struct Switch {
 }
 
 /// An address that is not learned: `[[fdb]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StaticEntry {
     /// The address, of one station.
@@ -39,7 +40,7 @@ fn default_vlan() -> Vid {
 }
 
 /// A copy of traffic to a port: `[[mirror]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mirror {
     /// What operators and the API call it.
@@ -60,7 +61,7 @@ pub struct Mirror {
 }
 
 /// Which traffic of a port is mirrored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// What the switch receives from the port.

@@ -1,5 +1,7 @@
 //! The API over a real socket, with a data plane that is not there.
 
+mod api;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::{fs, thread};
@@ -426,7 +428,8 @@ fn an_order_with_a_mistake_is_explained() {
     let running = Running::start();
     let body = serde_json::json!({"change": {"port_grow": "a"}});
     let answer: Answer<Diff> = running.client.post("/v1/change", &body).unwrap();
-    let expected = "the request body is wrong: unknown variant `port_grow`, expected one of";
+    let expected =
+        "the request body is wrong: change: unknown variant `port_grow`, expected one of";
     assert!(
         answer.description.starts_with(expected),
         "{}",

@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use axum::Router;
 use towpath_common::clock::Clock;
+use towpath_common::control::Routes;
 use towpath_common::mailbox::CallError;
 use towpath_common::worker::Handle;
 
 use super::{Kind, Running, lock};
-use crate::capture::{self, CaptureId, Captures, Tap, Tapping};
+use crate::capture::{CaptureId, Captures, Tap, Tapping};
+use crate::control;
 use crate::fdb::{Fdb, PortNo};
 use crate::mac::Mac;
 use crate::mirror::Mirrors;
@@ -16,7 +17,7 @@ use crate::plane::{Change, moment};
 use crate::recent::{Recent, Record};
 use crate::status;
 use crate::why::api::{Desk, Looking};
-use crate::why::{self, Known, PortView, Snapshot};
+use crate::why::{Known, PortView, Snapshot};
 
 /// The data plane, as far as it can be looked at.
 pub(super) struct Lookout {
@@ -29,12 +30,12 @@ pub(super) struct Lookout {
 
 impl Lookout {
     /// `/v1/captures` and `/v1/why`.
-    pub(super) fn routes(self) -> Router {
+    pub(super) fn routes(self) -> Routes {
         let clock = self.clock.clone();
         let plane = Arc::new(self);
         let captures = Captures::new(Arc::<Lookout>::clone(&plane), clock.clone());
         let desk = Desk::new(plane, clock);
-        capture::api::routes(Arc::new(captures)).merge(why::api::routes(Arc::new(desk)))
+        control::looking(captures, desk)
     }
 
     fn view(&self, running: &Running, mirrors: &Mirrors) -> PortView {

@@ -22,6 +22,7 @@ use arrayvec::ArrayVec;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use towpath_common::chain::BURST;
 
@@ -52,7 +53,7 @@ pub const MAX_MTU: u16 = 65_521;
 pub const MIN_MTU: u16 = 68;
 
 /// Name of a network interface: up to 15 visible ASCII characters, no `/`, `:` or `%`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct InterfaceName(String);
 

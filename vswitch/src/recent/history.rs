@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Egress, Record};
@@ -41,7 +42,7 @@ impl Wanted {
 ///
 /// Of forwarded frames a sample is remembered, the first of a burst; of dropped ones the first
 /// few. The numbers say what happens, not how often.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct History {
     /// Forwarded frames remembered.
     pub forwarded: u64,
@@ -56,7 +57,7 @@ pub struct History {
 }
 
 /// One frame that was remembered.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Seen {
     /// Seconds ago.
     pub seconds: f64,

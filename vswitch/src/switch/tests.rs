@@ -8,14 +8,13 @@ mod property;
 mod uplinks;
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixStream;
 
 use towpath_common::bell::Bell;
 use towpath_common::chain::Burst;
 use towpath_common::lease::Lease;
-use towpath_common::mem::{Mem, Region, RegionSpec};
-use towpath_common::ring::{F_VERSION_1, Ring, Setup, fence};
-use towpath_common::session::{Alarm, Attach, Update};
+use towpath_common::ring::{F_VERSION_1, fence};
+use towpath_common::session::Update;
+use towpath_common::testing::direct;
 use towpath_common::testing::net::{Header, NetPair, Received, Shape};
 use towpath_common::testing::{Driver, GuestMemory, SplitDriver, feature};
 
@@ -98,44 +97,6 @@ struct Bed {
     now: Moment,
 }
 
-fn device_memory(memory: &GuestMemory) -> Arc<Mem> {
-    let regions = memory.regions().iter().map(|region| {
-        let spec = RegionSpec {
-            gpa: region.gpa(),
-            len: region.size(),
-            uva: region.uva(),
-            offset: 0,
-        };
-        Region::map(spec, region.file().try_clone_to_owned().unwrap()).unwrap()
-    });
-    Arc::new(Mem::new(regions.collect()).unwrap())
-}
-
-fn attach(driver: &SplitDriver, memory: &GuestMemory, mem: &Arc<Mem>, features: u64) -> Attach {
-    let setup = driver.setup();
-    let uva = |gpa| memory.uva(gpa).unwrap();
-    let setup = Setup {
-        size: setup.size,
-        desc: uva(setup.desc),
-        avail: uva(setup.avail),
-        used: uva(setup.used),
-        base: Some(0),
-        features,
-        log: None,
-        log_addr: None,
-        inflight: None,
-    };
-    Attach {
-        ring: Ring::new(setup, Arc::clone(mem)).unwrap(),
-        kick: None,
-        call: None,
-        err: None,
-        enabled: true,
-        alarm: Arc::new(Alarm::new(UnixStream::pair().unwrap().0)),
-        cell: None,
-    }
-}
-
 impl Bed {
     fn new() -> Bed {
         let key = HashKey::from_words([1, 2, 3, 5, 7, 11]);
@@ -179,7 +140,7 @@ impl Bed {
         let features = wanted.features;
         let each = wanted.shape.memory() + (1 << 20);
         let memory = GuestMemory::new(each * u64::from(wanted.pairs)).unwrap();
-        let mem = device_memory(&memory);
+        let mem = direct::mem(&memory).unwrap();
         let egress = GuestEgress::new(wanted.pairs);
         let pairs = usize::from(wanted.pairs);
         let no = PortNo(u16::try_from(self.ports.len()).unwrap());
@@ -191,8 +152,8 @@ impl Bed {
             let ring = || SplitDriver::new(&memory, 256, features).unwrap();
             let pair = NetPair::new([ring(), ring()], &memory, features, wanted.shape);
             let mut pair = pair.unwrap();
-            let rx = attach(pair.rx(), &memory, &mem, features);
-            let tx = attach(pair.tx(), &memory, &mem, features);
+            let rx = direct::attach(pair.rx(), &memory, &mem, features).unwrap();
+            let tx = direct::attach(pair.tx(), &memory, &mem, features).unwrap();
             let bell = || Bell::new().unwrap();
             let none = QueueCounters::default;
             let rx = GuestRx::new(index * 2, rx, bell(), none(), features).unwrap();

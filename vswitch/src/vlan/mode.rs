@@ -22,6 +22,7 @@
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{TPID, Tag, Vid, VlanSet, is_tpid};
@@ -31,7 +32,7 @@ use crate::discard::Discard;
 const MANY: usize = 64;
 
 /// A port's VLANs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Mode {
     /// One VLAN, untagged.

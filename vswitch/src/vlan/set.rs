@@ -1,10 +1,13 @@
 //! A set of VLANs: one bit each, so that membership is one load and one test.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::json;
 use towpath_common::config::ValueError;
 
 use super::Vid;
@@ -142,6 +145,24 @@ impl fmt::Display for VlanSet {
 impl fmt::Debug for VlanSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{{{self}}}")
+    }
+}
+
+impl JsonSchema for VlanSet {
+    fn schema_name() -> Cow<'static, str> {
+        "VlanSet".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let text = json_schema!({
+            "type": "string",
+            "description": "VLANs, as in \"10,20,30-40\".",
+        });
+        if generator.contract().is_serialize() {
+            return text;
+        }
+        let item = json!({"type": ["integer", "string"]});
+        json_schema!({"anyOf": [text, {"type": "integer"}, {"type": "array", "items": item}]})
     }
 }
 

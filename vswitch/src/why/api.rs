@@ -2,14 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
-use tokio::task::spawn_blocking;
 use towpath_common::clock::Clock;
-use towpath_common::control::Answer;
+use towpath_common::control::{Answer, Asked, Routes, beside};
 
 use super::Snapshot;
 use super::ask::{Ask, Why, ask};
@@ -78,23 +74,10 @@ impl std::fmt::Debug for Desk {
 }
 
 /// The route, to be merged with the others.
-pub fn routes(desk: Arc<Desk>) -> Router {
-    Router::new().route("/v1/why", get(why)).with_state(desk)
+pub fn table() -> Routes<Arc<Desk>> {
+    Routes::new().get("/v1/why", "Why frames of an address arrive or do not", why)
 }
 
-async fn why(
-    State(desk): State<Arc<Desk>>,
-    question: Result<Query<Ask>, QueryRejection>,
-) -> Answer<Why> {
-    let question = match question {
-        Ok(Query(question)) => question,
-        Err(error) => return Answer::failed(StatusCode::BAD_REQUEST, error.body_text()),
-    };
-    let answer = spawn_blocking(move || desk.answer(&question)).await;
-    answer.unwrap_or_else(|panic| {
-        Answer::failed(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("the answer broke: {panic}"),
-        )
-    })
+async fn why(State(desk): State<Arc<Desk>>, Asked(question): Asked<Ask>) -> Answer<Why> {
+    beside(move || desk.answer(&question)).await
 }

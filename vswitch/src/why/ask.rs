@@ -4,6 +4,7 @@
 //! frames for it. Both are answered for every place where the address is known or configured, or
 //! for the port and VLAN that are named.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Explanation, Known, Question, Snapshot, explain};
@@ -16,7 +17,7 @@ use crate::vlan::{Mode, Vid};
 pub const EXPLANATIONS: usize = 8;
 
 /// What is asked: `GET /v1/why?mac=…&vlan=…&port=…`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ask {
     /// The address.
@@ -30,7 +31,7 @@ pub struct Ask {
 }
 
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Why {
     /// The address.
     pub mac: Mac,
@@ -45,7 +46,7 @@ pub struct Why {
 }
 
 /// Where an address is known to be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Place {
     /// The VLAN.
     pub vlan: Vid,

@@ -1,12 +1,11 @@
 //! The split driver against the device side of this crate, and against devices that lie.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::chain::Burst;
-use crate::mem::{Mem, Region, RegionSpec};
-use crate::ring::{Ring, Setup as RingSetup};
+use crate::ring::Ring;
+use crate::testing::direct;
 
 const SIZE: u16 = 8;
 const NOW: Duration = Duration::ZERO;
@@ -20,29 +19,8 @@ struct Pair {
 }
 
 fn ring_of(memory: &GuestMemory, driver: &SplitDriver, features: u64) -> Ring {
-    let regions = memory.regions().iter().map(|region| {
-        let spec = RegionSpec {
-            gpa: region.gpa(),
-            len: region.size(),
-            uva: region.uva(),
-            offset: 0,
-        };
-        Region::map(spec, region.file().try_clone_to_owned().unwrap()).unwrap()
-    });
-    let mem = Mem::new(regions.collect()).unwrap();
-    let [desc, avail, used] = driver.places().map(|gpa| memory.uva(gpa).unwrap());
-    let setup = RingSetup {
-        size: driver.size(),
-        desc,
-        avail,
-        used,
-        base: None,
-        features,
-        log: None,
-        log_addr: None,
-        inflight: None,
-    };
-    Ring::new(setup, Arc::new(mem)).unwrap()
+    let mem = direct::mem(memory).unwrap();
+    direct::ring(driver, memory, &mem, features).unwrap()
 }
 
 impl Pair {

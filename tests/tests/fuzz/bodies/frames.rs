@@ -4,16 +4,13 @@
 //! came from.
 
 use std::collections::VecDeque;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use towpath_common::bell::Bell;
 use towpath_common::chain::Burst;
-use towpath_common::mem::{Mem, Region, RegionSpec};
-use towpath_common::ring::{F_VERSION_1, Ring, Setup, fence};
-use towpath_common::session::{Alarm, Attach};
+use towpath_common::ring::{F_VERSION_1, fence};
 use towpath_common::testing::net::{Header, NetPair, Shape};
-use towpath_common::testing::{Driver, GuestMemory, SplitDriver, feature};
+use towpath_common::testing::{GuestMemory, SplitDriver, direct, feature};
 use vswitch::egress::{Egress, GuestEgress};
 use vswitch::fdb::{Ageing, Capacity, Fdb, HashKey};
 use vswitch::guard::{GuardConfig, Guards, Side};
@@ -42,44 +39,6 @@ struct Guest {
     tx: GuestTx,
 }
 
-fn device_memory(memory: &GuestMemory) -> Arc<Mem> {
-    let regions = memory.regions().iter().map(|region| {
-        let spec = RegionSpec {
-            gpa: region.gpa(),
-            len: region.size(),
-            uva: region.uva(),
-            offset: 0,
-        };
-        Region::map(spec, region.file().try_clone_to_owned().unwrap()).unwrap()
-    });
-    Arc::new(Mem::new(regions.collect()).unwrap())
-}
-
-fn attach(driver: &SplitDriver, memory: &GuestMemory, mem: &Arc<Mem>, features: u64) -> Attach {
-    let setup = driver.setup();
-    let uva = |gpa| memory.uva(gpa).unwrap();
-    let setup = Setup {
-        size: setup.size,
-        desc: uva(setup.desc),
-        avail: uva(setup.avail),
-        used: uva(setup.used),
-        base: Some(0),
-        features,
-        log: None,
-        log_addr: None,
-        inflight: None,
-    };
-    Attach {
-        ring: Ring::new(setup, Arc::clone(mem)).unwrap(),
-        kick: None,
-        call: None,
-        err: None,
-        enabled: true,
-        alarm: Arc::new(Alarm::new(UnixStream::pair().unwrap().0)),
-        cell: None,
-    }
-}
-
 fn mode(untagged: Option<u16>, tagged: &[u16]) -> Mode {
     let vid = |vid: u16| Vid::new(vid).unwrap();
     match (untagged, tagged) {
@@ -99,11 +58,11 @@ fn guest(no: PortNo, features: u64, mode: &Mode) -> (Guest, Port) {
         ..Shape::default()
     };
     let memory = GuestMemory::new(shape.memory() + (256 << 10)).unwrap();
-    let mem = device_memory(&memory);
+    let mem = direct::mem(&memory).unwrap();
     let ring = || SplitDriver::new(&memory, 64, features).unwrap();
     let mut pair = NetPair::new([ring(), ring()], &memory, features, shape).unwrap();
-    let rx = attach(pair.rx(), &memory, &mem, features);
-    let tx = attach(pair.tx(), &memory, &mem, features);
+    let rx = direct::attach(pair.rx(), &memory, &mem, features).unwrap();
+    let tx = direct::attach(pair.tx(), &memory, &mem, features).unwrap();
     let bell = || Bell::new().unwrap();
     let egress = GuestEgress::new(1);
     let counters = QueueCounters::default;

@@ -1,7 +1,8 @@
 //! What a mirror writes down: marks before the first write, who failed before anything is told.
 //!
-//! One write of the record is in flight at a time; what is wanted meanwhile goes with the next one,
-//! so that a burst of writes to fresh regions costs one.
+//! Regions are marked in groups (`State::mark`), and unmarked when nothing of the group was written
+//! for a while. One write of the record is in flight at a time; what is wanted meanwhile goes with
+//! the next one, so that a burst of writes to fresh regions costs one.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -45,10 +46,7 @@ impl Mirror {
             state.recent.set(region);
             if !state.marked.get(region) {
                 marked = false;
-                state.dirty.set(region);
-                if let Some(due) = state.due.get_mut(region / PAGE_REGIONS) {
-                    *due = true;
-                }
+                state.mark(region);
             }
         }
         if !marked {
@@ -211,7 +209,7 @@ impl Mirror {
         let mut at = 0;
         while let Some(region) = state.dirty.next(at) {
             let behind = state.behind.iter().any(|b| b.get(region));
-            if !behind && !state.recent.get(region) {
+            if !behind && !state.is_recent(region) {
                 candidates.set(region);
             }
             at = region + 1;
@@ -241,7 +239,7 @@ impl Mirror {
             let mut at = 0;
             while let Some(region) = settled.next(at) {
                 at = region + 1;
-                if state.recent.get(region) || state.behind.iter().any(|b| b.get(region)) {
+                if state.is_recent(region) || state.behind.iter().any(|b| b.get(region)) {
                     continue;
                 }
                 state.dirty.clear(region);

@@ -44,7 +44,17 @@ pub struct State {
     pub(crate) recent: Bits,
     /// Pages of bits that must be written.
     pub(crate) due: Vec<bool>,
+    /// Regions that are marked and unmarked together; a power of two.
+    group: usize,
 }
+
+/// Most bytes that are marked for one write. Each mark costs a flush of the record's storage, which
+/// may take as long as hundreds of writes: writes all over a disk would wait for one at each
+/// region. What a mark costs is copied after a crash.
+const GROUP: u64 = 64 << 20;
+
+/// Fewest groups of a disk, as far as it has regions: a small disk is not copied whole.
+const GROUPS: usize = 16;
 
 impl State {
     /// The state after `found` was read, of disks with these hashes, of which some are `here`.
@@ -96,7 +106,29 @@ impl State {
             dirty,
             recent: Bits::new(regions),
             due: vec![false; pages],
+            group: group(regions, found.head.shift),
         }
+    }
+
+    /// Mark the group of `region`.
+    pub(crate) fn mark(&mut self, region: usize) {
+        let (from, to) = self.group_of(region);
+        self.dirty.set_range(from, to);
+        // Groups do not reach over pages: both are powers of two.
+        if let Some(due) = self.due.get_mut(region / super::record::PAGE_REGIONS) {
+            *due = true;
+        }
+    }
+
+    /// True if a region of the group of `region` was written lately.
+    pub(crate) fn is_recent(&self, region: usize) -> bool {
+        let (from, to) = self.group_of(region);
+        self.recent.next(from).is_some_and(|next| next < to)
+    }
+
+    fn group_of(&self, region: usize) -> (usize, usize) {
+        let from = region & !(self.group - 1);
+        (from, from + self.group)
     }
 
     /// What is to be written down.
@@ -192,10 +224,46 @@ impl State {
     }
 }
 
+/// Regions of `1 << shift` bytes that a group has, on a disk of so many.
+fn group(regions: usize, shift: u32) -> usize {
+    let most = usize::try_from(GROUP >> shift).unwrap_or(usize::MAX);
+    let most = most.min(regions / GROUPS).max(1);
+    1 << most.ilog2()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::mirror::record::hash;
     use Standing::{Behind, Current, Failed};
+
+    #[test]
+    fn a_group_is_64_mib_or_a_sixteenth_of_the_disk() {
+        const MIB: u32 = 20;
+        assert_eq!(group(6, MIB), 1);
+        assert_eq!(group(256, MIB), 16);
+        assert_eq!(group(1000, MIB), 32);
+        assert_eq!(group(1 << 16, MIB), 64);
+        assert_eq!(group(1 << 16, MIB + 4), 4);
+        assert_eq!(group(1 << 16, MIB + 10), 1);
+    }
+
+    #[test]
+    fn regions_are_marked_and_remembered_by_group() {
+        let head = Head::first(256 << 20, &["a".to_owned()], true);
+        let found = Record {
+            dirty: Bits::new(head.regions()),
+            head,
+        };
+        let mut state = State::new(&found, &[hash(b"a")], &[true]);
+        state.mark(37);
+        let marked: Vec<usize> = (0..256).filter(|r| state.dirty.get(*r)).collect();
+        assert_eq!(marked, (32..48).collect::<Vec<_>>());
+        assert!(state.due[0]);
+        state.recent.set(40);
+        assert!(state.is_recent(32) && state.is_recent(47));
+        assert!(!state.is_recent(31) && !state.is_recent(48));
+    }
 
     fn record(currents: [bool; 2]) -> Record {
         let names = ["a".to_owned(), "b".to_owned()];

@@ -124,7 +124,8 @@ impl Daemon {
         let mut captures = Captures::new(tapping, plane.clock.clone());
         captures.stall = stall;
         let captures = Arc::new(captures);
-        let routes = api::routes(Arc::clone(&captures));
+        let routes = api::table().with_state(Arc::clone(&captures));
+        let routes = routes.router("vswitch", "0");
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
