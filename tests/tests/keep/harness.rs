@@ -11,7 +11,7 @@ use towpath_tests::daemon::Service;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A test that was not run for so long was stopped, with all it watches: nobody waited meanwhile.
-const STOPPED: Duration = Duration::from_secs(5);
+const STOPPED: Duration = Duration::from_millis(500);
 
 /// Kills in each test, `usual` unless the environment says more.
 pub(crate) fn kills(usual: usize) -> usize {

@@ -25,6 +25,13 @@ fn packets(vswitch: &Vswitch, name: &str, which: &str) -> Result<u64> {
         .sum())
 }
 
+/// The longest of the streams' waits that a guest has printed, in its milliseconds.
+fn longest(printed: &[String]) -> Option<u64> {
+    let ends = printed.iter().filter(|line| line.starts_with("tcp ok"));
+    let waits = ends.filter_map(|line| line.rsplit_once("stall=")?.1.parse().ok());
+    waits.max()
+}
+
 /// Nobody has connected to the port since its first session began.
 fn never_left(vswitch: &Vswitch, name: &str) -> Result<()> {
     let shown = resumed(vswitch, &format!("/v1/ports/{name}"), || Ok(()))?;
@@ -150,9 +157,12 @@ fn guests_talk_on_while_their_vswitch_is_killed() -> Result<()> {
         kill_process(pid, signal)?;
     }
     one.end(call.context("no stream runs")?)?;
+    let printed = one.vm().printed();
     println!(
-        "{times} kills in {} streams of {STREAM} bytes each way",
-        over + 1
+        "{times} kills in {} streams of {STREAM} bytes each way; the longest wait for 64 KiB in \
+         the guest {} ms",
+        over + 1,
+        longest(&printed).context("no stream ended")?
     );
     let after = [changes(&mut one)?, changes(&mut two)?];
     ensure!(before == after, "links went down: {before:?}, {after:?}");
