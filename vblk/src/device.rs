@@ -219,14 +219,16 @@ impl Device for BlkDevice {
     }
 
     fn settings(&self) -> Settings {
+        let config = self.config();
         Settings {
-            write_cache: Some(self.config().wce()),
+            write_cache: Some(config.wce()),
+            capacity: Some(config.capacity()),
             failed: self.disk.failures(),
             ..Settings::default()
         }
     }
 
-    fn restore(&self, settings: &Settings) {
+    fn restore(&self, settings: &Settings) -> bool {
         if let Some(on) = settings.write_cache {
             let mut config = self.config();
             config.set_wce(on);
@@ -239,6 +241,9 @@ impl Device for BlkDevice {
             );
             self.disk.restore_failures(settings.failed);
         }
+        settings
+            .capacity
+            .is_some_and(|told| told != self.disk.size())
     }
 
     fn disconnected(&self) {

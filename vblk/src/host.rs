@@ -6,6 +6,7 @@
 //! not close it.
 
 mod absent;
+mod settle;
 mod together;
 mod workers;
 
@@ -135,6 +136,7 @@ pub fn start(config: &Config, manager: keep::Keeper) -> Result<Arc<dyn Service>,
         let disks = lock(&kept);
         let servers = disks.iter().filter_map(|disk| disk.server.as_ref());
         servers.for_each(Server::refresh);
+        disks.iter().for_each(settle::look);
     };
     let monitor = monitor::start(
         &workers,

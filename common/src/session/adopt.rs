@@ -160,7 +160,7 @@ impl<D: Device> Session<D> {
         let mut settings = record.settings;
         let journal = self.keeping.as_ref().map(|keeping| keeping.failed());
         settings.failed |= journal.unwrap_or(0);
-        self.device.restore(&settings);
+        let changed = self.device.restore(&settings);
         self.device.memory(&self.mem);
         self.restoring = true;
         let resumed = self.resume_in_order();
@@ -168,6 +168,9 @@ impl<D: Device> Session<D> {
         if let Err(e) = resumed {
             self.end();
             return Err(e.into());
+        }
+        if changed {
+            self.notify_config_change();
         }
         Ok(())
     }

@@ -185,9 +185,10 @@ pub trait Device: Send + Sync + 'static {
     }
 
     /// It was said to a predecessor, by the same front-end and driver. Features are negotiated, no
-    /// queue is attached.
-    fn restore(&self, settings: &Settings) {
+    /// queue is attached. True if the driver should look at the configuration space again.
+    fn restore(&self, settings: &Settings) -> bool {
         let _ = settings;
+        false
     }
 
     /// The front-end is gone and all rings are detached.

@@ -6,6 +6,7 @@
 mod disk;
 mod fio;
 mod harness;
+mod model;
 mod newer;
 mod ports;
 mod switch;

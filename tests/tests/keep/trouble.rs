@@ -14,10 +14,13 @@ use towpath_common::testing::blk::{BlkClient, ClientOptions, Done, OK, Op};
 use towpath_tests::daemon::Vblk;
 use towpath_tests::mounted::Mounted;
 use towpath_tests::nbd::qemu_nbd;
+use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
-use crate::harness::{child, until};
+use crate::harness::{PATIENCE, child, until};
 
 const MIB: u64 = 1 << 20;
+/// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.
+const CONFIG_CHANGE: u32 = 2;
 
 /// A disk on a file system that has no room for all of it.
 struct Tight {
@@ -227,4 +230,26 @@ fn a_disk_whose_server_is_away_holds_up_no_other() -> Result<()> {
     vblk.daemon().stop()?;
     drop(server);
     Ok(())
+}
+
+/// As after a kill between the change of a file and the word about it.
+#[test]
+fn a_size_that_is_not_what_the_guest_was_told_is_told_by_a_successor() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("image");
+    File::create(&image)?.set_len(4 * MIB)?;
+    let disk = "{dir}/image,socket={dir}/disk,queues=1,name=d";
+    let mut vblk = Vblk::serve(dir, &[disk], &["--keep"])?;
+    let keeper = vblk.daemon().process().child().id();
+    let mut options = ClientOptions::default();
+    options.wanted.protocol |= Protocol::BACKEND_REQ;
+    let mut client = BlkClient::connect(&vblk.path("disk"), options)?;
+    let channel = client.frontend().backend_channel(PATIENCE)?;
+    ensure!(client.capacity()? == 4 * MIB / 512);
+    File::options().write(true).open(&image)?.set_len(8 * MIB)?;
+    kill_process(child(keeper).context("no daemon")?, Signal::KILL)?;
+    ensure!(channel.recv()?.request == CONFIG_CHANGE);
+    ensure!(client.capacity()? == 8 * MIB / 512);
+    client.write(8 * MIB / 512 - 8, &[7; 4096])?;
+    vblk.daemon().stop()
 }

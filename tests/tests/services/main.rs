@@ -11,6 +11,7 @@ mod mirror;
 mod pinned;
 mod resize;
 mod snapshot;
+mod together;
 
 use std::fs::File;
 use std::path::Path;

@@ -14,7 +14,7 @@ use crate::create_image;
 use crate::kills::{Guest, IMAGE_BYTES, LANES, place, window};
 
 /// An xfs that clones files.
-const XFS: [&str; 4] = ["mkfs.xfs", "-q", "-m", "reflink=1"];
+pub(crate) const XFS: [&str; 4] = ["mkfs.xfs", "-q", "-m", "reflink=1"];
 
 /// True if `image` holds the first `count` records of `lane` and nothing later.
 pub(crate) fn holds(image: &File, lane: u16, count: u64) -> Result<bool> {
@@ -34,7 +34,7 @@ fn a_snapshot_is_one_moment_of_a_disk_that_is_being_written() -> Result<()> {
     let Some(mounted) = Mounted::image(scratch.path(), 512 << 20, &XFS)? else {
         return Ok(());
     };
-    let dir = tempfile::tempdir_in(&mounted.path())?;
+    let dir = tempfile::tempdir_in(mounted.path())?;
     create_image(&dir.path().join("image"), IMAGE_BYTES)?;
     let disk = "{dir}/image,socket={dir}/disk,queues=1,name=d";
     let mut vblk = Vblk::serve(dir, &[disk], &[])?;
