@@ -1,5 +1,6 @@
-//! The Debian package on a Debian that systemd runs: install, serve, reload, restart, kill,
-//! upgrade, watchdog, remove. Front-ends that are attached throughout notice nothing but a pause.
+//! The Debian package on a Debian that systemd runs: install, serve, reload, restart, kill, a
+//! tenant's own process, an upgrade that the configuration forbids, roll back, upgrade, watchdog,
+//! remove. Front-ends that are attached throughout notice nothing but a pause.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
