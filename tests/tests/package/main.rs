@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use towpath_tests::debian::Debian;
 use towpath_tests::{cargo, paths};
 
-/// Twenty times what it takes on an idle machine without KVM.
-const PATIENCE: Duration = Duration::from_secs(1200);
+/// Some ten times what it takes on an idle machine without KVM.
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 const RUN: &str = include_str!("run.sh");
 
