@@ -32,11 +32,13 @@ pub enum Kit {
     Sriov,
     /// Disks and file systems that are written and verified by `fio`: `mkfs.ext4`, `mkfs.xfs`.
     Fio,
-    /// Logical volumes: `lvm` and `vblk`.
+    /// Logical volumes and other devices: `lvm`, `dmsetup`, `vblk` and `tenant`.
     Lvm,
     /// An NVMe device of the guest's own, served and used there: `vblk` and `tenant`.
     Storage,
-    /// The same on a [newer kernel](modern), with iommufd and netdevsim, and `eswitch`.
+    /// An NFS server and its client in one: `vblk` and `tenant`.
+    Nfs,
+    /// Cards with VFs on a [newer kernel](modern), with iommufd and netdevsim, and `eswitch`.
     Iommufd,
     /// A Debian on its first disk, which takes over: no programs.
     Debian,
@@ -58,12 +60,14 @@ impl Kit {
             ],
             Self::Net => &["virtio_net", "8021q"],
             Self::Storage => &["nvme"],
+            Self::Nfs => &["nfsd", "nfsv4"],
             Self::Lvm => &[
                 "crc32c_generic",
                 "loop",
                 "dm-mod",
                 "dm-snapshot",
                 "dm-thin-pool",
+                "dm-log-writes",
             ],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
             Self::Iommufd => &["igb", "igbvf", "nvme", "iommufd", "vfio-pci", "netdevsim"],
@@ -81,8 +85,11 @@ impl Kit {
             ),
             Self::Net => (&["ethtool"], &[("towpath-tests", "talk")]),
             Self::Fio => (&["fio", "mkfs.ext4", "mkfs.xfs"], &[]),
-            Self::Lvm => (&["lvm"], &[("vblk", "vblk")]),
-            Self::Storage => (&[], &[("vblk", "vblk"), ("towpath-tests", "tenant")]),
+            Self::Lvm => (
+                &["lvm", "dmsetup"],
+                &[("vblk", "vblk"), ("towpath-tests", "tenant")],
+            ),
+            Self::Storage | Self::Nfs => (&[], &[("vblk", "vblk"), ("towpath-tests", "tenant")]),
             Self::Sriov => (&["ip"], &[("sriov-manager", "sriov-manager")]),
             Self::Iommufd => (
                 &["ip"],
@@ -174,7 +181,7 @@ pub fn kernel(kit: Kit) -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 9] = [const { OnceLock::new() }; 9];
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; 10] = [const { OnceLock::new() }; 10];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();

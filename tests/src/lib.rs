@@ -18,6 +18,7 @@ pub mod fuse;
 pub mod guest;
 pub mod initramfs;
 pub mod lines;
+pub mod logwrites;
 pub mod mounted;
 pub mod nbd;
 pub mod netns;

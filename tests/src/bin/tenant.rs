@@ -3,19 +3,27 @@
 //! ```text
 //! tenant disk SOCKET STOP      writes and reads blocks, checks each
 //! tenant ports SOCKET SOCKET STOP   sends numbered frames from the first port to the second
+//! tenant fill SOCKET SEED           writes all of a disk, and flushes it
+//! tenant verify SOCKET SEED         reads all of it
+//! tenant trim SOCKET                discards its first half, and flushes
+//! tenant refused SOCKET             sees that a write fails
+//! tenant pattern SEED BYTES         prints what `fill` writes
+//! tenant replay LOG MARK BYTES      prints what a log of dm-log-writes has before a mark
 //! ```
 //!
-//! Goes on until the file STOP exists, then prints what it saw and ends with 0; with 1 when a
-//! connection was closed, an answer was wrong, or nothing came for [`PATIENCE`].
+//! The first two go on until the file STOP exists, then print what they saw. The exit code is 1
+//! when a connection was closed, an answer was wrong, or nothing came for [`PATIENCE`].
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use towpath_common::testing::blk::{BlkClient, ClientOptions};
+use towpath_common::testing::blk::{BlkClient, ClientOptions, Op};
 use towpath_common::testing::net::{NetClient, NetOptions};
+use towpath_tests::logwrites;
 
 /// As long as a daemon may be away.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// A frame that takes longer than this is lost.
 const LATE: Duration = Duration::from_secs(10);
 const SECTORS: u64 = 8;
+/// VIRTIO_BLK_S_IOERR.
+const IOERR: u8 = 1;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -31,13 +41,19 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["disk", socket, stop] => disk(Path::new(socket), Path::new(stop)),
         ["ports", from, to, stop] => ports(Path::new(from), Path::new(to), Path::new(stop)),
-        _ => Err(anyhow::anyhow!(
-            "usage: tenant disk SOCKET STOP | ports SOCKET SOCKET STOP"
-        )),
+        ["fill", socket, seed] => fill(socket, seed),
+        ["verify", socket, seed] => verify(socket, seed),
+        ["trim", socket] => trim(socket),
+        ["refused", socket] => refused(socket),
+        ["pattern", seed, bytes] => show(seed, bytes),
+        ["replay", log, mark, bytes] => replay(log, mark, bytes),
+        _ => Err(anyhow::anyhow!("unknown words: {words:?}")),
     };
     match result {
         Ok(text) => {
-            println!("{text}");
+            if !text.is_empty() {
+                println!("{text}");
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -77,6 +93,78 @@ fn disk(socket: &Path, stop: &Path) -> Result<String> {
     Ok(format!(
         "disk: {requests} requests, the longest took {ms} ms"
     ))
+}
+
+fn attach(socket: &str) -> Result<(BlkClient, u64)> {
+    let options = ClientOptions {
+        patience: PATIENCE,
+        ..ClientOptions::default()
+    };
+    let mut client = BlkClient::connect(Path::new(socket), options)?;
+    let blocks = client.capacity()? / SECTORS;
+    ensure!(blocks > 0, "a disk of nothing");
+    Ok((client, blocks))
+}
+
+/// What block `number` is filled with.
+fn pattern(seed: &str, number: u64) -> Result<Vec<u8>> {
+    let seed: u64 = seed.parse()?;
+    Ok((seed << 32 | number).to_le_bytes().repeat(512))
+}
+
+fn fill(socket: &str, seed: &str) -> Result<String> {
+    let (mut client, blocks) = attach(socket)?;
+    for number in 0..blocks {
+        let block = pattern(seed, number)?;
+        client
+            .write(number * SECTORS, &block)
+            .with_context(|| format!("block {number}"))?;
+    }
+    client.flush()?;
+    Ok(format!("filled {blocks} blocks"))
+}
+
+fn verify(socket: &str, seed: &str) -> Result<String> {
+    let (mut client, blocks) = attach(socket)?;
+    let mut bytes = vec![0; 4096];
+    for number in 0..blocks {
+        client.read(number * SECTORS, &mut bytes)?;
+        let right = bytes == pattern(seed, number)?;
+        ensure!(right, "block {number} reads {:?}", &bytes[..8]);
+    }
+    Ok(format!("verified {blocks} blocks"))
+}
+
+fn trim(socket: &str) -> Result<String> {
+    let (mut client, blocks) = attach(socket)?;
+    let sectors = u32::try_from(blocks / 2 * SECTORS)?;
+    client.discard(0, sectors)?;
+    client.flush()?;
+    Ok(format!("trimmed {sectors} sectors"))
+}
+
+fn refused(socket: &str) -> Result<String> {
+    let (mut client, _) = attach(socket)?;
+    let done = client.request(Op::Out, 0, 4096)?;
+    ensure!(done.status == IOERR, "a write was answered {}", done.status);
+    Ok("refused".to_owned())
+}
+
+fn show(seed: &str, bytes: &str) -> Result<String> {
+    let mut out = std::io::stdout().lock();
+    for number in 0..bytes.parse::<u64>()? / 4096 {
+        out.write_all(&pattern(seed, number)?)?;
+    }
+    Ok(String::new())
+}
+
+fn replay(log: &str, mark: &str, bytes: &str) -> Result<String> {
+    let (model, _) = logwrites::replay(Path::new(log), Some(mark))?;
+    let mut out = std::io::stdout().lock();
+    for sector in 0..bytes.parse::<u64>()? / 512 {
+        out.write_all(model.get(&sector).unwrap_or(&[0; 512]))?;
+    }
+    Ok(String::new())
 }
 
 fn open(closed: bool) -> Result<()> {

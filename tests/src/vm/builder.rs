@@ -131,6 +131,13 @@ impl Builder {
         self
     }
 
+    /// A guest that serves files to itself over NFS.
+    #[must_use]
+    pub fn nfs(mut self) -> Self {
+        self.kit = Kit::Nfs;
+        self
+    }
+
     /// A guest for logical volumes.
     #[must_use]
     pub fn volumes(mut self) -> Self {

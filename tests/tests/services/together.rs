@@ -12,9 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use towpath_tests::daemon::Vblk;
 use towpath_tests::mounted::Mounted;
 
-use crate::create_image;
 use crate::kills::{Guest, IMAGE_BYTES, LANES};
 use crate::snapshot::{XFS, holds};
+use crate::{PATIENCE, create_image};
 
 const ROUNDS: u64 = 12;
 
@@ -108,7 +108,7 @@ fn resized_copied_and_killed_at_once_a_disk_loses_nothing() -> Result<()> {
             worked?;
             made.map_err(|_| anyhow::anyhow!("the one who copies panicked"))
         })?;
-        vblk.daemon().kill()?;
+        vblk.daemon().ended(PATIENCE)?;
         vblk.start_again()?;
         let length = std::fs::metadata(vblk.path("image"))?.len();
         let shown = vblk.get("/v1/disks/d")?;

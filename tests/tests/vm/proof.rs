@@ -5,15 +5,14 @@
 //! data, in the order in which they completed. Replayed onto zeroes, that log must give the first
 //! disk: so nothing was lost, and nothing done twice or late. The third disk has an xfs.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use towpath_tests::daemon::Vblk;
+use towpath_tests::logwrites;
 use towpath_tests::paths;
 use towpath_tests::records::{DISK_BYTES, LANES, RECORDS, check_lane};
 use towpath_tests::vm::{Drive, Vm};
@@ -111,57 +110,12 @@ fn file_systems_stay_whole_while_their_daemon_is_killed() -> Result<()> {
     Ok(())
 }
 
-/// Replay the log of dm-log-writes (Documentation/admin-guide/device-mapper/log-writes.rst and
-/// drivers/md/dm-log-writes.c) and compare with the disk; how many entries there were.
+/// The disk is what the log says; how many entries there were.
 fn replay(log: &Path, disk: &Path) -> Result<u64> {
-    const MAGIC: u64 = 0x006a_7366_7773_6872;
-    const DISCARD: u64 = 1 << 2;
-    const MARK: u64 = 1 << 3;
-    const SECTOR: usize = 512;
-    let log = File::open(log)?;
-    let mut head = [0; 32];
-    log.read_exact_at(&mut head, 0)?;
-    let word = |bytes: &[u8], at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_le_bytes(word)
-    };
-    let (magic, version, entries) = (word(&head, 0), word(&head, 8), word(&head, 16));
-    ensure!(
-        magic == MAGIC && version == 1,
-        "no log: {magic:#x} version {version}"
-    );
+    let (model, entries) = logwrites::replay(log, None)?;
     ensure!(entries > 1000, "only {entries} entries");
-    // Units of the log are blocks of its device.
-    let unit = word(&head, 24) & u64::from(u32::MAX);
-    ensure!(
-        unit >= 512 && unit.is_power_of_two(),
-        "units of {unit} bytes"
-    );
-    let scale = unit / SECTOR as u64;
-    let mut model: BTreeMap<u64, [u8; SECTOR]> = BTreeMap::new();
-    let mut at = unit;
-    for _ in 0..entries {
-        log.read_exact_at(&mut head, at)?;
-        let (sector, sectors) = (word(&head, 0) * scale, word(&head, 8) * scale);
-        let flags = word(&head, 16);
-        at += unit;
-        // The only one says that the log ends.
-        if flags & MARK != 0 {
-            break;
-        }
-        for n in 0..sectors {
-            let mut bytes = [0; SECTOR];
-            if flags & DISCARD == 0 {
-                log.read_exact_at(&mut bytes, at)?;
-                at += SECTOR as u64;
-            }
-            model.insert(sector + n, bytes);
-        }
-    }
-    let disk = fs::read(disk)?;
-    for (sector, bytes) in disk.chunks_exact(SECTOR).enumerate() {
-        let wanted = model.get(&(sector as u64)).copied().unwrap_or([0; SECTOR]);
+    for (sector, bytes) in fs::read(disk)?.chunks_exact(512).enumerate() {
+        let wanted = model.get(&(sector as u64)).copied().unwrap_or([0; 512]);
         ensure!(bytes == wanted, "sector {sector} is not what the log says");
     }
     Ok(entries)

@@ -1,0 +1,117 @@
+//! vblk on devices of a guest's own: one that fails and comes back, one that is taken away, one
+//! that is polled, and one whose log tells what was durable when.
+
+use anyhow::Result;
+use std::path::Path;
+use towpath_tests::vm::Vm;
+
+use crate::{FUNCTIONS, create_image, finish};
+
+/// `fill` ends with a FLUSH that was acknowledged. What the log has then is all that a power cut at
+/// that moment would leave, and it must be the whole pattern; killing vblk in between changes
+/// nothing.
+#[test]
+fn what_was_flushed_was_durable_and_one_device_that_fails_is_one() -> Result<()> {
+    let scenario = r#"
+for n in 0 1 2 3; do
+    truncate -s 64M /tmp/store$n
+    losetup /dev/loop$n /tmp/store$n
+done
+dmsetup create logged --table "0 16384 log-writes /dev/loop0 /dev/loop1"
+dmsetup create frail --table "0 16384 linear /dev/loop2 0"
+serve() {
+    vblk serve --control /run/c --disk /dev/mapper/logged,socket=/run/log \
+        --disk /dev/mapper/frail,socket=/run/frail --disk /dev/loop3,socket=/run/firm &
+    until vblk disk list --control /run/c >/tmp/list; do sleep 0.2; done
+}
+serve
+for seed in 1 2 3; do
+    is $(code tenant fill /run/log $seed) 0
+    dmsetup message logged 0 mark m$seed
+    if [ $seed = 2 ]; then kill -9 $!; wait $! || true; serve; fi
+done
+is $(code tenant trim /run/log) 0
+for seed in 1 2 3; do
+    tenant pattern $seed 8388608 >/tmp/pattern
+    tenant replay /dev/loop1 m$seed 8388608 | cmp - /tmp/pattern
+done
+echo "durable"
+
+is $(code tenant fill /run/frail 5) 0
+dmsetup suspend frail
+dmsetup reload frail --table "0 16384 error"
+dmsetup resume frail
+is $(code tenant refused /run/frail) 0
+is $(code tenant fill /run/firm 6) 0
+is $(code vblk disk show frail --control /run/c) 0
+dmsetup suspend frail
+dmsetup reload frail --table "0 16384 linear /dev/loop2 0"
+dmsetup resume frail
+is $(code tenant verify /run/frail 5) 0
+is $(code tenant verify /run/firm 6) 0
+echo "frail"
+"#;
+    let vm = Vm::builder("devices")
+        .volumes()
+        .memory(&[768])
+        .script(&format!("{FUNCTIONS}{scenario}"))
+        .boot()?;
+    finish(vm, &["durable", "frail"])
+}
+
+fn nvme(name: &str, image: &Path) -> String {
+    format!(
+        "-drive file={},format=raw,if=none,id={name} \
+         -device nvme,drive={name},serial={name},bus=port-{name}",
+        image.display()
+    )
+}
+
+/// The kernel polls for what vblk polls for, and a device that is pulled takes its disk along, and
+/// nothing else.
+#[test]
+fn nvme_devices_are_polled_and_one_is_pulled() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut devices = Vec::new();
+    for (chassis, name) in [(41, "one"), (42, "two")] {
+        let image = dir.path().join(name);
+        create_image(&image, 16 << 20)?;
+        devices.push(format!(
+            "-device pcie-root-port,id=port-{name},chassis={chassis}"
+        ));
+        devices.push(nvme(name, &image));
+    }
+    let scenario = r#"
+until [ -b /dev/nvme0n1 ] && [ -b /dev/nvme1n1 ]; do sleep 0.2; done
+is "$(cat /sys/block/nvme0n1/queue/io_poll)" 1
+vblk serve --control /run/c --disk /dev/nvme0n1,socket=/run/a,name=a,polling=device \
+    --disk /dev/nvme1n1,socket=/run/b,name=b,polling=thread &
+until vblk disk list --control /run/c >/tmp/list; do sleep 0.2; done
+before=$(awk '/nvme0q/ { n += $2 } END { print n }' /proc/interrupts)
+is $(code tenant fill /run/a 1) 0
+is $(code tenant verify /run/a 1) 0
+after=$(awk '/nvme0q/ { n += $2 } END { print n }' /proc/interrupts)
+# Thousands of requests; FLUSH and what the kernel does by itself interrupts.
+[ $((after - before)) -lt 500 ] || { echo "$before to $after interrupts"; exit 9; }
+is $(code tenant fill /run/b 2) 0
+is $(code tenant verify /run/b 2) 0
+is $(code tenant trim /run/a) 0
+echo "polled"
+echo 1 >/sys/block/nvme0n1/device/device/remove
+is $(code tenant refused /run/a) 0
+is $(code tenant fill /run/b 3) 0
+is $(code tenant verify /run/b 3) 0
+is $(code vblk disk show a --control /run/c) 0
+kill $!
+wait $! || exit 9
+echo "pulled"
+"#;
+    let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+    let vm = Vm::builder("nvme")
+        .storage(&devices)
+        .memory(&[512])
+        .kernel_arguments("nvme.poll_queues=2")
+        .script(&format!("{FUNCTIONS}{scenario}"))
+        .boot()?;
+    finish(vm, &["polled", "pulled"])
+}
