@@ -301,6 +301,9 @@ impl Service for Host {
     fn drain(&self) {
         if self.keeper.keeps() {
             self.leave();
+            // Nobody uses what is left of the ports, and guests wait until this process has ended.
+            lock(&self.ports).clear();
+            return;
         }
         let all: Vec<Running> = lock(&self.ports).drain(..).collect();
         for mut port in all {
@@ -341,7 +344,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.drain();
+        if !lock(&self.ports).is_empty() {
+            self.drain();
+        }
         self.stop.store(true, Relaxed);
         if let Some(monitor) = self.monitor.take() {
             monitor.thread().unpark();
