@@ -177,7 +177,8 @@ impl Device for BlkDevice {
         if answer == Ok(false)
             && let Err(error) = self.disk.end(queue)
         {
-            error!(disk = &*self.name, queue, %error, "given up with data unwritten");
+            error!(name: crate::events::DATA_LOST, disk = &*self.name, queue, %error,
+                "given up with data unwritten");
         }
         Err(DeviceGone)
     }
@@ -187,7 +188,8 @@ impl Device for BlkDevice {
         match worker.call(|reply| Change::Detach(self.key, queue, reply)) {
             Ok(ring) => {
                 if let Err(error) = self.disk.end(queue) {
-                    error!(disk = &*self.name, queue, %error, "given up with data unwritten");
+                    error!(name: crate::events::DATA_LOST, disk = &*self.name, queue, %error,
+                "given up with data unwritten");
                 }
                 Some(ring)
             }

@@ -78,7 +78,8 @@ impl Host {
         if cut {
             set_length(disk, new)?;
         }
-        tracing::info!(disk = name, old, new, told = resized.told, "resized");
+        tracing::info!(name: crate::events::RESIZED, disk = name, old, new, told = resized.told,
+            "resized");
         Ok(resized)
     }
 }

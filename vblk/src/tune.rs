@@ -180,7 +180,8 @@ impl Host {
         let mut disks = lock(&self.disks);
         let disk = find(&mut disks, name)?;
         disk.device.disk().clear_failures();
-        tracing::warn!(disk = name, "failures were cleared by an operator");
+        tracing::warn!(name: crate::events::FAILURES_CLEARED, disk = name,
+            "failures were cleared by an operator");
         Ok(())
     }
 

@@ -173,10 +173,15 @@ fn draw<S: Subject>(
     let (pace, paced) = channel();
     thread::spawn(move || keep_reading::<S>(&client, interval.get(), &paced, &tell));
     let mut screen = Screen::open().map_err(TopError::Terminal)?;
+    let mut stale = true;
     loop {
-        let drawn = screen.0.draw(|frame| view.draw(frame));
-        drawn.map_err(TopError::Terminal)?;
-        if event::poll(TICK).map_err(TopError::Terminal)?
+        if stale {
+            let drawn = screen.0.draw(|frame| view.draw(frame));
+            drawn.map_err(TopError::Terminal)?;
+        }
+        // A key, or another size.
+        stale = event::poll(TICK).map_err(TopError::Terminal)?;
+        if stale
             && let Event::Key(key) = event::read().map_err(TopError::Terminal)?
             && key.kind != KeyEventKind::Release
         {
@@ -187,6 +192,7 @@ fn draw<S: Subject>(
             }
         }
         for one in news.try_iter() {
+            stale = true;
             match one {
                 News::Read(at, Ok(reading)) => view.take(watch.take(at, reading)),
                 News::Read(_, Err(error)) => {
