@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use towpath_tests::daemon::Vblk;
 use towpath_tests::paths;
 use towpath_tests::process::Process;
@@ -118,6 +118,45 @@ fn a_disk_is_taken_out_and_brought_back_by_orders() -> Result<()> {
         "a disk that was out over a restart differs"
     );
     guest.check(&fs::File::open(&two)?)?;
+    vblk.daemon().stop()
+}
+
+#[test]
+fn after_an_end_nothing_is_copied_and_after_a_crash_what_is_marked() -> Result<()> {
+    // In memory, where the kernel can tell that a file is what it was on every machine.
+    let dir = tempfile::tempdir_in("/dev/shm")?;
+    let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+    create_image(&one, IMAGE_BYTES)?;
+    create_image(&two, IMAGE_BYTES)?;
+    let mirror = format!("mirror:{}|{}", one.display(), two.display());
+    // So slow that what is to be copied is seen.
+    let mut vblk = serve(dir, &mirror, ",resync-rate=1M")?;
+    let mut guest = Guest::connect(&vblk)?;
+    let shown = |vblk: &Vblk| -> Result<(u64, u64)> {
+        let mirror = vblk.get("/v1/disks/m")?["mirror"].take();
+        let behind = mirror["disks"][1]["behind_bytes"].as_u64();
+        let copied = mirror["copied_bytes"].as_u64().context("bytes copied")?;
+        let marked = mirror["marked_bytes"].as_u64().context("bytes marked")?;
+        Ok((behind.context("bytes behind")? + copied, marked))
+    };
+    work(&mut guest, 500)?;
+    guest.settle()?;
+    vblk.daemon().stop()?;
+    vblk.start_again()?;
+    let (copied, marked) = shown(&vblk)?;
+    ensure!(copied == 0 && marked > 0, "{copied} of {marked} are copied");
+    ensure!(equal(&one, &two)?, "the disks were left unequal");
+
+    guest.reconnect(&vblk)?;
+    work(&mut guest, 500)?;
+    vblk.daemon().kill()?;
+    vblk.start_again()?;
+    let (copied, marked) = shown(&vblk)?;
+    ensure!(copied > 0, "nothing of {marked} is copied after a crash");
+    guest.reconnect(&vblk)?;
+    work(&mut guest, 100)?;
+    guest.settle()?;
+    guest.check(&fs::File::open(&one)?)?;
     vblk.daemon().stop()
 }
 

@@ -102,7 +102,8 @@ pub struct Bitmap {
     overflowed: AtomicBool,
 }
 
-fn boot() -> String {
+/// The identity of this boot of the kernel; empty if there is none.
+pub(crate) fn boot() -> String {
     // Without it no bitmap that is not clean is believed.
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     id.map(|id| id.trim().to_owned()).unwrap_or_default()

@@ -23,12 +23,16 @@ const QUIET_SECONDS: u64 = 5;
 /// What is being written.
 #[derive(Debug)]
 pub(super) enum Busy {
-    Head,
+    /// With or without a word that disks are left as they are.
+    Head { at_rest: bool },
     /// This page, with these words.
     Page(usize, Vec<u64>),
 }
 
 fn is_marked(state: &State, job: &Job) -> bool {
+    if state.at_rest {
+        return false;
+    }
     let (from, to) = state.regions(job.offset, job.len);
     (from..to).all(|region| state.marked.get(region))
 }
@@ -41,7 +45,8 @@ impl Mirror {
             return false;
         };
         let (from, to) = state.regions(job.offset, job.len);
-        let mut marked = true;
+        let mut marked = !state.at_rest;
+        state.wake();
         for region in from..to {
             state.recent.set(region);
             if !state.marked.get(region) {
@@ -58,16 +63,22 @@ impl Mirror {
     }
 
     pub(super) fn is_recording_head(&self) -> bool {
-        matches!(self.busy, Some(Busy::Head))
+        matches!(self.busy, Some(Busy::Head { .. }))
     }
 
     /// Write what is to be written down next.
     pub(super) fn record_on<E: Engine>(&mut self, router: &mut Router<E>) {
+        let leaves = self.is_over() && !self.rested;
         let Some(state) = self.state.as_mut() else {
             return;
         };
         if self.busy.is_some() || self.pause {
             return;
+        }
+        if leaves && !state.head_due && !state.due.contains(&true) {
+            let gauges = self.shared.gauges.iter();
+            state.rest(gauges.map(|gauge| gauge.rest.load(Relaxed)));
+            self.rested = true;
         }
         let (segment, offset, len, busy);
         if state.head_due {
@@ -79,7 +90,8 @@ impl Mirror {
             }
             state.head_due = false;
             len = u32::try_from(HEAD).unwrap_or(0);
-            (offset, busy) = (state.head.place(), Busy::Head);
+            let at_rest = state.head.known.iter().any(|known| known.rest != 0);
+            (offset, busy) = (state.head.place(), Busy::Head { at_rest });
         } else if let Some(page) = state.due.iter().position(|due| *due) {
             let words = PAGE_REGIONS / 64;
             let words = state.dirty.words(page * words, words).to_vec();
@@ -98,7 +110,9 @@ impl Mirror {
             return;
         }
         let segment = [segment];
-        let op = self.own_op(Verb::Write, self.record, offset, len, &segment);
+        let mut op = self.own_op(Verb::Write, self.record, offset, len, &segment);
+        // Believed in this boot alone, which sees what was written, durable or not.
+        op.durable = !matches!(busy, Busy::Head { at_rest: true });
         let token = Token(self.base | OWN_JOB << PART_BITS | RECORD);
         let pushed = router.push(token, &op);
         self.busy = Some(busy);
@@ -115,7 +129,7 @@ impl Mirror {
             return;
         };
         match self.busy.take() {
-            Some(Busy::Head) => state.head_due = true,
+            Some(Busy::Head { .. }) => state.head_due = true,
             Some(Busy::Page(page, _)) => {
                 if let Some(due) = state.due.get_mut(page) {
                     *due = true;
@@ -129,7 +143,7 @@ impl Mirror {
     /// A write of the record ended.
     pub(super) fn recorded<E: Engine>(&mut self, router: &mut Router<E>, result: i32) {
         let wanted = match &self.busy {
-            Some(Busy::Head) => HEAD,
+            Some(Busy::Head { .. }) => HEAD,
             _ => PAGE as usize,
         };
         match usize::try_from(result) {
@@ -156,12 +170,16 @@ impl Mirror {
                 state.marked.replace(from, &both);
                 self.fly_marked(router);
             }
-            Some(Busy::Head) if !state.head_due => {
-                for index in std::mem::take(&mut self.acks) {
-                    self.ack(router, index);
+            Some(Busy::Head { at_rest }) => {
+                state.at_rest = at_rest;
+                if !state.head_due {
+                    for index in std::mem::take(&mut self.acks) {
+                        self.ack(router, index);
+                    }
                 }
+                self.fly_marked(router);
             }
-            Some(Busy::Head) | None => {}
+            None => {}
         }
     }
 

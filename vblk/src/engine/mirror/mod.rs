@@ -84,6 +84,8 @@ pub(super) struct Mirror {
     review: bool,
     unsettled: bool,
     closing: bool,
+    /// It was written down, as far as it can be, that the disks are left as they are.
+    rested: bool,
 }
 
 impl Mirror {
@@ -140,6 +142,7 @@ impl Mirror {
             review: false,
             unsettled: true,
             closing: false,
+            rested: false,
         })
     }
 
@@ -168,8 +171,13 @@ impl Mirror {
 
     /// True once one that hung up can be dropped.
     pub(super) fn is_gone(&self) -> bool {
-        let idle = self.jobs.len() == self.free.len();
-        self.closing && !self.bell_busy && self.busy.is_none() && idle
+        let written = self.rested || self.pause || self.state.is_none();
+        self.is_over() && !self.bell_busy && self.busy.is_none() && written
+    }
+
+    /// True if nothing is to be done any more.
+    fn is_over(&self) -> bool {
+        self.closing && self.jobs.len() == self.free.len()
     }
 
     /// Take an operation.

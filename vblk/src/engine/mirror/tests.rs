@@ -749,3 +749,34 @@ fn a_mirror_that_is_detached_goes_on_where_it_is_attached() {
     assert_eq!(rig.shared.dirty.load(Relaxed), 1);
     assert!(Duration::from_secs(0) < Options::default().timeout);
 }
+
+#[test]
+fn a_mirror_that_ends_says_so_and_takes_it_back_before_the_next_write() {
+    let mut rig = plain(2);
+    let rests = [7, 8];
+    for (gauge, rest) in rig.shared.gauges.iter().zip(rests) {
+        gauge.rest.store(rest, Relaxed);
+    }
+    rig.write(0, 1, 4096);
+    rig.bench.io.detach(rig.bench.disk);
+    rig.idle();
+    let state = rig.shared.take().expect("it has ended");
+    let said: Vec<u64> = state.head.known.iter().map(|k| k.rest).collect();
+    assert_eq!((&said[..], state.at_rest), (&rests[..], true));
+    assert!(state.marked.get(0), "nothing was flushed");
+    rig.shared.give_back(state);
+    rig.bench.disk = rig.bench.io.attach(&rig.bench.target).unwrap();
+    rig.idle();
+    // The first thing that is written is the record, although the region is marked.
+    rig.engine().expect(Verb::Write, Fault::Fail(Errno::NOSPC));
+    assert_eq!(rig.write(0, 2, 4096).status, Status::IoErr);
+    assert_eq!(rig.standings(), [Current, Current]);
+    assert_eq!(
+        rig.read(0, 512).1[0],
+        0,
+        "the places changed, and nothing was written to these"
+    );
+    rig.idle();
+    assert_eq!(rig.write(0, 3, 4096).status, Status::Ok);
+    assert_eq!(rig.read(0, 512).1[0], 3);
+}

@@ -9,10 +9,11 @@
 //! Which disks are *current*, and in which regions they may differ (`record`), in a file of its
 //! own. A region is marked there, durably, before it is first written; it is unmarked a while after
 //! the last write, once every disk has flushed. So after a crash only the marked regions are
-//! copied: from the first current disk to the others, and until a region was copied it is read from
-//! that one alone. A disk that fails is written down as not current before any write it missed is
-//! acknowledged; nothing is unmarked until it is back, and it is not read before it has caught up,
-//! whatever happens in between. A mirror without a current disk is not served.
+//! copied, and none after an end with nothing in flight, in the same boot (`rest`): from the first
+//! current disk to the others, and until a region was copied it is read from that one alone. A disk
+//! that fails is written down as not current before any write it missed is acknowledged; nothing is
+//! unmarked until it is back, and it is not read before it has caught up, whatever happens in
+//! between. A mirror without a current disk is not served.
 //!
 //! Writes that overlap, and copies under writes, are carried out one after the other, which is why
 //! one worker serves all queues.
@@ -27,6 +28,7 @@ pub mod bits;
 mod keeper;
 mod orders;
 pub mod record;
+mod rest;
 mod state;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -148,6 +150,8 @@ pub struct Gauge {
     pub(crate) latency: AtomicU64,
     /// Regions it has to catch up with.
     pub(crate) behind: AtomicUsize,
+    /// What it is (`rest`): 0 if nobody can tell whether it is still that later on.
+    pub(crate) rest: AtomicU64,
     /// The worker has nothing to do with it any more.
     pub(crate) closed: AtomicBool,
 }
@@ -305,7 +309,9 @@ impl Mirror {
         }
         let hashes: Vec<u64> = members.iter().map(|m| hash(m.name.as_bytes())).collect();
         let here: Vec<bool> = opened.iter().map(Result::is_ok).collect();
-        let state = State::new(&found, &hashes, &here);
+        let rest = |disk: &Result<Arc<Disk>, String>| disk.as_ref().map_or(0, |d| rest::of(d));
+        let rests: Vec<u64> = opened.iter().map(rest).collect();
+        let state = State::new(&found, &hashes, &here, &rests);
         if !state.standings().contains(&Standing::Current) {
             let known = found.head.known.iter().filter(|k| k.current);
             let known: Vec<u64> = known.map(|k| k.hash).collect();
@@ -326,6 +332,9 @@ impl Mirror {
         }
         let shared =
             Arc::new(shared(&members, &state, options, clock).map_err(MirrorError::System)?);
+        for (gauge, rest) in shared.gauges.iter().zip(rests) {
+            gauge.rest.store(rest, Ordering::Relaxed);
+        }
         shared.give_back(Box::new(state));
         let inside = Arc::new(Inside {
             members: members.into(),

@@ -98,6 +98,7 @@ impl Inside {
             why,
         })?;
         fits(member, &disk, &self.shape)?;
+        gauge.rest.store(super::rest::of(&disk), Ordering::Relaxed);
         let disk = Arc::new(disk);
         if let Some(place) = self.disks().get_mut(index) {
             *place = Some(Arc::clone(&disk));

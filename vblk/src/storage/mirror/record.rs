@@ -9,6 +9,10 @@
 //! number counts, so that a power cut while one is written leaves the other. A disk is known by the
 //! hash of its name in the configuration: one that is not in the head is a stranger, whose every
 //! byte must be copied.
+//!
+//! A mirror that was left with nothing in flight says so in its head, for each disk by a number
+//! that names the disk and the boot (`rest`): where that number is still the same, the disks are
+//! equal, marked or not.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -76,6 +80,8 @@ pub struct Known {
     pub current: bool,
     /// Nothing is known about it: every byte must be copied.
     pub stranger: bool,
+    /// Not 0: it was left with all that the others have, and this is what it was.
+    pub rest: u64,
 }
 
 /// A head.
@@ -107,6 +113,7 @@ impl Head {
             hash: hash(name.as_bytes()),
             current: equal || i == 0,
             stranger: !equal && i > 0,
+            rest: 0,
         };
         let mut shift = MIN_SHIFT;
         while size.div_ceil(1 << shift) > MAX_REGIONS {
@@ -148,6 +155,8 @@ impl Head {
             words.push(known.hash);
             words.push(u64::from(known.current) | u64::from(known.stranger) << 1);
         }
+        // Behind what there was first: older daemons do not look here, and write zeroes.
+        words.extend(self.known.iter().map(|known| known.rest));
         let mut bytes = [0; HEAD];
         let (body, sum) = bytes.split_at_mut(HEAD - 8);
         for (to, word) in body.chunks_exact_mut(8).zip(words) {
@@ -184,7 +193,11 @@ impl Head {
                 hash,
                 current: flags & 1 != 0,
                 stranger: flags & 2 != 0,
+                rest: 0,
             });
+        }
+        for known in &mut known {
+            known.rest = next()?;
         }
         Some(Head {
             number,
@@ -310,6 +323,7 @@ mod tests {
         let mut new = old.clone();
         new.head.number = 2;
         new.head.known[1].current = false;
+        new.head.known[0].rest = 99;
         let mut bytes = old.bytes();
         bytes[..HEAD].copy_from_slice(&new.head.encode());
         assert_eq!(Record::parse(&bytes), Some(new));

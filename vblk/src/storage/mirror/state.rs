@@ -33,6 +33,8 @@ pub struct State {
     pub(crate) head: Head,
     /// The head must be written.
     pub(crate) head_due: bool,
+    /// What is written down may say that the disks are left as they are.
+    pub(crate) at_rest: bool,
     standings: Vec<Standing>,
     /// Regions that a disk must not be read in.
     pub(crate) behind: Vec<Bits>,
@@ -57,8 +59,9 @@ const GROUP: u64 = 64 << 20;
 const GROUPS: usize = 16;
 
 impl State {
-    /// The state after `found` was read, of disks with these hashes, of which some are `here`.
-    pub(super) fn new(found: &Record, hashes: &[u64], here: &[bool]) -> State {
+    /// The state after `found` was read, of disks with these hashes, of which some are `here`, and
+    /// are what `rests` says ([`Known::rest`]).
+    pub(super) fn new(found: &Record, hashes: &[u64], here: &[bool], rests: &[u64]) -> State {
         let regions = found.head.regions();
         let known = |hash: &u64| found.head.known.iter().find(|k| k.hash == *hash).copied();
         let mut all: Vec<Known> = hashes
@@ -68,27 +71,35 @@ impl State {
                     hash: *hash,
                     current: false,
                     stranger: true,
+                    rest: 0,
                 })
             })
             .collect();
         let mut dirty = found.dirty.clone();
-        let mut leads = true;
+        // None until there is a leader: is it as it was left?
+        let mut leader: Option<bool> = None;
         let mut standings = Vec::new();
         let mut behind = Vec::new();
-        for (known, here) in all.iter_mut().zip(here) {
+        for (i, (known, here)) in all.iter_mut().zip(here).enumerate() {
             let standing = match (*here, known.current) {
                 (false, _) => Standing::Failed,
                 (true, true) => Standing::Current,
                 (true, false) => Standing::Behind,
             };
             known.current = standing == Standing::Current;
-            behind.push(if known.stranger {
-                dirty = Bits::all(regions);
-                Bits::all(regions)
-            } else if known.current && std::mem::take(&mut leads) {
-                Bits::new(regions)
-            } else {
-                found.dirty.clone()
+            let rest = std::mem::take(&mut known.rest);
+            let rested = rest != 0 && rests.get(i) == Some(&rest);
+            behind.push(match leader {
+                _ if known.stranger => {
+                    dirty = Bits::all(regions);
+                    Bits::all(regions)
+                }
+                None if known.current => {
+                    leader = Some(rested);
+                    Bits::new(regions)
+                }
+                Some(true) if known.current && rested => Bits::new(regions),
+                _ => found.dirty.clone(),
             });
             standings.push(standing);
         }
@@ -100,6 +111,7 @@ impl State {
                 ..found.head.clone()
             },
             head_due: false,
+            at_rest: false,
             standings,
             behind,
             marked: dirty.clone(),
@@ -181,6 +193,26 @@ impl State {
         self.head_due = true;
     }
 
+    /// Say in the head that every disk which has all is left as it is, being what `rests` says.
+    pub(crate) fn rest(&mut self, rests: impl Iterator<Item = u64>) {
+        let disks = self.standings.iter().zip(&self.behind);
+        let known = self.head.known.iter_mut().zip(rests);
+        for ((standing, behind), (known, rest)) in disks.zip(known) {
+            let whole = *standing == Standing::Current && behind.is_empty();
+            known.rest = if whole { rest } else { 0 };
+        }
+        (self.head_due, self.at_rest) = (true, true);
+    }
+
+    /// The disks are about to be written: take back what [`State::rest`] said, which is so once
+    /// `at_rest` is false.
+    pub(crate) fn wake(&mut self) {
+        if self.head.known.iter().any(|known| known.rest != 0) {
+            self.head.known.iter_mut().for_each(|known| known.rest = 0);
+            self.head_due = true;
+        }
+    }
+
     /// Disk `index` is used again, and has to catch up with what it missed, or all.
     pub(crate) fn readmit(&mut self, index: usize, full: bool) {
         let (Some(behind), Some(known)) =
@@ -255,7 +287,7 @@ mod tests {
             dirty: Bits::new(head.regions()),
             head,
         };
-        let mut state = State::new(&found, &[hash(b"a")], &[true]);
+        let mut state = State::new(&found, &[hash(b"a")], &[true], &[]);
         state.mark(37);
         let marked: Vec<usize> = (0..256).filter(|r| state.dirty.get(*r)).collect();
         assert_eq!(marked, (32..48).collect::<Vec<_>>());
@@ -284,35 +316,111 @@ mod tests {
 
     #[test]
     fn after_a_crash_the_first_current_disk_is_believed_where_they_may_differ() {
-        let state = State::new(&record([true, true]), &hashes(&["a", "b"]), &[true, true]);
+        let state = State::new(
+            &record([true, true]),
+            &hashes(&["a", "b"]),
+            &[true, true],
+            &[],
+        );
         assert_eq!(state.standings(), [Current, Current]);
         let readable = |i, mib: u64| state.readable(i, mib << 20, 4096);
         assert!(readable(0, 3) && readable(1, 2) && !readable(1, 3));
         assert!(!state.readable(1, (3 << 20) - 512, 1024));
-        let lost = State::new(&record([true, true]), &hashes(&["a", "b"]), &[false, true]);
+        let lost = State::new(
+            &record([true, true]),
+            &hashes(&["a", "b"]),
+            &[false, true],
+            &[],
+        );
         assert_eq!(lost.standings(), [Failed, Current]);
         assert!(lost.readable(1, 3 << 20, 512) && !lost.head.known[0].current);
     }
 
     #[test]
     fn a_stale_disk_is_never_read_and_a_stranger_is_copied_whole() {
-        let stale = State::new(&record([false, true]), &hashes(&["a", "b"]), &[true, true]);
+        let stale = State::new(
+            &record([false, true]),
+            &hashes(&["a", "b"]),
+            &[true, true],
+            &[],
+        );
         assert_eq!(stale.standings(), [Behind, Current]);
         assert!(!stale.readable(0, 0, 512) && stale.readable(1, 3 << 20, 512));
         assert_eq!(
             (stale.behind[0].count(), stale.used(), stale.current()),
             (1, 3, 2)
         );
-        let alone = State::new(&record([false, true]), &hashes(&["a", "b"]), &[true, false]);
+        let alone = State::new(
+            &record([false, true]),
+            &hashes(&["a", "b"]),
+            &[true, false],
+            &[],
+        );
         assert_eq!(alone.standings(), [Behind, Failed]);
-        let new = State::new(&record([true, true]), &hashes(&["a", "c"]), &[true, true]);
+        let new = State::new(
+            &record([true, true]),
+            &hashes(&["a", "c"]),
+            &[true, true],
+            &[],
+        );
         assert_eq!(new.standings(), [Current, Behind]);
         assert_eq!((new.behind[1].count(), new.dirty.count()), (8, 8));
     }
 
     #[test]
+    fn disks_that_were_left_at_rest_agree_while_they_are_the_same() {
+        let found = |rests: [u64; 2]| {
+            let mut record = record([true, true]);
+            for (known, rest) in record.head.known.iter_mut().zip(rests) {
+                known.rest = rest;
+            }
+            record
+        };
+        let names = hashes(&["a", "b"]);
+        let behind = |record: &Record, rests: [u64; 2]| {
+            let state = State::new(record, &names, &[true, true], &rests);
+            assert!(!state.at_rest && state.head.known.iter().all(|k| k.rest == 0));
+            assert_eq!(state.dirty.count(), 1, "nothing was flushed");
+            state.behind[1].count()
+        };
+        assert_eq!(behind(&found([5, 6]), [5, 6]), 0);
+        // Another boot, another device, a record of an older daemon, one that cannot be told.
+        for (was, is) in [([5, 6], [5, 7]), ([5, 6], [4, 6]), ([0, 0], [5, 6])] {
+            assert_eq!(behind(&found(was), is), 1, "{was:?} {is:?}");
+        }
+        assert_eq!(behind(&found([0, 0]), [0, 0]), 1);
+        let mut stale = found([5, 6]);
+        stale.head.known[1].current = false;
+        assert_eq!(behind(&stale, [5, 6]), 1, "it missed what is marked");
+    }
+
+    #[test]
+    fn only_disks_that_have_all_are_left_at_rest() {
+        let names = hashes(&["a", "b"]);
+        let mut state = State::new(&record([true, true]), &names, &[true, true], &[]);
+        state.rest([5, 6].into_iter());
+        let rests = |state: &State| state.head.known.iter().map(|k| k.rest).collect::<Vec<_>>();
+        assert_eq!((rests(&state), state.head_due), (vec![5, 0], true));
+        state.behind[1].clear_all();
+        state.rest([5, 6].into_iter());
+        assert_eq!(rests(&state), [5, 6]);
+        state.head_due = false;
+        state.wake();
+        assert!(state.at_rest && state.head_due, "until that is written");
+        assert_eq!(rests(&state), [0, 0]);
+        state.set(1, Failed);
+        state.rest([5, 6].into_iter());
+        assert_eq!(rests(&state), [5, 0]);
+    }
+
+    #[test]
     fn a_disk_that_comes_back_has_to_catch_up_with_what_is_marked() {
-        let mut state = State::new(&record([true, true]), &hashes(&["a", "b"]), &[true, true]);
+        let mut state = State::new(
+            &record([true, true]),
+            &hashes(&["a", "b"]),
+            &[true, true],
+            &[],
+        );
         state.behind[1].clear_all();
         state.set(1, Failed);
         assert!(state.head_due && !state.head.known[1].current);
