@@ -44,8 +44,7 @@ impl Shared {
         let (stream, journal) = match parts {
             Ok(parts) => parts,
             Err(error) => {
-                warn!(name: events::SESSION_LOST, device = name, %error,
-                    "the session of a predecessor is given up");
+                lost(&name, &error);
                 place.clear();
                 return;
             }
@@ -96,8 +95,7 @@ impl Shared {
                 self.run(handler, &peek, &session);
             }
             Err(error) => {
-                warn!(name: events::SESSION_LOST, device = name, %error,
-                    "the session of a predecessor is given up");
+                lost(&name, &error);
                 // Whoever else holds the connection, the front-end is to know.
                 let _ = stream.shutdown(std::net::Shutdown::Both);
                 self.end(Some(error.to_string()));
@@ -190,4 +188,9 @@ enum Verdict {
     Leave,
     /// It is over.
     Over,
+}
+
+/// A session of a predecessor ends here.
+fn lost(device: &str, error: &dyn std::fmt::Display) {
+    warn!(name: events::SESSION_LOST, device, %error, "the session of a predecessor is given up");
 }
