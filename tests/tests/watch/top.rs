@@ -59,6 +59,9 @@ fn lines_tell_what_passed_the_switch() -> Result<()> {
     let vswitch = Vswitch::serve(tempfile::tempdir()?, &ports, &[])?;
     let connect = |port| NetClient::connect(&vswitch.path(port), NetOptions::default());
     let (mut sender, mut receiver) = (connect("p0")?, connect("p1")?);
+    // The switch knows who is where: a flood of frames to a stranger would be a storm.
+    receiver.send(&Frame::new(station(1), station(2)).numbered(0, 200).bytes())?;
+    sender.expect()?;
     let words = ["--json", "--interval", "0.3", "-n", "4"];
     let (mut top, lines) = follow("vswitch", &vswitch.path("control"), &words)?;
     let mut sent: u32 = 0;
@@ -78,7 +81,6 @@ fn lines_tell_what_passed_the_switch() -> Result<()> {
         ensure!(from["name"] == "p0" && to["name"] == "p1", "{sample}");
         let seconds = sample["seconds"].as_f64().context("seconds")?;
         counted += from["rx_packets"].as_f64().context("rx_packets")? * seconds;
-        ensure!(to["rx_packets"] == 0.0, "{sample}");
         let busy = sample["workers"][0]["busy"].as_f64().context("busy")?;
         ensure!((0.0..=1.0).contains(&busy), "{sample}");
     }
