@@ -302,7 +302,7 @@ fn the_screen_shows_workers_rows_and_keys() {
         "b         5      -   50%     -",
         "q quit  ←→ sort by  r reverse  p pause  +- interval  ↑↓ PgUp PgDn scroll  Home top",
     ];
-    let shown = drawn(&view, 89, 8);
+    let shown = drawn(&view, 88, 8);
     let shown: Vec<&str> = shown.iter().map(|line| line.trim_end()).collect();
     assert_eq!(shown, expected);
 }
