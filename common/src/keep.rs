@@ -123,6 +123,10 @@ pub struct Settings {
     pub offloads: Option<u64>,
     /// Whether the disk's write cache is on, where the driver may choose (VIRTIO_BLK_F_CONFIG_WCE).
     pub write_cache: Option<bool>,
+    /// Bytes of the disk, as the guest was told last.
+    pub capacity: Option<u64>,
+    /// What fails until an operator says otherwise, as bits of the device's own.
+    pub failed: u64,
 }
 
 /// Where an in-flight table lies in its fd.

@@ -30,7 +30,7 @@ pub enum Kit {
     Net,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
     Sriov,
-    /// A disk that is written and verified by `fio`.
+    /// Disks and file systems that are written and verified by `fio`: `mkfs.ext4`, `mkfs.xfs`.
     Fio,
     /// Logical volumes: `lvm` and `vblk`.
     Lvm,
@@ -47,7 +47,8 @@ impl Kit {
     /// (ext4 asks the crypto layer for crc32c by name, so that table does not list it.)
     fn modules(self) -> &'static [&'static str] {
         match self {
-            Self::Disk | Self::Fio | Self::Debian => &["crc32c_generic", "virtio_blk", "ext4"],
+            Self::Disk | Self::Debian => &["crc32c_generic", "virtio_blk", "ext4"],
+            Self::Fio => &["crc32c_generic", "virtio_blk", "ext4", "xfs"],
             Self::Proof => &[
                 "crc32c_generic",
                 "virtio_blk",
@@ -79,7 +80,7 @@ impl Kit {
                 &[("towpath-tests", "records"), ("towpath-tests", "exercise")],
             ),
             Self::Net => (&["ethtool"], &[("towpath-tests", "talk")]),
-            Self::Fio => (&["fio"], &[]),
+            Self::Fio => (&["fio", "mkfs.ext4", "mkfs.xfs"], &[]),
             Self::Lvm => (&["lvm"], &[("vblk", "vblk")]),
             Self::Storage => (&[], &[("vblk", "vblk"), ("towpath-tests", "tenant")]),
             Self::Sriov => (&["ip"], &[("sriov-manager", "sriov-manager")]),

@@ -18,6 +18,8 @@ pub mod fuse;
 pub mod guest;
 pub mod initramfs;
 pub mod lines;
+pub mod mounted;
+pub mod nbd;
 pub mod netns;
 pub mod paths;
 pub mod process;

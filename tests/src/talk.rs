@@ -6,6 +6,7 @@
 //! answerer, which so vouches for what it received.
 
 use std::io::{Read, Write};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -75,16 +76,19 @@ pub fn speak(stream: &mut impl Write, seed: u64, length: u64) -> Result<()> {
     chunks(seed, length, |chunk| Ok(stream.write_all(chunk)?))
 }
 
-/// Reads the first `length` bytes of stream `seed`.
+/// Reads the first `length` bytes of stream `seed`; the longest time 64 KiB of it took.
 ///
 /// # Errors
 /// As the stream's, and at the first byte that is wrong.
-pub fn hear(stream: &mut impl Read, seed: u64, length: u64) -> Result<()> {
+pub fn hear(stream: &mut impl Read, seed: u64, length: u64) -> Result<Duration> {
     let mut heard = vec![0; CHUNK];
     let mut at = 0;
+    let mut longest = Duration::ZERO;
     chunks(seed, length, |chunk| {
         let heard = &mut heard[..chunk.len()];
+        let began = Instant::now();
         stream.read_exact(heard)?;
+        longest = longest.max(began.elapsed());
         if heard != chunk {
             let wrong = heard.iter().zip(chunk).position(|(a, b)| a != b);
             let wrong = at + wrong.unwrap_or_default();
@@ -92,7 +96,8 @@ pub fn hear(stream: &mut impl Read, seed: u64, length: u64) -> Result<()> {
         }
         at += chunk.len();
         Ok(())
-    })
+    })?;
+    Ok(longest)
 }
 
 /// Hands out the first `length` bytes of stream `seed`, in pieces.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_common::keep::Settings;
+use towpath_common::mailbox::ReplyTo;
 use towpath_common::mem::Mem;
 use towpath_common::ring::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Ring};
 use towpath_common::session::{Attach, Device, DeviceGone, Update};
@@ -105,6 +106,27 @@ impl BlkDevice {
         let at = usize::from(queue) % self.workers.len().max(1);
         self.workers.get(at)
     }
+
+    fn take_back(
+        &self,
+        queue: u16,
+        how: impl FnOnce(DiskKey, u16, ReplyTo<Ring>) -> Change,
+    ) -> Option<Ring> {
+        let worker = self.worker(queue)?;
+        match worker.call(|reply| how(self.key, queue, reply)) {
+            Ok(ring) => {
+                if let Err(error) = self.disk.end(queue) {
+                    error!(name: crate::events::DATA_LOST, disk = &*self.name, queue, %error,
+                "given up with data unwritten");
+                }
+                Some(ring)
+            }
+            Err(error) => {
+                error!(disk = &*self.name, queue, %error, "queue not given back by its worker");
+                None
+            }
+        }
+    }
 }
 
 impl Device for BlkDevice {
@@ -184,20 +206,11 @@ impl Device for BlkDevice {
     }
 
     fn detach(&self, queue: u16) -> Option<Ring> {
-        let worker = self.worker(queue)?;
-        match worker.call(|reply| Change::Detach(self.key, queue, reply)) {
-            Ok(ring) => {
-                if let Err(error) = self.disk.end(queue) {
-                    error!(name: crate::events::DATA_LOST, disk = &*self.name, queue, %error,
-                "given up with data unwritten");
-                }
-                Some(ring)
-            }
-            Err(error) => {
-                error!(disk = &*self.name, queue, %error, "queue not given back by its worker");
-                None
-            }
-        }
+        self.take_back(queue, Change::Detach)
+    }
+
+    fn leave(&self, queue: u16) -> Option<Ring> {
+        self.take_back(queue, Change::Leave)
     }
 
     fn update(&self, queue: u16, update: Update) {
@@ -208,18 +221,31 @@ impl Device for BlkDevice {
     }
 
     fn settings(&self) -> Settings {
+        let config = self.config();
         Settings {
-            write_cache: Some(self.config().wce()),
+            write_cache: Some(config.wce()),
+            capacity: Some(config.capacity()),
+            failed: self.disk.failures(),
             ..Settings::default()
         }
     }
 
-    fn restore(&self, settings: &Settings) {
+    fn restore(&self, settings: &Settings) -> bool {
         if let Some(on) = settings.write_cache {
             let mut config = self.config();
             config.set_wce(on);
             self.set_caching(&config);
         }
+        if settings.failed != 0 {
+            warn!(
+                disk = &*self.name,
+                "it had failed and still has, until `vblk disk clear`"
+            );
+            self.disk.restore_failures(settings.failed);
+        }
+        settings
+            .capacity
+            .is_some_and(|told| told != self.disk.size())
     }
 
     fn disconnected(&self) {

@@ -129,6 +129,11 @@ pub struct Disk {
     tracker: OnceLock<Arc<Tracker>>,
 }
 
+/// Bits of [`Disk::failures`]: FLUSH, everything, writes that a server had acknowledged.
+const SYNC: u64 = 1;
+const ALL: u64 = 1 << 1;
+const LOST: u64 = 1 << 2;
+
 impl Disk {
     /// A disk of `size` bytes without anything behind it: every request succeeds at once.
     #[must_use]
@@ -362,6 +367,32 @@ impl Disk {
     pub fn clear_failures(&self) {
         self.sync_failed.store(false, Ordering::Relaxed);
         self.policy.clear();
+        self.storage.set_lost(false);
+    }
+
+    /// What fails until then, as bits that a successor of this process is given.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        let all = [
+            (SYNC, self.sync_failed()),
+            (ALL, self.policy.has_failed()),
+            (LOST, self.storage.is_lost()),
+        ];
+        let set = all.into_iter().filter(|(_, is)| *is);
+        set.fold(0, |bits, (bit, _)| bits | bit)
+    }
+
+    /// A predecessor of this process left the disk with these failures.
+    pub(crate) fn restore_failures(&self, bits: u64) {
+        if bits & SYNC != 0 {
+            self.fail_sync();
+        }
+        if bits & ALL != 0 {
+            self.policy.fail();
+        }
+        if bits & LOST != 0 {
+            self.storage.set_lost(true);
+        }
     }
 
     pub(crate) fn fail_sync(&self) {

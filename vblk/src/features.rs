@@ -145,6 +145,14 @@ impl Config {
             .for_each(|(to, from)| *to = *from);
     }
 
+    /// The size it shows, in bytes.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        let sectors = self.bytes.get(field::CAPACITY..field::CAPACITY + 8);
+        let sectors = sectors.and_then(|bytes| bytes.try_into().ok());
+        sectors.map_or(0, u64::from_le_bytes).saturating_mul(SECTOR)
+    }
+
     /// Show another size, in bytes.
     pub fn set_capacity(&mut self, size: u64) {
         self.put(field::CAPACITY, &(size / SECTOR).to_le_bytes());

@@ -5,6 +5,8 @@
 //! lock) as long as nothing about the file itself changes, so that a new socket or queue count does
 //! not close it.
 
+mod absent;
+mod settle;
 mod together;
 mod workers;
 
@@ -76,6 +78,10 @@ pub struct Host {
     pub(crate) disks: Arc<Mutex<Vec<Running>>>,
     pub(crate) groups: Mutex<Vec<Shared>>,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// Disks that could not be opened at start.
+    absent: Mutex<Vec<absent::Absent>>,
+    /// A configuration was applied before.
+    begun: AtomicBool,
     next_key: AtomicU64,
     stop: Arc<AtomicBool>,
     monitor: Option<JoinHandle<()>>,
@@ -130,6 +136,7 @@ pub fn start(config: &Config, manager: keep::Keeper) -> Result<Arc<dyn Service>,
         let disks = lock(&kept);
         let servers = disks.iter().filter_map(|disk| disk.server.as_ref());
         servers.for_each(Server::refresh);
+        disks.iter().for_each(settle::look);
     };
     let monitor = monitor::start(
         &workers,
@@ -146,6 +153,8 @@ pub fn start(config: &Config, manager: keep::Keeper) -> Result<Arc<dyn Service>,
         disks,
         groups: Mutex::default(),
         seen,
+        absent: Mutex::default(),
+        begun: AtomicBool::new(false),
         next_key: AtomicU64::new(1),
         stop,
         monitor: Some(monitor),
@@ -206,16 +215,27 @@ impl Host {
 
     /// Open and bind without touching what runs.
     fn prepare(&self, config: &config::Disk) -> Result<Prepared, ServiceError> {
-        let (kept, taken) = {
+        let kept = {
             let running = lock(&self.disks);
             let kept = running.iter().find(|r| r.config.same_file(config));
-            // A socket that a disk of ours listens on is free once that one is stopped.
-            let taken = running.iter().any(|r| r.config.socket == config.socket);
-            (kept.map(|r| Arc::clone(r.device.disk())), taken)
+            kept.map(|r| Arc::clone(r.device.disk()))
         };
         let disk = match kept {
             Some(disk) => disk,
             None => Arc::new(open(config)?),
+        };
+        self.prepare_open(config, disk)
+    }
+
+    fn prepare_open(
+        &self,
+        config: &config::Disk,
+        disk: Arc<Disk>,
+    ) -> Result<Prepared, ServiceError> {
+        let taken = {
+            let running = lock(&self.disks);
+            // A socket that a disk of ours listens on is free once that one is stopped.
+            running.iter().any(|r| r.config.socket == config.socket)
         };
         let listening = if taken {
             None
@@ -314,16 +334,21 @@ impl Service for Host {
     fn apply(&self, config: &Config) -> Result<Report, ServiceError> {
         let _one_at_a_time = lock(&self.applying);
         let stays = |r: &Running| config.disks.iter().any(|d| r.config.same_session(d));
-        let prepared: Result<Vec<_>, _> = {
+        let fresh: Vec<config::Disk> = {
             let running = lock(&self.disks);
-            let kept = |d: &&config::Disk| running.iter().any(|r| r.config.same_session(d));
-            let fresh = config.disks.iter().filter(|d| !kept(d)).cloned();
-            fresh.collect::<Vec<_>>()
-        }
-        .iter()
-        .map(|d| self.prepare(d))
-        .collect();
-        let prepared = prepared?;
+            let kept = |d: &config::Disk| running.iter().any(|r| r.config.same_session(d));
+            let fresh = |d: &&config::Disk| !kept(d) && !self.is_absent(d);
+            config.disks.iter().filter(fresh).cloned().collect()
+        };
+        let mut absent = None;
+        let prepared = if self.begun.load(Relaxed) || !self.manager.keeps() {
+            let prepared: Result<Vec<_>, _> = fresh.iter().map(|d| self.prepare(d)).collect();
+            prepared?
+        } else {
+            let (prepared, left_out) = self.prepare_first(&fresh)?;
+            absent = Some(left_out);
+            prepared
+        };
         let gone: Vec<Running> = {
             let mut running = lock(&self.disks);
             let (kept, gone) = running.drain(..).partition(stays);
@@ -353,8 +378,17 @@ impl Service for Host {
         }
         let servers = running.iter().filter_map(|disk| disk.server.as_ref());
         servers.for_each(Server::go);
+        drop(running);
+        self.begun.store(true, Relaxed);
+        let warnings = absent.map_or_else(Vec::new, |absent| self.leave_out(absent));
+        self.keep_absent(&config.disks);
         // Disks that a predecessor served and that are configured no more.
-        for (mut place, kept) in self.manager.claim_rest() {
+        let waits = |name: &str| {
+            lock(&self.absent)
+                .iter()
+                .any(|d| d.config.name.as_str() == name)
+        };
+        for (mut place, kept) in self.manager.claim_rest(|kept| waits(kept.name())) {
             warn!(
                 kind = kept.kind(),
                 name = kept.name(),
@@ -362,7 +396,11 @@ impl Service for Host {
             );
             place.clear();
         }
-        Ok(Report::default())
+        Ok(Report { warnings })
+    }
+
+    fn retry(&self) -> bool {
+        self.retry_absent()
     }
 
     fn set_disk(&self, name: &str, settings: &Settings) -> Result<(), ServiceError> {
@@ -398,7 +436,9 @@ impl Service for Host {
     }
 
     fn disks(&self) -> Vec<DiskStatus> {
-        lock(&self.disks).iter().map(status::disk).collect()
+        let mut disks: Vec<_> = lock(&self.disks).iter().map(status::disk).collect();
+        disks.extend(self.absent_status());
+        disks
     }
 
     fn workers(&self) -> Vec<WorkerStatus> {

@@ -451,7 +451,7 @@ impl<E: Engine> Io<E> {
 
     /// Give a slot back, and all it held.
     #[inline]
-    fn retire(&mut self, token: Token) {
+    pub(super) fn retire(&mut self, token: Token) {
         if self.slab.get(token).gated {
             self.open_gate(token);
         }

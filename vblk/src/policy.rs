@@ -67,6 +67,11 @@ impl Policy {
         self.failed.load(Relaxed)
     }
 
+    /// As if a request had failed, by [`OnError::Fail`].
+    pub(crate) fn fail(&self) {
+        self.failed.store(true, Relaxed);
+    }
+
     /// An operator says that the storage is good again.
     pub fn clear(&self) {
         self.failed.store(false, Relaxed);

@@ -47,6 +47,8 @@ pub struct Queue {
     cell: Option<Cell>,
     /// No more chains are popped: the session wants the ring back.
     pub draining: bool,
+    /// Of a queue that is left to a successor: requests that are given up here, and stay in flight.
+    pub left: Option<u16>,
     /// Has buffers to publish.
     pub dirty: bool,
     told_broken: bool,
@@ -131,6 +133,7 @@ impl Queue {
             alarm,
             cell,
             draining: false,
+            left: None,
             dirty: false,
             told_broken: false,
             counters,
@@ -286,6 +289,14 @@ impl Queue {
         let _ = mem.write(at, &[status as u8]);
         if let Some(log) = self.ring.log() {
             log.mark(mem.gpa(at), 1);
+        }
+    }
+
+    /// What of the disk fails from now on, for a successor: to be called before the driver is told.
+    #[cold]
+    pub fn note_failures(&self, bits: u64) {
+        if let Some(cell) = &self.cell {
+            cell.fail(bits);
         }
     }
 

@@ -1,10 +1,12 @@
 //! Another size for a disk that is being served.
 //!
 //! Growing: the file grows first, then workers allow the new range, then the guest is told, so it
-//! never asks for what is not there. Shrinking goes the other way round and destroys what is cut
-//! off: the disk is brought to rest, workers refuse what lies past the new end, the guest is told,
-//! then the file is cut. It is for guests that have shrunk their file system first, so it wants to
-//! be allowed twice: by `shrink = true` in the disk's configuration, and by `--shrink`.
+//! never asks for what is not there. Shrinking destroys what is cut off: the disk is brought to
+//! rest, workers refuse what lies past the new end, the file is cut, then the guest is told and
+//! goes on. A successor of a daemon that was killed in between takes the file's size, and tells the
+//! guest if that is not what it was told last. It is for guests that have shrunk their file system
+//! first, so it wants to be allowed twice: by `shrink = true` in the disk's configuration, and by
+//! `--shrink`.
 //!
 //! A block device has the size it has: it is extended by its own tools first, and vblk looks again.
 
@@ -56,7 +58,7 @@ impl Host {
                  disk's configuration and by --shrink"
             )));
         }
-        // A file is cut last, and grows first.
+        // A file is cut while nobody asks for what is cut off.
         let _at_rest = if cut {
             Some(pause(&device, key)?)
         } else {
@@ -73,11 +75,16 @@ impl Host {
             // A worker that is gone checks nothing any more.
             let _ = worker.call(|reply| Change::Resize(key, reply));
         }
+        if cut && let Err(error) = set_length(disk, new) {
+            // Nobody was told yet.
+            disk.set_size(old);
+            for worker in device.workers() {
+                let _ = worker.call(|reply| Change::Resize(key, reply));
+            }
+            return Err(error);
+        }
         device.resized();
         resized.told = notify.is_some_and(|notify| notify.config_changed());
-        if cut {
-            set_length(disk, new)?;
-        }
         tracing::info!(name: crate::events::RESIZED, disk = name, old, new, told = resized.told,
             "resized");
         Ok(resized)

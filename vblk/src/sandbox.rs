@@ -52,7 +52,9 @@ const CALLS: &[Call] = &[
     call(libc::SYS_sendmmsg, "the resolver"),
     call(libc::SYS_fadvise64, "backups do not fill the page cache"),
     call(libc::SYS_sync_file_range, "the same"),
-    call(libc::SYS_fsetxattr, "images that are restored"),
+    call(libc::SYS_fsetxattr, "pinned extents say whose flag it is"),
+    call(libc::SYS_fgetxattr, "the same"),
+    call(libc::SYS_fremovexattr, "the same"),
 ];
 
 /// [`host::start`] with no more rights than `config`, read from `file`, needs from now on.

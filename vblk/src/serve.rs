@@ -32,6 +32,9 @@ use crate::control;
 use crate::events;
 use crate::service::{Report, Service, ServiceError};
 
+/// Time between two tries to open a disk.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// Why the daemon did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -91,12 +94,33 @@ pub fn serve(
     let service = start(&config, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
+    retry_on(&service);
     let daemon = Arc::new(Daemon {
         started: started + waited,
         ..Daemon::new(sources, service, config)
     });
     let routes = control::routes(Arc::clone(&daemon));
     Ok(life::live(&socket, routes, daemon.hooks())?)
+}
+
+/// Have disks tried again that could not be opened.
+fn retry_on(service: &Arc<dyn Service>) {
+    if !service.retry() {
+        return;
+    }
+    let service = Arc::downgrade(service);
+    let thread = std::thread::Builder::new().name("retry".to_owned());
+    let spawned = thread.spawn(move || {
+        loop {
+            std::thread::sleep(RETRY);
+            if !service.upgrade().is_some_and(|service| service.retry()) {
+                return;
+            }
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::error!(%error, "no thread to try disks again");
+    }
 }
 
 impl Daemon {

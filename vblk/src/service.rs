@@ -39,6 +39,12 @@ pub trait Service: Backups + Send + Sync {
     /// [`ServiceError`], naming what could not be done.
     fn apply(&self, config: &Config) -> Result<Report, ServiceError>;
 
+    /// Tries once more to serve disks that could not be opened when the daemon started, and that a
+    /// predecessor had served; true if there are some left.
+    fn retry(&self) -> bool {
+        false
+    }
+
     /// Changes the limits or the share of a disk that is served. May block.
     ///
     /// # Errors

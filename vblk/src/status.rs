@@ -140,7 +140,8 @@ fn failed(disk: &Disk) -> Option<Failed> {
     if disk.policy().has_failed() {
         Some(Failed::All)
     } else {
-        disk.sync_failed().then_some(Failed::Flush)
+        let flush = disk.sync_failed() || disk.storage().is_lost();
+        flush.then_some(Failed::Flush)
     }
 }
 

@@ -180,6 +180,10 @@ impl Host {
         let mut disks = lock(&self.disks);
         let disk = find(&mut disks, name)?;
         disk.device.disk().clear_failures();
+        if let Some(server) = &disk.server {
+            // So that a successor does not know better.
+            server.refresh();
+        }
         tracing::warn!(name: crate::events::FAILURES_CLEARED, disk = name,
             "failures were cleared by an operator");
         Ok(())

@@ -253,7 +253,7 @@ impl Device for NetDevice {
         settings
     }
 
-    fn restore(&self, settings: &Settings) {
+    fn restore(&self, settings: &Settings) -> bool {
         if let Some(mtu) = settings.mtu {
             // If the port's is smaller now, the guest has read that other one long ago.
             let _ = self.set_mtu(mtu);
@@ -266,6 +266,7 @@ impl Device for NetDevice {
                 queues.set_offloads(offloads & self.accepted.load(Relaxed));
             }
         }
+        false
     }
 
     fn disconnected(&self) {

@@ -1,7 +1,7 @@
 //! What changes too often to be told to the manager, in memory that outlives the process.
 //!
 //! A page of shared memory a session, kept with its record: whether a message is being handled,
-//! how often a process crashed over it, and for each vring two words for its device. A word is a
+//! how often a process crashed over it, and for each vring three words for its device. A word is a
 //! plain store into the page, which a killed process leaves as it was.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +18,8 @@ const STRIKES: usize = 8;
 const RESTORING: usize = 16;
 /// Offset in a vring's line: its device is at work on it.
 const BUSY: usize = 8;
+/// Offset in a vring's line: what failed.
+const FAILED: usize = 16;
 /// One line of cache for the head and for each vring: they belong to different threads.
 const LINE: usize = 64;
 /// Set in a vring's word once its device wrote one; the index is below.
@@ -110,6 +112,21 @@ impl Journal {
         self.view.store_u64(RESTORING, 0, Release);
     }
 
+    /// What devices said to have failed ([`Cell::fail`]), of all vrings.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        let lines = (0..self.vrings).map(|vring| LINE * (usize::from(vring) + 1));
+        lines.fold(0, |all, at| all | self.view.load_u64(at + FAILED, Relaxed))
+    }
+
+    /// What failed is in the session's record, or repaired.
+    pub fn forget_failed(&self) {
+        for vring in 0..self.vrings {
+            let at = LINE * (usize::from(vring) + 1) + FAILED;
+            self.view.store_u64(at, 0, Release);
+        }
+    }
+
     /// Strikes are forgotten.
     pub fn forgive(&self) {
         self.view.store_u64(STRIKES, 0, Release);
@@ -140,6 +157,13 @@ impl Cell {
     #[inline]
     pub fn set_busy(&self, busy: bool) {
         self.view.store_u64(self.at + BUSY, busy.into(), Release);
+    }
+
+    /// This failed, and stays so for a successor, although the record does not say it yet: bits of
+    /// [`super::Settings::failed`]. To be called before anybody is told.
+    pub fn fail(&self, bits: u64) {
+        self.view.store_u64(self.at + FAILED, bits, Release);
+        compiler_fence(SeqCst);
     }
 
     /// Up to here.
@@ -186,6 +210,19 @@ mod tests {
         assert!(next.cell(2).is_none());
         next.cell(1).unwrap().clear();
         assert_eq!(cell.begun(), None);
+    }
+
+    #[test]
+    fn what_failed_is_known_before_the_record_says_so() {
+        let journal = Journal::create(3).unwrap();
+        journal.cell(0).unwrap().fail(1);
+        journal.cell(2).unwrap().fail(4);
+        let file = journal.file().try_clone().unwrap();
+        let next = Journal::adopt(file, 3).unwrap();
+        assert_eq!(next.failed(), 5);
+        assert_eq!(next.begin(true), 0, "no strike");
+        next.forget_failed();
+        assert_eq!(journal.failed(), 0);
     }
 
     #[test]

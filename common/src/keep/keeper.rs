@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ struct Inner {
     shelf: Shelf,
     /// Names never come twice.
     serial: AtomicU64,
+    /// Descriptors that the manager keeps.
+    stored: AtomicUsize,
     /// What came back and was not claimed yet, by kind and name.
     left: Mutex<BTreeMap<(String, String), (Place, Kept)>>,
     /// Sessions that were claimed and are not back yet.
@@ -65,8 +67,8 @@ struct Inner {
 #[derive(Debug)]
 enum Shelf {
     None,
-    /// The path of the manager's socket.
-    Manager(PathBuf),
+    /// The path of the manager's socket, and how many descriptors it keeps.
+    Manager(PathBuf, usize),
     /// In this process, for tests.
     Here(Mutex<BTreeMap<String, OwnedFd>>),
 }
@@ -95,7 +97,7 @@ impl Keeper {
         let offered = std::env::var("FDSTORE").ok().and_then(|n| n.parse().ok());
         let socket = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from);
         let shelf = match (offered, socket) {
-            (Some(1u32..), Some(path)) => Shelf::Manager(path),
+            (Some(most @ 1usize..), Some(path)) => Shelf::Manager(path, most),
             _ => Shelf::None,
         };
         let keeper = Keeper::new(shelf, kept);
@@ -166,6 +168,7 @@ impl Keeper {
         let keeper = Keeper(Arc::new(Inner {
             shelf,
             serial: AtomicU64::new(1),
+            stored: AtomicUsize::new(kept.len()),
             left: Mutex::default(),
             muster: Muster::default(),
             turn: Mutex::default(),
@@ -281,23 +284,41 @@ impl Keeper {
         lock(&self.0.left).remove(&what)
     }
 
-    /// Everything that was not claimed, in the order of kinds and names.
+    /// Whether a predecessor left something of the device `name` that nobody has claimed yet.
     #[must_use]
-    pub fn claim_rest(&self) -> Vec<(Place, Kept)> {
-        std::mem::take(&mut *lock(&self.0.left))
-            .into_values()
-            .collect()
+    pub fn has_left(&self, name: &str) -> bool {
+        lock(&self.0.left).keys().any(|(_, of)| of == name)
+    }
+
+    /// Everything that was not claimed, in the order of kinds and names, but what `waits` for
+    /// somebody who will come.
+    #[must_use]
+    pub fn claim_rest(&self, waits: impl Fn(&Kept) -> bool) -> Vec<(Place, Kept)> {
+        let mut left = lock(&self.0.left);
+        let rest = std::mem::take(&mut *left).into_iter();
+        let (waiting, rest): (BTreeMap<_, _>, _) = rest.partition(|(_, (_, kept))| waits(kept));
+        *left = waiting;
+        let rest: BTreeMap<(String, String), (Place, Kept)> = rest;
+        rest.into_values().collect()
     }
 
     fn store(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
         match &self.0.shelf {
             Shelf::None => Ok(()),
-            // Not watched for a hang-up, which a parcel always shows.
-            Shelf::Manager(path) => tell(
-                path,
-                &format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"),
-                Some(fd),
-            ),
+            Shelf::Manager(path, most) => {
+                // It would close what is too much, and tell nobody.
+                if self.0.stored.load(Relaxed) >= *most {
+                    return Err(Error::other(format!(
+                        "the service manager keeps {most} descriptors and no more: raise \
+                         FileDescriptorStoreMax= of the unit"
+                    )));
+                }
+                // Not watched for a hang-up, which a parcel always shows.
+                let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
+                tell(path, &text, Some(fd))?;
+                self.0.stored.fetch_add(1, Relaxed);
+                Ok(())
+            }
             Shelf::Here(shelf) => {
                 lock(shelf).insert(name.to_owned(), fd.try_clone_to_owned()?);
                 Ok(())
@@ -308,7 +329,11 @@ impl Keeper {
     fn remove(&self, name: &str) -> Result<(), Error> {
         match &self.0.shelf {
             Shelf::None => Ok(()),
-            Shelf::Manager(path) => tell(path, &format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None),
+            Shelf::Manager(path, _) => {
+                tell(path, &format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None)?;
+                self.0.stored.fetch_sub(1, Relaxed);
+                Ok(())
+            }
             Shelf::Here(shelf) => {
                 lock(shelf).remove(name);
                 Ok(())

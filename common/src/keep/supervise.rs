@@ -40,8 +40,9 @@ use self::inbox::{Inbox, pass_on, receive};
 use super::pass;
 use super::standby::{Follows, Standby, follows};
 
-/// Most that is held: 64 disks or ports with their listening sockets, twice, and more.
-const MOST: usize = 1024;
+/// Most that is held: two thousand disks or ports with their listening sockets. The names of all go
+/// to a daemon in one variable of its environment, which may have 128 KiB.
+const MOST: usize = 4096;
 /// A daemon that lived shorter than this is not started again at once.
 const MOMENT: Duration = Duration::from_millis(50);
 /// First and longest pause before a daemon that fails is started again. Guests wait meanwhile, so

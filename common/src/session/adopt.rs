@@ -157,7 +157,10 @@ impl<D: Device> Session<D> {
         for (i, (vring, r)) in self.vrings.iter_mut().zip(record.vrings).enumerate() {
             *vring = restore_vring(i, r, &mut kept)?;
         }
-        self.device.restore(&record.settings);
+        let mut settings = record.settings;
+        let journal = self.keeping.as_ref().map(|keeping| keeping.failed());
+        settings.failed |= journal.unwrap_or(0);
+        let changed = self.device.restore(&settings);
         self.device.memory(&self.mem);
         self.restoring = true;
         let resumed = self.resume_in_order();
@@ -165,6 +168,9 @@ impl<D: Device> Session<D> {
         if let Err(e) = resumed {
             self.end();
             return Err(e.into());
+        }
+        if changed {
+            self.notify_config_change();
         }
         Ok(())
     }

@@ -105,6 +105,11 @@ impl Kept {
         })
     }
 
+    /// What failed, as far as the record does not say it.
+    pub(super) fn failed(&self) -> u64 {
+        self.journal.failed()
+    }
+
     /// It is being restored, until it settles.
     pub(super) fn restores(&self) {
         self.journal.restore();
@@ -139,6 +144,8 @@ impl<D: Device> Session<D> {
         let Some(mut keeping) = self.keeping.take() else {
             return;
         };
+        // Read first: what changes meanwhile is seen by the next refresh.
+        let settings = self.device.settings();
         if keeping.place.keeps() {
             let kept = self.keep().and_then(|mut kept| {
                 kept.keep("connection", &keeping.connection)?;
@@ -154,7 +161,10 @@ impl<D: Device> Session<D> {
                     "a restart will end this session: it cannot be kept");
             }
             keeping.failing = failed;
-            keeping.settings = self.device.settings();
+            if !failed && settings.failed == 0 {
+                keeping.journal.forget_failed();
+            }
+            keeping.settings = settings;
         }
         self.keeping = Some(keeping);
     }
@@ -197,11 +207,25 @@ impl<D: Device> Session<D> {
         self.keeping = None;
     }
 
-    /// The session is left to a successor, with nothing in flight.
+    /// The session is left to a successor, with nothing in flight but what its device holds back.
     pub(super) fn leave(&mut self) {
-        // Only an index out of range could fail, and these are not.
-        let _ = self.pause();
+        for index in 0..self.device.max_queues() {
+            // Only an index out of range could fail, and these are not.
+            let _ = self.leave_one(index);
+        }
         self.commit();
+    }
+
+    fn leave_one(&mut self, index: u16) -> Result<(), SessionError> {
+        if self.vring(index)?.attached {
+            let ring = self.device.leave(index);
+            let vring = self.vring(index)?;
+            vring.attached = false;
+            // Where there is something in flight, the table knows where the ring stands.
+            let drained = ring.filter(|ring| ring.in_flight() == 0);
+            vring.base = drained.map(|ring| ring.next_avail());
+        }
+        Ok(())
     }
 
     /// It was restored.

@@ -156,6 +156,13 @@ pub trait Device: Send + Sync + 'static {
     /// died with it.
     fn detach(&self, queue: u16) -> Option<Ring>;
 
+    /// As [`Device::detach`], for a successor of this process: what the device holds back may stay
+    /// in flight, in the table, and is the successor's to do. Only called if
+    /// [`Device::keeps_in_flight`] has a table made, or the front-end did.
+    fn leave(&self, queue: u16) -> Option<Ring> {
+        self.detach(queue)
+    }
+
     /// Change a ring that is attached.
     fn update(&self, queue: u16, update: Update);
 
@@ -178,9 +185,10 @@ pub trait Device: Send + Sync + 'static {
     }
 
     /// It was said to a predecessor, by the same front-end and driver. Features are negotiated, no
-    /// queue is attached.
-    fn restore(&self, settings: &Settings) {
+    /// queue is attached. True if the driver should look at the configuration space again.
+    fn restore(&self, settings: &Settings) -> bool {
         let _ = settings;
+        false
     }
 
     /// The front-end is gone and all rings are detached.

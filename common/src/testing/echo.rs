@@ -317,8 +317,9 @@ impl Device for Echo {
         }
     }
 
-    fn restore(&self, settings: &Settings) {
+    fn restore(&self, settings: &Settings) -> bool {
         lock(&self.diary.mtus).extend(settings.mtu);
+        false
     }
 
     fn disconnected(&self) {

@@ -116,27 +116,28 @@ fn call(address: SocketAddr, offer: Offer) -> Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     offer.send(&mut stream)?;
-    both(&stream, (CALLER, offer.up), (ANSWERER, offer.down))?;
+    let stall = both(&stream, (CALLER, offer.up), (ANSWERER, offer.down))?;
     let mut verdict = [0];
     stream.read_exact(&mut verdict)?;
     ensure!(verdict[0] == GOOD, "the other end heard something wrong");
     println!(
-        "tcp ok up={} down={} ms={}",
+        "tcp ok up={} down={} ms={} stall={}",
         offer.up,
         offer.down,
-        started.elapsed().as_millis()
+        started.elapsed().as_millis(),
+        stall.as_millis()
     );
     Ok(())
 }
 
-/// Speaks and hears at once: (seed, length) of each.
-fn both(stream: &TcpStream, (says, length): (u64, u64), heard: (u64, u64)) -> Result<()> {
+/// Speaks and hears at once: (seed, length) of each. The longest time 64 KiB took to be heard.
+fn both(stream: &TcpStream, (says, length): (u64, u64), heard: (u64, u64)) -> Result<Duration> {
     let mut writer = stream.try_clone()?;
     let speaker = thread::spawn(move || speak(&mut writer, says, length));
-    hear(&mut &*stream, heard.0, heard.1)?;
-    speaker
-        .join()
-        .map_err(|_| anyhow!("the speaker panicked"))?
+    let stall = hear(&mut &*stream, heard.0, heard.1)?;
+    let spoken = speaker.join();
+    spoken.map_err(|_| anyhow!("the speaker panicked"))??;
+    Ok(stall)
 }
 
 fn echoes(address: SocketAddr, count: u64, size: usize) -> Result<()> {

@@ -10,6 +10,9 @@ use towpath_tests::daemon::Service;
 /// Longest a daemon may be away before it counts as lost: a guard against hangs, no measurement.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A test that was not run for so long was stopped, with all it watches: nobody waited meanwhile.
+const STOPPED: Duration = Duration::from_millis(500);
+
 /// Kills in each test, `usual` unless the environment says more.
 pub(crate) fn kills(usual: usize) -> usize {
     let asked = std::env::var("TOWPATH_KILLS").ok();
@@ -75,6 +78,8 @@ pub(crate) struct Killer {
     /// When something was done last, and the longest pause since somebody was served.
     last: Instant,
     pause: Duration,
+    /// When [`Killer::turn`] was called last.
+    turned: Instant,
     /// The longest pause of a guest from one time it was served to the next kill but one.
     outages: Vec<Duration>,
 }
@@ -93,6 +98,7 @@ impl Killer {
             early: 0,
             last: Instant::now(),
             pause: Duration::ZERO,
+            turned: Instant::now(),
             outages: Vec::new(),
         }
     }
@@ -107,6 +113,11 @@ impl Killer {
 
     /// To be called all the time; false once every kill is done.
     pub(crate) fn turn(&mut self) -> Result<bool> {
+        let away = self.turned.elapsed();
+        self.turned += away;
+        if away > STOPPED {
+            self.last += away;
+        }
         ensure!(
             self.last.elapsed() < PATIENCE,
             "nothing is served after a kill, with {} to come",

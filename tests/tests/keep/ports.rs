@@ -12,6 +12,9 @@ use towpath_tests::vm::{Nic, Turn, Vm};
 
 use crate::harness::{Random, child, kills, resumed, until};
 
+/// Bytes of a TCP stream, each way: some kills come in each.
+const STREAM: u64 = 15_000_000;
+
 /// Frames counted at port `name`: from its guest, or to it.
 fn packets(vswitch: &Vswitch, name: &str, which: &str) -> Result<u64> {
     let port = vswitch.get(&format!("/v1/ports/{name}"))?;
@@ -20,6 +23,13 @@ fn packets(vswitch: &Vswitch, name: &str, which: &str) -> Result<u64> {
         .iter()
         .filter_map(|queue| queue[which]["packets"].as_u64())
         .sum())
+}
+
+/// The longest of the streams' waits that a guest has printed, in its milliseconds.
+fn longest(printed: &[String]) -> Option<u64> {
+    let ends = printed.iter().filter(|line| line.starts_with("tcp ok"));
+    let waits = ends.filter_map(|line| line.rsplit_once("stall=")?.1.parse().ok());
+    waits.max()
 }
 
 /// Nobody has connected to the port since its first session began.
@@ -114,14 +124,28 @@ fn guests_talk_on_while_their_vswitch_is_killed() -> Result<()> {
     one.run("ping -q -c 3 -i 0.2 10.0.0.2")?;
     let changes = |guest: &mut Guest| guest.number("cat /sys/class/net/eth0/carrier_changes");
     let before = [changes(&mut one)?, changes(&mut two)?];
-    for kill in 0..kills(8).min(50) {
-        let from = until("the API", || Ok(packets(&vswitch, "p1", "rx").ok()))?;
-        let call = one.start("talk tcp 10.0.0.2 7 20000000 20000000")?;
-        until("the stream to run", || {
+    let times = kills(8).min(50);
+    let stream = format!("talk tcp 10.0.0.2 7 {STREAM} {STREAM}");
+    let mut call = Some(one.start(&stream)?);
+    let (mut from, mut over) = (0, 0);
+    for kill in 0..times {
+        from = until("the stream to run", || {
+            let printed = one.vm().printed();
+            if printed
+                .iter()
+                .filter(|line| line.starts_with("tcp ok"))
+                .count()
+                > over
+            {
+                over += 1;
+                let ended = call.take().context("no stream runs")?;
+                one.end(ended)?;
+                call = Some(one.start(&stream)?);
+            }
             // The API is away while the daemon is. With segmentation offload, a packet is up to
-            // 64 KiB of the stream: this is a tenth of it.
+            // 64 KiB of the stream.
             let now = packets(&vswitch, "p1", "rx").unwrap_or(0);
-            Ok((now > from + 40).then_some(()))
+            Ok((now > from + 40).then_some(now))
         })?;
         let pid = child(keeper).context("no daemon runs")?;
         // Every fourth is a planned restart.
@@ -131,8 +155,15 @@ fn guests_talk_on_while_their_vswitch_is_killed() -> Result<()> {
             Signal::KILL
         };
         kill_process(pid, signal)?;
-        one.end(call)?;
     }
+    one.end(call.context("no stream runs")?)?;
+    let printed = one.vm().printed();
+    println!(
+        "{times} kills in {} streams of {STREAM} bytes each way; the longest wait for 64 KiB in \
+         the guest {} ms",
+        over + 1,
+        longest(&printed).context("no stream ended")?
+    );
     let after = [changes(&mut one)?, changes(&mut two)?];
     ensure!(before == after, "links went down: {before:?}, {after:?}");
     never_left(&vswitch, "p1")?;

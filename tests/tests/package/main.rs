@@ -1,5 +1,6 @@
-//! The Debian package on a Debian that systemd runs: install, serve, reload, restart, kill,
-//! upgrade, watchdog, remove. Front-ends that are attached throughout notice nothing but a pause.
+//! The Debian package on a Debian that systemd runs: install, serve, reload, restart, kill, a
+//! tenant's own process, an upgrade that the configuration forbids, roll back, upgrade, watchdog,
+//! remove. Front-ends that are attached throughout notice nothing but a pause.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use towpath_tests::debian::Debian;
 use towpath_tests::{cargo, paths};
 
-/// Twenty times what it takes on an idle machine without KVM.
-const PATIENCE: Duration = Duration::from_secs(1200);
+/// Some ten times what it takes on an idle machine without KVM.
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 const RUN: &str = include_str!("run.sh");
 

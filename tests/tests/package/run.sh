@@ -26,6 +26,7 @@ for unit in vblk vswitch sriov-manager; do
     [ "$(systemctl is-active $unit || true)" = inactive ]
 done
 [ -d /var/lib/towpath ]
+[ -d /etc/towpath/vblk ]
 systemd-analyze verify vblk.service vblk.socket vblk@a.service vblk@a.socket vswitch.service vswitch.socket sriov-manager.service >&2
 echo installed
 
@@ -144,17 +145,82 @@ sleep 1
 alive
 echo starved
 
-# An upgrade restarts what runs.
+# A tenant's own process, begun by its socket.
+one=/run/towpath/vblk-one.sock
+printf '[[disk]]\nname = "one"\npath = "null:1M"\nsocket = "/run/towpath/vm/one.sock"\n' >/etc/towpath/vblk/one.toml
+systemctl start vblk@one.socket
+[ "$(systemctl is-active vblk@one.service || true)" = inactive ]
+[ "$(stat -c '%U:%G %a' $one)" = 'towpath:towpath 660' ]
+vblk disk show one --control $one >&2
+[ "$(systemctl is-active vblk@one.service)" = active ]
+printf '[[disk]]\nname = "two"\npath = "null:1M"\nsocket = "/run/towpath/vm/two.sock"\n' >>/etc/towpath/vblk/one.toml
+systemctl reload vblk@one.service
+vblk disk show two --control $one >&2
+before=$(pid vblk@one.service); systemctl restart vblk@one.service; again vblk@one.service "$before"
+vblk disk show two --control $one >&2
+# Stopped, both are gone, and the other daemon has not noticed.
+systemctl stop vblk@one.socket vblk@one.service
+[ "$(pid vblk@one.service)" = 0 ]
+[ ! -e $one ]
+alive
+systemctl start vblk@one.socket vblk@one.service
+echo tenanted
+
+# The journal can be asked for one disk.
+vblk disk clear a >&2
+journalctl --sync
+journalctl --quiet --no-pager TOWPATH_DISK=a >/run/said
+grep -q 'cleared by an operator' /run/said
+if journalctl --quiet --no-pager TOWPATH_DISK=b | grep 'cleared by an operator'; then exit 1; fi
+journalctl --quiet --no-pager TOWPATH_DEVICE=a >/run/said
+grep -q 'front-end connected' /run/said
+echo told
+
+# Where no card can have VFs, the daemon says so and serves all the same.
+systemctl start sriov-manager
+sriov-manager status >/run/said
+grep -q '^0 VFs, 0 leased' /run/said
+systemctl reload sriov-manager
+before=$(pid sriov-manager); kill -9 "$before"; again sriov-manager "$before"
+[ "$(stat -c '%U %a' /var/lib/towpath/sriov-manager)" = 'root 700' ]
+echo watching
+
+# An upgrade restarts what runs; but a daemon whose new build refuses the configuration runs on.
+v=$(pid vblk); s=$(pid vswitch); o=$(pid vblk@one.service); r=$(pid sriov-manager)
+cp /etc/towpath/vblk.toml /run/good
+echo 'nonsense = 1' >>/etc/towpath/vblk.toml
+dpkg -i towpath_1.1.0_amd64.deb >/run/said 2>&1 || { cat /run/said; exit 1; }
+cat /run/said >&2
+[ "$(dpkg-query -W -f '${Version}' towpath)" = 1.1.0 ]
+[ "$(grep -c 'was not restarted' /run/said)" = 1 ]
+grep -q 'vblk.service was not restarted' /run/said
+grep -q 'unknown field `nonsense`' /run/said
+again vswitch "$s"
+again vblk@one.service "$o"
+again sriov-manager "$r"
+[ "$(pid vblk)" = "$v" ]
+sleep 1
+alive
+# Repaired, it is restarted by hand, as it was said.
+cat /run/good >/etc/towpath/vblk.toml
+vblk check --config /etc/towpath/vblk.toml >&2
+systemctl restart vblk; again vblk "$v"
+sleep 1
+alive
+grep -q 'name = "a"' /etc/towpath/vblk.toml
+echo upgraded
+
+# The way back restarts what runs as well.
 v=$(pid vblk); s=$(pid vswitch)
-dpkg -i towpath_1.1.0_amd64.deb >&2
+dpkg -i towpath_1.0.0_amd64.deb >&2
 again vblk "$v"
 again vswitch "$s"
 sleep 1
 alive
-[ "$(dpkg-query -W -f '${Version}' towpath)" = 1.1.0 ]
+[ "$(dpkg-query -W -f '${Version}' towpath)" = 1.0.0 ]
 grep -q nonsense /etc/towpath/vblk.toml && exit 1
 grep -q 'name = "a"' /etc/towpath/vblk.toml
-echo upgraded
+echo 'rolled back'
 
 # A daemon that hangs is found out by its watchdog.
 mkdir -p /etc/systemd/system/vblk.service.d
@@ -181,14 +247,20 @@ done
 
 # Gone, without a trace but the operator's own files.
 dpkg -r towpath >&2
+for unit in vblk@one.socket vblk@one.service vswitch.socket sriov-manager.service; do
+    [ "$(systemctl is-active $unit || true)" != active ]
+done
+[ ! -e $one ]
 for process in /proc/[0-9]*; do
     case $(cat "$process/comm" 2>/dev/null) in
-    vblk | vswitch) echo "$process is still there"; exit 1 ;;
+    vblk | vswitch | sriov-manager) echo "$process is still there"; exit 1 ;;
     esac
 done
 [ -e /etc/towpath/vblk.toml ]
 dpkg -P towpath >&2
 [ ! -e /etc/towpath/vblk.toml ]
 [ -e /var/lib/towpath/a.img ]
+[ -e /etc/towpath/vblk/one.toml ]
+[ ! -e /etc/towpath/vblk/README ]
 [ ! -e /usr/bin/vblk ]
 echo removed

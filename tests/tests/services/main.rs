@@ -8,8 +8,10 @@ mod hung;
 mod kills;
 mod limits;
 mod mirror;
+mod pinned;
 mod resize;
 mod snapshot;
+mod together;
 
 use std::fs::File;
 use std::path::Path;

@@ -8,8 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use towpath_tests::daemon::Vblk;
-use towpath_tests::paths;
-use towpath_tests::process::Process;
+use towpath_tests::nbd::qemu_nbd;
 
 use crate::kills::{Guest, IMAGE_BYTES};
 use crate::{PATIENCE, create_image};
@@ -160,23 +159,6 @@ fn after_an_end_nothing_is_copied_and_after_a_crash_what_is_marked() -> Result<(
     vblk.daemon().stop()
 }
 
-/// `qemu-nbd` with `image`, once it listens.
-fn server(socket: &Path, image: &Path) -> Result<Option<Process>> {
-    let Ok(program) = paths::program("qemu-nbd") else {
-        println!("skipped: there is no qemu-nbd");
-        return Ok(None);
-    };
-    let mut command = Command::new(program);
-    command.args(["-t", "-e", "8", "-f", "raw", "-k"]);
-    let server = Process::start(command.arg(socket).arg(image))?;
-    let until = Instant::now() + PATIENCE;
-    while std::os::unix::net::UnixStream::connect(socket).is_err() {
-        ensure!(Instant::now() < until, "qemu-nbd does not listen");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    Ok(Some(server))
-}
-
 #[test]
 fn a_disk_behind_a_server_is_lost_with_it_and_comes_back_by_itself() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -184,9 +166,7 @@ fn a_disk_behind_a_server_is_lost_with_it_and_comes_back_by_itself() -> Result<(
     create_image(&near, IMAGE_BYTES)?;
     create_image(&far, IMAGE_BYTES)?;
     let socket = dir.path().join("nbd");
-    let Some(gone) = server(&socket, &far)? else {
-        return Ok(());
-    };
+    let gone = qemu_nbd(&socket, &far)?;
     let mirror = format!("mirror:{}|nbd:unix:{}", near.display(), socket.display());
     let mut vblk = serve(dir, &mirror, ",mirror-timeout=1")?;
     let mut guest = Guest::connect(&vblk)?;
@@ -195,9 +175,7 @@ fn a_disk_behind_a_server_is_lost_with_it_and_comes_back_by_itself() -> Result<(
     drop(gone);
     until(&mut guest, &vblk, "FAILED")?;
     work(&mut guest, 500)?;
-    let Some(back) = server(&socket, &far)? else {
-        return Ok(());
-    };
+    let back = qemu_nbd(&socket, &far)?;
     until(&mut guest, &vblk, "current")?;
     guest.settle()?;
     vblk.daemon().stop()?;

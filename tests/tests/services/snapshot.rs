@@ -1,54 +1,20 @@
 //! Snapshots while a guest writes: each holds exactly what was acknowledged at one moment between
 //! asking for it and the answer, and the guest sees no error.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use towpath_tests::daemon::Vblk;
+use towpath_tests::mounted::Mounted;
 use towpath_tests::records::{Block, record};
 
 use crate::create_image;
 use crate::kills::{Guest, IMAGE_BYTES, LANES, place, window};
 
-/// An xfs in a file, mounted; unmounted when dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    /// None, with a printed reason, where that cannot be done.
-    fn new(dir: &Path) -> Result<Option<Mounted>> {
-        let (file, place) = (dir.join("xfs"), dir.join("mounted"));
-        create_image(&file, 512 << 20)?;
-        fs::create_dir(&place)?;
-        for (program, arguments) in [
-            ("mkfs.xfs", vec!["-q", "-m", "reflink=1"]),
-            ("mount", vec!["-o", "loop"]),
-        ] {
-            let mut command = Command::new(program);
-            command.args(arguments).arg(&file);
-            if program == "mount" {
-                command.arg(&place);
-            }
-            match command.output() {
-                Ok(output) if output.status.success() => {}
-                other => {
-                    println!("skipped: no xfs can be mounted here: {program}: {other:?}");
-                    return Ok(None);
-                }
-            }
-        }
-        Ok(Some(Mounted(place)))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let status = Command::new("umount").arg(&self.0).status();
-        assert!(status.is_ok_and(|s| s.success()) || std::thread::panicking());
-    }
-}
+/// An xfs that clones files.
+pub(crate) const XFS: [&str; 4] = ["mkfs.xfs", "-q", "-m", "reflink=1"];
 
 /// True if `image` holds the first `count` records of `lane` and nothing later.
 pub(crate) fn holds(image: &File, lane: u16, count: u64) -> Result<bool> {
@@ -65,10 +31,10 @@ pub(crate) fn holds(image: &File, lane: u16, count: u64) -> Result<bool> {
 #[test]
 fn a_snapshot_is_one_moment_of_a_disk_that_is_being_written() -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    let Some(mounted) = Mounted::new(scratch.path())? else {
+    let Some(mounted) = Mounted::image(scratch.path(), 512 << 20, &XFS)? else {
         return Ok(());
     };
-    let dir = tempfile::tempdir_in(&mounted.0)?;
+    let dir = tempfile::tempdir_in(mounted.path())?;
     create_image(&dir.path().join("image"), IMAGE_BYTES)?;
     let disk = "{dir}/image,socket={dir}/disk,queues=1,name=d";
     let mut vblk = Vblk::serve(dir, &[disk], &[])?;

@@ -144,6 +144,24 @@ fn connect(vswitch: &Vswitch, port: &str) -> Result<NetClient> {
     Ok(NetClient::connect(&path, NetOptions::default())?)
 }
 
+/// What a daemon shows is what Prometheus and its conventions want: `promtool check metrics`.
+fn is_clean(text: &str) -> Result<()> {
+    let promtool = paths::program("promtool")?;
+    let mut check = command(&promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut input = check.stdin.take().context("no stdin")?;
+    input.write_all(text.as_bytes())?;
+    drop(input);
+    let said = check.wait_with_output()?;
+    let clean = said.status.success() && said.stdout.is_empty() && said.stderr.is_empty();
+    ensure!(clean, "promtool check metrics: {said:?}");
+    Ok(())
+}
+
 #[test]
 fn prometheus_knows_the_traffic_that_was_sent() -> Result<()> {
     let ports = ["p0,socket={dir}/p0", "p1,socket={dir}/p1"];
@@ -198,6 +216,8 @@ fn prometheus_knows_the_traffic_that_was_sent() -> Result<()> {
     ] {
         prometheus.until(query, wanted.into())?;
     }
+    is_clean(&vswitch.metrics()?)?;
+    is_clean(&vblk.metrics()?)?;
     ensure!(
         prometheus
             .value(r#"ALERTS{alertstate="firing"}"#)?

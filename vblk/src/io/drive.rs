@@ -227,6 +227,24 @@ impl<E: Engine> Io<E> {
         });
     }
 
+    /// Forget what is held of `queue`, which stays in flight for a successor; how many that are.
+    #[cold]
+    pub fn drop_holds(&mut self, queue: u32) -> u16 {
+        let (mut dropped, mut at) = (0, 0);
+        while let Some((token, _)) = self.held.get(at).copied() {
+            let slot = self.slab.get(token);
+            if slot.origin.queue != queue {
+                at += 1;
+                continue;
+            }
+            self.disks.get(slot.disk.0).policy().release();
+            self.held.swap_remove(at);
+            self.retire(token);
+            dropped += 1;
+        }
+        dropped
+    }
+
     /// Push what the slot has to do next, or let it wait; an outcome if that can never be done.
     #[inline]
     pub(super) fn drive(&mut self, token: Token) -> Option<Outcome> {

@@ -35,6 +35,9 @@ pub enum Change {
     Attach(DiskKey, u16, Box<Attach>, ReplyTo<bool>),
     /// Stop popping, let what is in flight finish, give the ring back.
     Detach(DiskKey, u16, ReplyTo<Ring>),
+    /// The same, for a successor of this process: requests held for the storage to get better stay
+    /// in the in-flight table, for it to do.
+    Leave(DiskKey, u16, ReplyTo<Ring>),
     /// A change that needs no drain.
     Update(DiskKey, u16, Update),
     /// Stop popping from the disk's queues; answered when nothing of it is in flight.

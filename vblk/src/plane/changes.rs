@@ -72,7 +72,8 @@ impl<E: Engine> BlkPlane<E> {
             Change::Attach(key, index, attach, reply) => {
                 reply.send(self.attach(key, index, *attach, now));
             }
-            Change::Detach(key, index, reply) => self.detach(key, index, reply),
+            Change::Detach(key, index, reply) => self.detach(key, index, reply, false),
+            Change::Leave(key, index, reply) => self.detach(key, index, reply, true),
             Change::Update(key, index, update) => {
                 if let Some(slot) = self.find_queue(key, index)
                     && let Some(Some(queue)) = self.queues.get_mut(slot as usize)
@@ -266,13 +267,14 @@ impl<E: Engine> BlkPlane<E> {
         true
     }
 
-    fn detach(&mut self, key: DiskKey, index: u16, reply: ReplyTo<Ring>) {
+    fn detach(&mut self, key: DiskKey, index: u16, reply: ReplyTo<Ring>, leaves: bool) {
         // An unknown queue: dropping the reply tells the caller.
         let Some(slot) = self.find_queue(key, index) else {
             return;
         };
         if let Some(Some(queue)) = self.queues.get_mut(slot as usize) {
             queue.draining = true;
+            queue.left = leaves.then_some(0);
         }
         self.drains.push((slot, reply));
         self.finish_drains();
@@ -284,9 +286,17 @@ impl<E: Engine> BlkPlane<E> {
         let mut at = 0;
         while let Some((slot, _)) = self.drains.get(at) {
             let slot = *slot as usize;
-            let done = |q: &Queue| q.ring.in_flight() == 0 && !q.dirty;
+            let key = self.drains[at].0;
+            if let Some(Some(Queue {
+                left: Some(left), ..
+            })) = self.queues.get_mut(slot)
+            {
+                *left += self.io.drop_holds(key);
+            } else {
+                self.io.end_holds(key);
+            }
+            let done = |q: &Queue| q.ring.in_flight() == q.left.unwrap_or(0) && !q.dirty;
             if !self.queues[slot].as_ref().is_some_and(done) {
-                self.io.end_holds(self.drains[at].0);
                 at += 1;
                 continue;
             }

@@ -26,6 +26,11 @@ impl<E: Engine> BlkPlane<E> {
             let Some(Some(queue)) = queues.get_mut(key as usize) else {
                 continue;
             };
+            if queue.failed.is_some() {
+                let at = by_queue.get(key as usize).copied().unwrap_or(u16::MAX);
+                let disk = disks.get(usize::from(at)).and_then(Option::as_ref);
+                queue.note_failures(disk.map_or(0, |disk| disk.disk.failures()));
+            }
             let wanted = queue.publish();
             mortal.at(Point::Used);
             if queue.reaped.is_empty() {

@@ -145,6 +145,29 @@ impl Storage {
         }
     }
 
+    /// True if a server may have lost what it had acknowledged.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Storage::Nbd(export) => export.shared().is_lost(),
+            Storage::Stripe(stripe) => stripe.children().iter().any(|d| d.storage().is_lost()),
+            // A mirror copies to a disk that was lost.
+            _ => false,
+        }
+    }
+
+    /// Somebody knows whether a server lost what it had acknowledged.
+    pub(crate) fn set_lost(&self, lost: bool) {
+        match self {
+            Storage::Nbd(export) => export.shared().set_lost(lost),
+            Storage::Stripe(stripe) => {
+                let children = stripe.children().iter();
+                children.for_each(|d| d.storage().set_lost(lost));
+            }
+            _ => {}
+        }
+    }
+
     /// True if it can deallocate without promising what is read afterwards, as devices do.
     #[must_use]
     pub fn trims(&self) -> bool {

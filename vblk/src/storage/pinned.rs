@@ -11,11 +11,14 @@
 //!
 //! While it is served the file has the immutable flag, so that nobody can write, truncate, punch,
 //! move or unlink it. An extended attribute says whose flag it is: a daemon that was killed finds
-//! its file again, and an operator's own flag is left alone. Cached pages are dropped before and
-//! after. A thread looks at the flag ten times a second and at the whole map every ten seconds; if
-//! either changed, the disk is served through the file from then on, and says so. Between
-//! somebody's taking the flag away as root and the next look there is a tenth of a second in which
-//! a block may be written that is not the file's any more. Hence the kind is opt-in.
+//! its file again, and an operator's own flag is left alone. The flag is no obstacle to whoever has
+//! the file open for writing already (on ext4, EXT4_IOC_MOVE_EXT moves its blocks), so a lease
+//! shows that nobody has. Cached pages are dropped before and after. A thread looks at the flag ten
+//! times a second and at the whole map every ten seconds; if either changed, the disk is served
+//! through the file from then on, and says so; the file is let go once nothing is in flight by the
+//! old map (`settle`). Between somebody's taking the flag away as root and the next look there is a
+//! tenth of a second in which a block may be written that is not the file's any more. Hence the
+//! kind is opt-in.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,6 +28,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{Advice, IFlags, Mode, OFlags, XattrFlags};
+
+use towpath_common::mem::Pages;
 
 use super::fiemap::{self, Piece, flag};
 use super::map::{Map, Run};
@@ -40,6 +45,8 @@ const MAX_EXTENTS: usize = 65536;
 /// Time between two looks at the flag, and looks at it between two looks at the map.
 const LOOK: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 100;
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 /// Most extents whose first block is compared.
 const SAMPLES: usize = 64;
 
@@ -73,6 +80,8 @@ pub enum PinError {
 #[derive(Debug, Default)]
 pub struct Watch {
     broken: AtomicBool,
+    /// Nothing is in flight by the map any more, and the file is pinned no more.
+    settled: AtomicBool,
 }
 
 impl Watch {
@@ -125,7 +134,7 @@ impl Pinned {
         let under = device_of(stat.st_dev).map_err(|e| failed("find the device of", path, e))?;
         let device = Arc::new(Disk::open_shared(&under)?);
         pin(&file, path)?;
-        let made = Pinned::over(path, &file, &device, serial);
+        let made = alone(&file, path).and_then(|()| Pinned::over(path, &file, &device, serial));
         if made.is_err() {
             unpin(&file);
         }
@@ -185,6 +194,18 @@ impl Pinned {
         &self.watch
     }
 
+    /// True if the map broke and the file is pinned still, for what may be in flight by it.
+    #[must_use]
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.watch.is_broken() && !self.watch.settled.load(Ordering::Acquire)
+    }
+
+    /// Nothing is in flight by the map that broke: let the file go.
+    pub(crate) fn settle(&self) {
+        unpin(&self.file);
+        self.watch.settled.store(true, Ordering::Release);
+    }
+
     fn start_watch(&self) -> io::Result<()> {
         // The thread must not keep the file open, nor locked, and ends with it.
         let (file, pieces) = (Arc::downgrade(&self.file), Arc::clone(&self.pieces));
@@ -199,7 +220,6 @@ impl Pinned {
                 let whole = look % LOOKS == 0;
                 if let Err(why) = still_holds(&file, &pieces, whole) {
                     watch.break_off();
-                    unpin(&file);
                     tracing::error!(path = %path.display(), why, "the map of the file's extents \
                         does not hold any more; it is served through its file system from now on");
                     return;
@@ -212,7 +232,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if !self.watch.is_broken() {
+        if !self.watch.settled.load(Ordering::Acquire) {
             if let Some(device) = self.device.file() {
                 let _ = rustix::fs::fdatasync(device);
             }
@@ -269,6 +289,21 @@ fn pin(file: &Disk, path: &Path) -> Result<(), PinError> {
     let flags = rustix::fs::ioctl_getflags(fd).map_err(|e| failed("pin", path, e))?;
     let set = rustix::fs::ioctl_setflags(fd, flags | IFlags::IMMUTABLE);
     set.map_err(|e| failed("pin (it takes CAP_LINUX_IMMUTABLE)", path, e))
+}
+
+/// Nobody else has the file open, which is pinned, so that nobody will.
+fn alone(file: &Disk, path: &Path) -> Result<(), PinError> {
+    let fd = file.file().ok_or_else(|| unfit(path, "it is no file"))?;
+    let page = Pages::of_file(fd, PAGE.min(file.size()))
+        .map_err(|e| failed("look who has opened", path, io::Error::other(e)))?;
+    let alone = page.lease();
+    page.give_up();
+    if alone {
+        Ok(())
+    } else {
+        let why = "somebody else has it open and could move its blocks (fuser -v tells who)";
+        Err(unfit(path, why))
+    }
 }
 
 /// Undo [`pin`], as far as that is possible.

@@ -230,7 +230,7 @@ fn a_successor_knows_what_was_said_to_the_one_before() {
         mtu: Some(1400),
         pairs: Some(2),
         offloads: Some(0),
-        write_cache: None,
+        ..Settings::default()
     };
     assert_eq!(said, expected);
     let mut next = Bed::new();
@@ -245,7 +245,7 @@ fn a_successor_knows_what_was_said_to_the_one_before() {
         mtu: Some(9001),
         pairs: Some(3),
         offloads: Some(u64::MAX - 1),
-        write_cache: None,
+        ..Settings::default()
     };
     let mut next = Bed::new();
     next.device.restore(&unfit);

@@ -401,7 +401,7 @@ impl Host {
             // A dead worker has no uplinks.
             let _ = worker.handle().post(Change::ReleaseUplinks);
         }
-        for (mut place, kept) in self.keeper.claim_rest() {
+        for (mut place, kept) in self.keeper.claim_rest(|_| false) {
             warn!(
                 kind = kept.kind(),
                 name = kept.name(),

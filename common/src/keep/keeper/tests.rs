@@ -26,16 +26,16 @@ fn a_successor_finds_the_latest_of_each() {
     assert_eq!(first.shelf().len(), 2);
     let second = Keeper::here(first.shelf());
     assert!(second.claim("note", "c").is_none() && second.claim("other", "a").is_none());
-    let mut all = second.claim_rest();
+    let mut all = second.claim_rest(|_| false);
     let expected = [("a", "3"), ("b", "4")].map(|(n, t)| (n.to_owned(), t.to_owned()));
     assert_eq!(said(&all), expected);
     assert!(all[0].1.take("out").is_some());
-    assert!(second.claim_rest().is_empty(), "only once");
+    assert!(second.claim_rest(|_| false).is_empty(), "only once");
     all[0].0.put(&note("a", "6")).unwrap();
     all[1].0.clear();
     let third = Keeper::here(second.shelf());
     assert_eq!(
-        said(&third.claim_rest()),
+        said(&third.claim_rest(|_| false)),
         [("a".to_owned(), "6".to_owned())]
     );
 }
@@ -50,7 +50,7 @@ fn of_two_versions_the_later_counts_and_the_other_is_removed() {
     assert_eq!(first.shelf().len(), 2);
     let second = Keeper::here(first.shelf());
     assert_eq!(
-        said(&second.claim_rest()),
+        said(&second.claim_rest(|_| false)),
         [("a".to_owned(), "new".to_owned())]
     );
     assert_eq!(second.shelf().len(), 1);
@@ -74,7 +74,7 @@ fn what_cannot_be_read_is_removed_and_the_rest_lives() {
     ));
     let second = Keeper::here(shelf);
     assert_eq!(
-        said(&second.claim_rest()),
+        said(&second.claim_rest(|_| false)),
         [("a".to_owned(), "well".to_owned())]
     );
     let names: Vec<String> = second.shelf().into_iter().map(|(name, _)| name).collect();
@@ -84,6 +84,25 @@ fn what_cannot_be_read_is_removed_and_the_rest_lives() {
     assert_eq!(place.names, ["towpath-100"], "a name is never used again");
 }
 
+#[test]
+fn what_the_manager_would_drop_is_not_given_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let _manager = UnixDatagram::bind(&path).unwrap();
+    let keeper = Keeper::new(Shelf::Manager(path, 2), Vec::new());
+    let mut place = keeper.place();
+    place.put(&note("a", "1")).unwrap();
+    // For a moment there are two of it.
+    place.put(&note("a", "2")).unwrap();
+    let mut other = keeper.place();
+    other.put(&note("b", "1")).unwrap();
+    let refused = keeper.place().put(&note("c", "1")).unwrap_err().to_string();
+    assert!(refused.contains("FileDescriptorStoreMax="), "{refused}");
+    assert_eq!(keeper.failures(), 1);
+    other.clear();
+    keeper.place().put(&note("c", "1")).unwrap();
+}
+
 const VERSION_AFTER: u32 = super::super::VERSION + 1;
 
 #[test]
@@ -91,7 +110,7 @@ fn the_manager_is_told_as_sd_notify_describes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
-    let keeper = Keeper::new(Shelf::Manager(path), Vec::new());
+    let keeper = Keeper::new(Shelf::Manager(path, 100), Vec::new());
     let mut place = keeper.place();
     place.put(&note("a", "1")).unwrap();
     place.put(&note("a", "2")).unwrap();

@@ -196,9 +196,19 @@ impl Shared {
             && !self.lost.swap(true, Ordering::AcqRel)
         {
             tracing::error!(server = %self.address, "the server went away with writes that it \
-                acknowledged and was not told to flush: FLUSH fails from now on, the disk must be \
-                checked and attached anew");
+                acknowledged and was not told to flush: FLUSH fails until the disk was checked and \
+                cleared (`vblk disk clear`)");
         }
+    }
+
+    /// Acknowledged writes may be lost, or an operator says that they are not.
+    pub(crate) fn set_lost(&self, lost: bool) {
+        if !lost {
+            // What is not flushed now was acknowledged by a server that is there.
+            let acked = self.acked.load(Ordering::Acquire);
+            self.stable.fetch_max(acked, Ordering::AcqRel);
+        }
+        self.lost.store(lost, Ordering::Release);
     }
 
     /// A connection ended.
