@@ -2,8 +2,8 @@
 //! ([`chain`]), virtqueues ([`ring`]), vhost-user connections ([`session`]), polling threads
 //! ([`worker`], [`sched`], [`mailbox`]), state that outlives the process ([`keep`]), and the
 //! control plane ([`config`], [`control`], [`stats`], [`notify`], [`logging`], [`cli`],
-//! [`attach`]), what a daemon gives up ([`sandbox`]), what stations are called ([`mac`]), and what
-//! controllers are told ([`nvme`]).
+//! [`attach`], `top`), what a daemon gives up ([`sandbox`]), what stations are called ([`mac`]),
+//! and what controllers are told ([`nvme`]).
 
 pub mod attach;
 pub mod bell;
@@ -30,4 +30,6 @@ pub mod stats;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "top")]
+pub mod top;
 pub mod worker;

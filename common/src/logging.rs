@@ -2,14 +2,21 @@
 //!
 //! Only control and session threads log; a worker counts instead.
 
+pub mod events;
+mod journal;
+
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+use events::Event;
+use journal::Journal;
 
 /// Fields reach the journal with this prefix: `journalctl TOWPATH_DISK=web` finds a disk's lines.
 const FIELD_PREFIX: &str = "TOWPATH";
@@ -66,11 +73,15 @@ impl FromStr for LogFilter {
 }
 
 /// Starts logging for the whole process, under the name `identifier`. Without a `filter`,
-/// `RUST_LOG` decides, then "info".
+/// `RUST_LOG` decides, then "info". `own` are the daemon's events beside the shared ones.
 ///
 /// # Errors
 /// [`LogError`]: `RUST_LOG` cannot be read, or this is the second start.
-pub fn init(identifier: &str, filter: Option<&LogFilter>) -> Result<(), LogError> {
+pub fn init(
+    identifier: &str,
+    filter: Option<&LogFilter>,
+    own: &'static [Event],
+) -> Result<(), LogError> {
     let variable = std::env::var(EnvFilter::DEFAULT_ENV)
         .ok()
         .filter(|text| !text.is_empty());
@@ -80,15 +91,16 @@ pub fn init(identifier: &str, filter: Option<&LogFilter>) -> Result<(), LogError
     let filter = LogFilter::parse(chosen.unwrap_or(LogFilter::DEFAULT))?;
     let registry = tracing_subscriber::registry().with(filter);
     let journal = under_systemd()
-        .then(tracing_journald::layer)
+        .then(|| {
+            Journal::open(
+                Path::new(journal::SOCKET),
+                identifier,
+                [events::EVENTS, own],
+            )
+        })
         .and_then(Result::ok);
     match journal {
-        Some(layer) => {
-            let layer = layer
-                .with_field_prefix(Some(FIELD_PREFIX.to_owned()))
-                .with_syslog_identifier(identifier.to_owned());
-            registry.with(layer).try_init()?;
-        }
+        Some(layer) => registry.with(layer).try_init()?,
         None => {
             let layer = tracing_subscriber::fmt::layer()
                 .with_writer(io::stderr)

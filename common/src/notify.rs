@@ -75,7 +75,8 @@ impl<F: FnMut() -> bool> Watchdog<F> {
         if (self.progress)() {
             send(&[NotifyState::Watchdog]);
         } else {
-            tracing::error!("a worker makes no progress: the watchdog is not fed");
+            tracing::error!(name: crate::logging::events::WORKER_STALLED,
+                "a worker makes no progress: the watchdog is not fed");
         }
     }
 }

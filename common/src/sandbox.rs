@@ -31,6 +31,8 @@ mod seccomp;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::logging::events::NOT_CONFINED;
+
 use serde::{Deserialize, Serialize};
 
 pub use calls::{Argument, Call, call, only};
@@ -114,7 +116,7 @@ pub fn check_bell() -> Result<(), SandboxError> {
 /// [`SandboxError::Seccomp`].
 pub fn limit_calls(mode: Seccomp, own: &[Call]) -> Result<(), SandboxError> {
     if mode == Seccomp::Off {
-        tracing::warn!("system calls are not limited (seccomp = \"off\")");
+        tracing::warn!(name: NOT_CONFINED, "system calls are not limited (seccomp = \"off\")");
         return Ok(());
     }
     let programs = seccomp::programs(mode, &[calls::SHARED, own])?;
@@ -122,8 +124,9 @@ pub fn limit_calls(mode: Seccomp, own: &[Call]) -> Result<(), SandboxError> {
         match seccomp::install(program) {
             Ok(()) => {}
             Err(error) if is_impossible(&error) => {
-                tracing::warn!(%error, "no seccomp filter can be installed here: system calls are \
-                    not limited by the daemon itself");
+                tracing::warn!(name: NOT_CONFINED, %error,
+                    "no seccomp filter can be installed here: system calls are not limited by the \
+                    daemon itself");
                 return Ok(());
             }
             Err(error) => return Err(SandboxError::Seccomp(error.to_string())),

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddr;
 use crate::apply::{ApplyError, Outcome, apply, recover};
+use crate::events;
 use crate::inventory::{Inventory, scan};
 use crate::kernel::Machine;
 use crate::lease::Broker;
@@ -140,7 +141,8 @@ impl Keeper {
             let steps: Vec<Step> = plan.of(pf).cloned().collect();
             if settled && !all {
                 for step in &steps {
-                    tracing::warn!(%pf, step = %step.action, why = %step.reason, "drift");
+                    tracing::warn!(name: events::DRIFT, %pf, step = %step.action,
+                        why = %step.reason, "drift");
                 }
                 report.drift.extend(steps.iter().cloned());
                 if !repair {
@@ -268,18 +270,18 @@ fn note(pf: PciAddr, outcome: &Outcome, report: &mut Report) {
         Outcome::Nothing => {}
         Outcome::Applied { steps, .. } => {
             report.counters.applied += 1;
-            tracing::info!(%pf, steps, "applied");
+            tracing::info!(name: events::APPLIED, %pf, steps, "applied");
         }
         Outcome::RolledBack { failure } => {
             report.counters.rolled_back += 1;
             let text = format!("{}: {}", failure.step.action, failure.error);
-            tracing::error!(%pf, "{text}; rolled back");
+            tracing::error!(name: events::APPLY_FAILED, %pf, "{text}; rolled back");
             report.failures.insert(pf, text);
         }
         Outcome::Stuck { failure, because } => {
             report.counters.stuck += 1;
             let text = format!("{}: {}; {because}", failure.step.action, failure.error);
-            tracing::error!(%pf, "{text}");
+            tracing::error!(name: events::APPLY_FAILED, %pf, "{text}");
             report.failures.insert(pf, text);
         }
     }

@@ -15,6 +15,7 @@ pub mod apply;
 pub mod attribute;
 pub mod control;
 pub mod doctor;
+pub mod events;
 pub mod inventory;
 pub mod keeper;
 pub mod kernel;

@@ -21,11 +21,13 @@ use axum::http::StatusCode;
 use towpath_common::config::ConfigError;
 use towpath_common::control::life::{self, Hooks, LifeError};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
+use towpath_common::logging::events::{RELOAD_REFUSED, SERVING};
 use towpath_common::logging::{self, LogError};
 use towpath_common::notify;
 
 use crate::apply::{State, StateError};
 use crate::control;
+use crate::events;
 use crate::inventory::{Inventory, scan};
 use crate::keeper::Keeper;
 use crate::kernel::{Machine, Sysfs, Writer};
@@ -77,7 +79,7 @@ pub struct Daemon {
 pub fn serve(file: &Path) -> Result<(), ServeError> {
     let started = Instant::now();
     let spec = Spec::load(file)?;
-    logging::init("sriov-manager", spec.daemon.log.as_ref())?;
+    logging::init("sriov-manager", spec.daemon.log.as_ref(), events::EVENTS)?;
     let socket = ControlSocket::bind(spec.daemon.control.as_path())?;
     let socket = socket.guarded(&spec.daemon.access)?;
     let leases = ControlSocket::bind(spec.daemon.leases.as_path())?;
@@ -170,7 +172,8 @@ impl Daemon {
         let mut new = match Spec::load(&self.file) {
             Ok(new) => new,
             Err(error) => {
-                tracing::error!(%error, "the reload was refused; nothing changed");
+                tracing::error!(name: RELOAD_REFUSED, %error,
+                    "the reload was refused; nothing changed");
                 return Answer::failed(StatusCode::UNPROCESSABLE_ENTITY, error.to_string());
             }
         };
@@ -215,7 +218,8 @@ impl Daemon {
             ready: Box::new(move |socket| {
                 let start_ms = announced.uptime().as_secs_f64() * 1e3;
                 let sentence = announced.sentence();
-                tracing::info!(start_ms, control = %socket.display(), "serving: {sentence}");
+                tracing::info!(name: SERVING, start_ms, control = %socket.display(),
+                    "serving: {sentence}");
                 sentence
             }),
         }

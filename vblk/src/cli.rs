@@ -2,6 +2,7 @@
 //! configuration, so a mistake here ends with exit code 2 before anything happens.
 
 mod help;
+pub(crate) mod top;
 
 use std::path::PathBuf;
 
@@ -199,6 +200,9 @@ pub(crate) enum Command {
     },
     #[command(flatten)]
     Extra(Extra),
+    /// Show what disks and workers do right now.
+    #[command(after_help = top::HELP)]
+    Top(top::Top),
     /// Validate a configuration and say what would be served.
     Check {
         #[command(flatten)]

@@ -116,7 +116,8 @@ impl BlkDevice {
         match worker.call(|reply| how(self.key, queue, reply)) {
             Ok(ring) => {
                 if let Err(error) = self.disk.end(queue) {
-                    error!(disk = &*self.name, queue, %error, "given up with data unwritten");
+                    error!(name: crate::events::DATA_LOST, disk = &*self.name, queue, %error,
+                "given up with data unwritten");
                 }
                 Some(ring)
             }
@@ -198,7 +199,8 @@ impl Device for BlkDevice {
         if answer == Ok(false)
             && let Err(error) = self.disk.end(queue)
         {
-            error!(disk = &*self.name, queue, %error, "given up with data unwritten");
+            error!(name: crate::events::DATA_LOST, disk = &*self.name, queue, %error,
+                "given up with data unwritten");
         }
         Err(DeviceGone)
     }

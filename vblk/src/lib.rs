@@ -12,6 +12,7 @@ pub mod control;
 pub mod device;
 pub mod disk;
 pub mod engine;
+pub mod events;
 pub mod features;
 pub mod host;
 pub mod image;

@@ -16,6 +16,7 @@ use towpath_common::config::{ByteSize, ConfigError, ValueError};
 use towpath_common::control::compare::exit_code;
 use towpath_common::control::print::{PrintError, sentence};
 use towpath_common::keep::supervise;
+use towpath_common::top::TopError;
 use vblk::config::Sources;
 use vblk::control::{self, Resize};
 use vblk::image::{self, ImageError};
@@ -40,7 +41,9 @@ fn main() -> ExitCode {
     let Err(error) = run(command) else {
         return ExitCode::SUCCESS;
     };
-    if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
+    let closed = error.downcast_ref().is_some_and(PrintError::is_closed_pipe)
+        || error.downcast_ref().is_some_and(TopError::is_closed_pipe);
+    if closed {
         return ExitCode::SUCCESS;
     }
     eprintln!("vblk: {}", sentence(&*error));
@@ -54,10 +57,14 @@ fn run_daemon(sources: Sources) -> Result<(), ServeError> {
 }
 
 fn run(command: Command) -> Result<()> {
+    if let Command::Top(top) = &command {
+        // It locks the output itself, or draws.
+        return Ok(cli::top::top(top)?);
+    }
     let out = &mut stdout().lock();
     match command {
-        // It has exit codes of its own.
-        Command::Config(_) => Ok(()),
+        // Done above.
+        Command::Config(_) | Command::Top(_) => Ok(()),
         Command::Serve { sources, .. } => Ok(run_daemon(sources.into())?),
         Command::LvmHelper => Ok(helper::serve(stdin().lock(), out)?),
         Command::Create { path, size } => Ok(image::create(&path, size)?),
@@ -159,6 +166,7 @@ fn mirror(command: MirrorCommand, out: &mut impl Write) -> Result<()> {
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
         || error.is::<ValueError>()
+        || error.downcast_ref().is_some_and(TopError::is_usage)
         || error.is::<client::Usage>()
         || matches!(error.downcast_ref(), Some(ImageError::Size { .. }))
         || matches!(

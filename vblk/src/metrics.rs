@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use towpath_common::control::Exposition;
 use towpath_common::control::exposition::approximate;
 use towpath_common::families;
+use towpath_common::ring::Violation;
 
 use crate::backup::State;
 use crate::mirror::MirrorDiskState;
@@ -60,8 +61,8 @@ pub fn render(disks: &[DiskStatus], workers: &[WorkerStatus]) -> String {
     scrape.gauge(&BUILD, &version, 1.0);
     for disk in disks {
         add_disk(&mut scrape, disk);
-        add_queues(&scrape, disk);
-        add_mirror(&scrape, disk);
+        add_queues(&mut scrape, disk);
+        add_mirror(&mut scrape, disk);
     }
     for worker in workers {
         let index = worker.index.to_string();
@@ -74,7 +75,7 @@ pub fn render(disks: &[DiskStatus], workers: &[WorkerStatus]) -> String {
 }
 
 /// How the disks of a mirror are.
-fn add_mirror(scrape: &Exposition, disk: &DiskStatus) {
+fn add_mirror(scrape: &mut Exposition, disk: &DiskStatus) {
     for one in disk.mirror.iter().flat_map(|mirror| &mirror.disks) {
         let labels = [("disk", disk.name.as_str()), ("path", one.path.as_str())];
         let current = one.state == MirrorDiskState::Current;
@@ -103,11 +104,19 @@ fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
     add_backups(scrape, disk);
     scrape.counter(&LOSSES, &[name], disk.stats.storage_losses);
     scrape.counter(&CONNECTIONS, &[name], disk.stats.connections);
-    for (reason, count) in &disk.stats.ring_broken {
-        scrape.counter(&BROKEN, &[name, ("reason", reason)], *count);
+    // Reasons and errnos that have not happened, too: increase() sees the first time only of a
+    // series that was there before it.
+    for reason in Violation::NAMES {
+        let count = disk.stats.ring_broken.get(reason).copied().unwrap_or(0);
+        scrape.counter(&BROKEN, &[name, ("reason", reason)], count);
     }
-    for (errno, count) in disk.stats.errors() {
-        scrape.counter(&ERRORS, &[name, ("errno", &errno_name(errno))], count);
+    let mut errors = disk.stats.errors();
+    for (errno, symbol) in ERRNOS {
+        let count = errors.remove(&errno.raw_os_error()).unwrap_or(0);
+        scrape.counter(&ERRORS, &[name, ("errno", symbol)], count);
+    }
+    for (errno, count) in errors {
+        scrape.counter(&ERRORS, &[name, ("errno", &errno.to_string())], count);
     }
     for (kind, latency) in &disk.stats.latency {
         let labels = [name, ("type", kind.name())];
@@ -121,7 +130,7 @@ fn add_disk(scrape: &mut Exposition, disk: &DiskStatus) {
     }
 }
 
-fn add_backups(scrape: &Exposition, disk: &DiskStatus) {
+fn add_backups(scrape: &mut Exposition, disk: &DiskStatus) {
     let (name, backup) = (("disk", disk.name.as_str()), &disk.backup);
     if let Some(changed) = backup.changed_bytes {
         scrape.gauge(&CHANGED, &[name], approximate(changed));
@@ -136,7 +145,7 @@ fn add_backups(scrape: &Exposition, disk: &DiskStatus) {
 }
 
 /// What is counted by queue.
-fn add_queues(scrape: &Exposition, disk: &DiskStatus) {
+fn add_queues(scrape: &mut Exposition, disk: &DiskStatus) {
     let name = ("disk", disk.name.as_str());
     for stats in &disk.stats.queues {
         let index = stats.index.to_string();
@@ -175,29 +184,33 @@ fn add_queues(scrape: &Exposition, disk: &DiskStatus) {
     }
 }
 
+/// What storage is known to give.
+const ERRNOS: [(Errno, &str); 19] = [
+    (Errno::IO, "EIO"),
+    (Errno::NOSPC, "ENOSPC"),
+    (Errno::DQUOT, "EDQUOT"),
+    (Errno::ROFS, "EROFS"),
+    (Errno::INVAL, "EINVAL"),
+    (Errno::FBIG, "EFBIG"),
+    (Errno::NOMEM, "ENOMEM"),
+    (Errno::AGAIN, "EAGAIN"),
+    (Errno::FAULT, "EFAULT"),
+    (Errno::BADF, "EBADF"),
+    (Errno::NODEV, "ENODEV"),
+    (Errno::NXIO, "ENXIO"),
+    (Errno::NODATA, "ENODATA"),
+    (Errno::ILSEQ, "EILSEQ"),
+    (Errno::REMOTEIO, "EREMOTEIO"),
+    (Errno::TIMEDOUT, "ETIMEDOUT"),
+    (Errno::STALE, "ESTALE"),
+    (Errno::OPNOTSUPP, "EOPNOTSUPP"),
+    (Errno::CANCELED, "ECANCELED"),
+];
+
 /// The symbol of an errno that storage is known to give, else its number.
 pub fn errno_name(errno: i32) -> Cow<'static, str> {
-    let known = match Errno::from_raw_os_error(errno) {
-        Errno::IO => "EIO",
-        Errno::NOSPC => "ENOSPC",
-        Errno::DQUOT => "EDQUOT",
-        Errno::ROFS => "EROFS",
-        Errno::INVAL => "EINVAL",
-        Errno::FBIG => "EFBIG",
-        Errno::NOMEM => "ENOMEM",
-        Errno::AGAIN => "EAGAIN",
-        Errno::FAULT => "EFAULT",
-        Errno::BADF => "EBADF",
-        Errno::NODEV => "ENODEV",
-        Errno::NXIO => "ENXIO",
-        Errno::NODATA => "ENODATA",
-        Errno::ILSEQ => "EILSEQ",
-        Errno::REMOTEIO => "EREMOTEIO",
-        Errno::TIMEDOUT => "ETIMEDOUT",
-        Errno::STALE => "ESTALE",
-        Errno::OPNOTSUPP => "EOPNOTSUPP",
-        Errno::CANCELED => "ECANCELED",
-        _ => return Cow::Owned(errno.to_string()),
-    };
-    Cow::Borrowed(known)
+    let known = ERRNOS
+        .iter()
+        .find(|(known, _)| known.raw_os_error() == errno);
+    known.map_or_else(|| errno.to_string().into(), |(_, name)| (*name).into())
 }

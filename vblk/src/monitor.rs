@@ -8,9 +8,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use towpath_common::clock::Cycles;
+use towpath_common::logging::events::{RING_BROKEN, WORKER_DIED};
 use towpath_common::worker::Worker;
 use tracing::{error, warn};
 
+use crate::events;
 use crate::plane::Change;
 use crate::stats::{Event, Events};
 
@@ -66,7 +68,8 @@ pub(crate) fn start(
                     };
                 }
                 if pulse.ended() && !stop.load(Relaxed) {
-                    error!("a worker died; ending, so that a restart can take over");
+                    error!(name: WORKER_DIED,
+                        "a worker died; ending, so that a restart can take over");
                     std::process::exit(1);
                 }
             }
@@ -81,7 +84,8 @@ fn log(event: &Event) {
             queue,
             violation,
         } => {
-            warn!(disk = &**disk, queue, %violation, "the driver broke its ring; it is stopped");
+            warn!(name: RING_BROKEN, disk = &**disk, queue, %violation,
+                "the driver broke its ring; it is stopped");
         }
         Event::Failed {
             disk,
@@ -92,11 +96,13 @@ fn log(event: &Event) {
         } => {
             let error = io::Error::from_raw_os_error(*errno);
             let kind = kind.name();
-            warn!(disk = &**disk, queue, kind, errno, %error, count, "requests failed");
+            warn!(name: events::REQUESTS_FAILED, disk = &**disk, queue, kind, errno, %error, count,
+                "requests failed");
         }
         Event::Held { disk, errno } => {
             let error = io::Error::from_raw_os_error(*errno);
-            warn!(disk = &**disk, errno, %error, "requests are held and tried again");
+            warn!(name: events::REQUESTS_HELD, disk = &**disk, errno, %error,
+                "requests are held and tried again");
         }
         Event::Poisoned { disk } => {
             warn!(

@@ -85,7 +85,8 @@ impl Host {
         }
         device.resized();
         resized.told = notify.is_some_and(|notify| notify.config_changed());
-        tracing::info!(disk = name, old, new, told = resized.told, "resized");
+        tracing::info!(name: crate::events::RESIZED, disk = name, old, new, told = resized.told,
+            "resized");
         Ok(resized)
     }
 }

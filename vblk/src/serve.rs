@@ -23,11 +23,13 @@ use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
 use towpath_common::keep::Keeper;
 use towpath_common::limits::raise_open_files;
+use towpath_common::logging::events::{RELOAD_REFUSED, RELOADED, SERVING};
 use towpath_common::logging::{self, LogError};
 use towpath_common::notify;
 
 use crate::config::{Config, Diff, Sources};
 use crate::control;
+use crate::events;
 use crate::service::{Report, Service, ServiceError};
 
 /// Time between two tries to open a disk.
@@ -80,7 +82,7 @@ pub fn serve(
 ) -> Result<(), ServeError> {
     let started = Instant::now();
     let config = Config::load(&sources)?;
-    logging::init("vblk", config.daemon.log.as_ref())?;
+    logging::init("vblk", config.daemon.log.as_ref(), events::EVENTS)?;
     raise_open_files();
     let Some(keeper) = Keeper::inherit() else {
         return Ok(());
@@ -159,7 +161,7 @@ impl Daemon {
     fn ready(&self, socket: &Path) -> String {
         let start_ms = self.started.elapsed().as_secs_f64() * 1e3;
         let disks = self.service.disks().len();
-        tracing::info!(disks, start_ms, control = %socket.display(), "serving");
+        tracing::info!(name: SERVING, disks, start_ms, control = %socket.display(), "serving");
         serving(disks)
     }
 
@@ -183,11 +185,12 @@ impl Daemon {
         notify::reloading();
         let answer = match self.replace(&mut current) {
             Ok(answer) => {
-                tracing::info!(changes = %answer.description, "reloaded");
+                tracing::info!(name: RELOADED, changes = %answer.description, "reloaded");
                 answer
             }
             Err(error) => {
-                tracing::error!(%error, "the reload was refused; nothing changed");
+                tracing::error!(name: RELOAD_REFUSED, %error,
+                    "the reload was refused; nothing changed");
                 Answer::failed(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
             }
         };

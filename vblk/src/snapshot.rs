@@ -20,6 +20,7 @@ use rustix::fs::{Mode, OFlags, fdatasync, fstat, ioctl_ficlone, open};
 use crate::config::Source;
 use crate::device::BlkDevice;
 use crate::disk::Disk;
+use crate::events::SNAPSHOT_TAKEN;
 use crate::host::{Host, lock};
 use crate::pause::pause;
 use crate::plane::DiskKey;
@@ -67,7 +68,7 @@ fn snapshot_volume(
     }
     lvm::snapshot(volume, &name).map_err(|e| refused(e.to_string()))?;
     let pause_us = u64::try_from(at_rest.elapsed().as_micros()).unwrap_or(u64::MAX);
-    tracing::info!(%volume, snapshot = %name, pause_us, "snapshot taken");
+    tracing::info!(name: SNAPSHOT_TAKEN, %volume, snapshot = %name, pause_us, "snapshot taken");
     Ok(Snapshot {
         bytes: disk.size(),
         pause_us,
@@ -122,7 +123,8 @@ impl Host {
         match taken {
             Ok(paused) => {
                 let pause_us = u64::try_from(paused.as_micros()).unwrap_or(u64::MAX);
-                tracing::info!(disk = name, path = %path.display(), pause_us, "snapshot taken");
+                tracing::info!(name: SNAPSHOT_TAKEN, disk = name, path = %path.display(), pause_us,
+                    "snapshot taken");
                 Ok(Snapshot {
                     copying: false,
                     bytes: disk.size(),

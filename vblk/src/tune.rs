@@ -184,7 +184,8 @@ impl Host {
             // So that a successor does not know better.
             server.refresh();
         }
-        tracing::warn!(disk = name, "failures were cleared by an operator");
+        tracing::warn!(name: crate::events::FAILURES_CLEARED, disk = name,
+            "failures were cleared by an operator");
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 mod args;
 pub(crate) mod capture;
 mod help;
+pub(crate) mod top;
 pub(crate) mod why;
 
 use clap::{Parser, Subcommand};
@@ -83,6 +84,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Show what ports and workers do right now.
+    #[command(after_help = top::HELP)]
+    Top(top::Top),
     /// Validate a configuration and say what would be served.
     Check {
         #[command(flatten)]

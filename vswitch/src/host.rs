@@ -6,6 +6,7 @@
 //! [`Tables`].
 
 mod carry;
+mod dropping;
 mod look;
 mod ports;
 mod settings;

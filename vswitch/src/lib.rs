@@ -16,6 +16,7 @@ pub mod ctrl;
 pub mod device;
 pub mod discard;
 pub mod egress;
+pub mod events;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod fdb;

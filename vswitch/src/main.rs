@@ -15,6 +15,7 @@ use towpath_common::config::{ConfigError, ValueError};
 use towpath_common::control::compare::exit_code;
 use towpath_common::control::print::{PrintError, sentence};
 use towpath_common::keep::supervise;
+use towpath_common::top::TopError;
 use vswitch::capture::OrderError;
 use vswitch::config::Sources;
 use vswitch::serve::{self, ServeError};
@@ -35,7 +36,9 @@ fn main() -> ExitCode {
     let Err(error) = run(command) else {
         return ExitCode::SUCCESS;
     };
-    if error.downcast_ref().is_some_and(PrintError::is_closed_pipe) {
+    let closed = error.downcast_ref().is_some_and(PrintError::is_closed_pipe)
+        || error.downcast_ref().is_some_and(TopError::is_closed_pipe);
+    if closed {
         return ExitCode::SUCCESS;
     }
     eprintln!("vswitch: {}", sentence(&*error));
@@ -43,10 +46,14 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
+    if let Command::Top(top) = &command {
+        // It locks the output itself, or draws.
+        return Ok(cli::top::top(top)?);
+    }
     let out = &mut stdout().lock();
     match command {
-        // It has exit codes of its own.
-        Command::Config(_) => Ok(()),
+        // Done above.
+        Command::Config(_) | Command::Top(_) => Ok(()),
         Command::Serve { sources, .. } => {
             Ok(serve::serve(sources.into(), vswitch::sandbox::start)?)
         }
@@ -75,6 +82,7 @@ fn run(command: Command) -> Result<()> {
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
         || error.is::<ValueError>()
+        || error.downcast_ref().is_some_and(TopError::is_usage)
         || error.is::<client::Wrong>()
         || error.is::<OrderError>()
         || matches!(

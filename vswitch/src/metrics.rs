@@ -1,10 +1,14 @@
 //! What Prometheus sees: the table of metrics, and how they follow from the status of ports and
 //! workers. Names and labels are a promise to dashboards; [`FAMILIES`] is the whole of it.
 
+use std::collections::BTreeMap;
+
 use towpath_common::control::Exposition;
 use towpath_common::control::exposition::approximate;
 use towpath_common::families;
+use towpath_common::ring::Violation;
 
+use crate::discard::Discard;
 use crate::service::{FdbStats, Flow, PortStatus, QueueStats, Service, VlanStatus};
 
 families! {
@@ -38,22 +42,22 @@ families! {
 
 /// One scrape.
 pub fn render(service: &dyn Service) -> String {
-    let scrape = Exposition::default();
+    let mut scrape = Exposition::default();
     let version = [
         ("daemon", "vswitch"),
         ("version", env!("CARGO_PKG_VERSION")),
     ];
     scrape.gauge(&BUILD, &version, 1.0);
     for port in service.ports() {
-        add_port(&scrape, &port);
+        add_port(&mut scrape, &port);
         for queue in &port.stats.queues {
-            add_queue(&scrape, &port, queue);
+            add_queue(&mut scrape, &port, queue);
         }
     }
     for vlan in service.vlans() {
-        add_vlan(&scrape, &vlan);
+        add_vlan(&mut scrape, &vlan);
     }
-    add_fdb(&scrape, &service.fdb_stats());
+    add_fdb(&mut scrape, &service.fdb_stats());
     for worker in service.workers() {
         let index = worker.index.to_string();
         let labels = [("worker", index.as_str())];
@@ -65,7 +69,7 @@ pub fn render(service: &dyn Service) -> String {
 }
 
 /// What is counted for the port as a whole.
-fn add_port(scrape: &Exposition, port: &PortStatus) {
+fn add_port(scrape: &mut Exposition, port: &PortStatus) {
     let name = ("port", port.name.as_str());
     let truth = |yes| if yes { 1.0 } else { 0.0 };
     scrape.gauge(&CONNECTED, &[name], truth(port.connected));
@@ -73,16 +77,21 @@ fn add_port(scrape: &Exposition, port: &PortStatus) {
     scrape.gauge(&MTU, &[name], f64::from(port.mtu));
     scrape.gauge(&LEARNED, &[name], approximate(port.learned));
     scrape.counter(&CONNECTIONS, &[name], port.stats.connections);
-    for (reason, count) in &port.stats.discards {
-        scrape.counter(&DISCARDS, &[name, ("reason", reason)], *count);
+    // All reasons, those that have not happened, too: increase() sees the first time only of a
+    // series that was there before it.
+    let of = |counts: &BTreeMap<String, u64>, reason| counts.get(reason).copied().unwrap_or(0);
+    for reason in Discard::NAMES {
+        let count = of(&port.stats.discards, reason);
+        scrape.counter(&DISCARDS, &[name, ("reason", reason)], count);
     }
-    for (reason, count) in &port.stats.ring_broken {
-        scrape.counter(&BROKEN, &[name, ("reason", reason)], *count);
+    for reason in Violation::NAMES {
+        let count = of(&port.stats.ring_broken, reason);
+        scrape.counter(&BROKEN, &[name, ("reason", reason)], count);
     }
 }
 
 /// What is counted by pair of queues.
-fn add_queue(scrape: &Exposition, port: &PortStatus, queue: &QueueStats) {
+fn add_queue(scrape: &mut Exposition, port: &PortStatus, queue: &QueueStats) {
     let index = queue.index.to_string();
     let labels = [("port", port.name.as_str()), ("queue", index.as_str())];
     let (rx, tx) = (&queue.rx, &queue.tx);
@@ -92,7 +101,7 @@ fn add_queue(scrape: &Exposition, port: &PortStatus, queue: &QueueStats) {
     scrape.counter(&TX_PACKETS, &labels, tx.packets);
     scrape.counter(&TX_BYTES, &labels, tx.bytes);
     scrape.counter(&TX_BURSTS, &labels, tx.bursts);
-    let notifications = |direction, flow: &Flow| {
+    let mut notifications = |direction, flow: &Flow| {
         for (outcome, count) in [("sent", flow.notified), ("suppressed", flow.suppressed)] {
             let [port, queue] = labels;
             let labels = [port, queue, ("direction", direction), ("outcome", outcome)];
@@ -103,7 +112,7 @@ fn add_queue(scrape: &Exposition, port: &PortStatus, queue: &QueueStats) {
     notifications("tx", tx);
 }
 
-fn add_vlan(scrape: &Exposition, vlan: &VlanStatus) {
+fn add_vlan(scrape: &mut Exposition, vlan: &VlanStatus) {
     let flow = &vlan.flow;
     let id = flow.vlan.to_string();
     let labels = [("vlan", id.as_str())];
@@ -114,7 +123,7 @@ fn add_vlan(scrape: &Exposition, vlan: &VlanStatus) {
     scrape.counter(&VLAN_TX_BYTES, &labels, flow.tx_bytes);
 }
 
-fn add_fdb(scrape: &Exposition, fdb: &FdbStats) {
+fn add_fdb(scrape: &mut Exposition, fdb: &FdbStats) {
     for (kind, count) in [
         ("learned", fdb.entries - fdb.statics.min(fdb.entries)),
         ("static", fdb.statics),

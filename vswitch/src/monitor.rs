@@ -7,9 +7,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use towpath_common::clock::{Clock, Cycles};
+use towpath_common::logging::events::{RING_BROKEN, WORKER_DIED};
 use towpath_common::worker::Worker;
 use tracing::{error, warn};
 
+use crate::events;
 use crate::fdb::Fdb;
 use crate::plane::{Change, moment};
 use crate::stats::{Event, Events};
@@ -70,7 +72,8 @@ pub(crate) fn start(
                     };
                 }
                 if pulse.ended() && !stop.load(Relaxed) {
-                    error!("a worker died; ending, so that a restart can take over");
+                    error!(name: WORKER_DIED,
+                        "a worker died; ending, so that a restart can take over");
                     std::process::exit(1);
                 }
             }
@@ -85,7 +88,8 @@ fn log(event: &Event) {
             queue,
             violation,
         } => {
-            warn!(port = &**port, queue, %violation, "the driver broke its ring; it is stopped");
+            warn!(name: RING_BROKEN, port = &**port, queue, %violation,
+                "the driver broke its ring; it is stopped");
         }
         Event::Poisoned { port } => {
             warn!(
@@ -94,7 +98,8 @@ fn log(event: &Event) {
             );
         }
         Event::UplinkFailed { port, error } => {
-            warn!(port = &**port, error, "the uplink failed; it is down");
+            warn!(name: events::UPLINK_FAILED, port = &**port, error,
+                "the uplink failed; it is down");
         }
     }
 }

@@ -26,11 +26,13 @@ use towpath_common::control::life::{self, Hooks, LifeError, progress};
 use towpath_common::control::{Answer, ControlSocket, SocketError};
 use towpath_common::keep::Keeper;
 use towpath_common::limits::raise_open_files;
+use towpath_common::logging::events::{RELOAD_REFUSED, RELOADED, SERVING};
 use towpath_common::logging::{self, LogError};
 use towpath_common::notify;
 
 use crate::config::{Change, Config, Diff, Mirror, Sources};
 use crate::control;
+use crate::events;
 use crate::service::{Report, Service, ServiceError};
 
 /// Why the daemon did not start, or did not end well.
@@ -81,7 +83,7 @@ pub fn serve(
 ) -> Result<(), ServeError> {
     let started = Instant::now();
     let config = Config::load(&sources)?;
-    logging::init("vswitch", config.daemon.log.as_ref())?;
+    logging::init("vswitch", config.daemon.log.as_ref(), events::EVENTS)?;
     raise_open_files();
     let Some(keeper) = Keeper::inherit() else {
         return Ok(());
@@ -139,7 +141,7 @@ impl Daemon {
     fn ready(&self, socket: &Path) -> String {
         let start_ms = self.started.elapsed().as_secs_f64() * 1e3;
         let ports = self.service.ports().len();
-        tracing::info!(ports, start_ms, control = %socket.display(), "serving");
+        tracing::info!(name: SERVING, ports, start_ms, control = %socket.display(), "serving");
         serving(ports)
     }
 
@@ -173,11 +175,12 @@ impl Daemon {
         let loaded = Config::load(&self.sources).map_err(ServeError::from);
         let answer = match loaded.and_then(|new| self.replace(&mut current, new)) {
             Ok(answer) => {
-                tracing::info!(changes = %answer.description, "reloaded");
+                tracing::info!(name: RELOADED, changes = %answer.description, "reloaded");
                 answer
             }
             Err(error) => {
-                tracing::error!(%error, "the reload was refused; nothing changed");
+                tracing::error!(name: RELOAD_REFUSED, %error,
+                    "the reload was refused; nothing changed");
                 refused(&error)
             }
         };
@@ -204,9 +207,10 @@ impl Daemon {
             Ok(answer) => answer,
             Err(error) => return refused(&error),
         };
-        tracing::info!(changes = %answer.description, persist, "changed");
+        tracing::info!(name: events::CHANGED, changes = %answer.description, persist, "changed");
         if let Some(Err(error)) = kept.map(keep::Kept::write) {
-            tracing::warn!(%error, "the change is in force, but not kept");
+            tracing::warn!(name: events::CHANGE_NOT_KEPT, %error,
+                "the change is in force, but not kept");
             let description = format!("{}; but it is not kept: {error}", answer.description);
             answer = Answer::warning(description, answer.data.unwrap_or_default());
         }

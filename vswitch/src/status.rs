@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use towpath_common::config::Name;
 use towpath_common::session::{Server, Status};
 
 use crate::device::NetDevice;
@@ -233,18 +234,42 @@ pub(crate) fn vlans(ports: &[Running], addresses: &[Entry]) -> Vec<VlanStatus> {
     let mut vids: Vec<Vid> = named.chain(few).chain(known).chain(busy).collect();
     vids.sort_unstable();
     vids.dedup();
+    let mut addressed: BTreeMap<Vid, u64> = BTreeMap::new();
+    for entry in addresses {
+        *addressed.entry(entry.vid).or_default() += 1;
+    }
+    let mut members = members(ports, &vids);
     vids.into_iter()
         .map(|vid| {
-            let members = |how: Egress| {
-                let member = move |p: &&Running| p.mode().egress(vid) == Some(how);
-                ports.iter().filter(member).map(|p| p.name().clone())
-            };
+            let (untagged, tagged) = members.remove(&vid).unwrap_or_default();
             VlanStatus {
-                untagged: members(Egress::Untagged).collect(),
-                tagged: members(Egress::Tagged).collect(),
-                addresses: addresses.iter().filter(|e| e.vid == vid).count() as u64,
+                untagged,
+                tagged,
+                addresses: addressed.get(&vid).copied().unwrap_or(0),
                 flow: vlan_flow((vid, carried.get(&vid).copied().unwrap_or_default())),
             }
         })
         .collect()
+}
+
+/// Who sends and receives frames of each of `vids` untagged, and who tagged. One look at each
+/// port: with a thousand ports in VLANs of their own, one at each pair would be a million.
+fn members(ports: &[Running], vids: &[Vid]) -> BTreeMap<Vid, (Vec<Name>, Vec<Name>)> {
+    let mut members: BTreeMap<Vid, (Vec<Name>, Vec<Name>)> = BTreeMap::new();
+    for port in ports {
+        let mode = port.mode();
+        let own = match &mode {
+            Mode::Access { pvid } => std::slice::from_ref(pvid),
+            Mode::Trunk { .. } => vids,
+        };
+        for &vid in own {
+            let both = members.entry(vid).or_default();
+            match mode.egress(vid) {
+                Some(Egress::Untagged) => both.0.push(port.name().clone()),
+                Some(Egress::Tagged) => both.1.push(port.name().clone()),
+                None => {}
+            }
+        }
+    }
+    members
 }

@@ -184,7 +184,8 @@ pub fn latest<T>(waited: Duration, before: T, load: impl FnOnce() -> Result<T, C
         return before;
     }
     load().unwrap_or_else(|error| {
-        tracing::error!(%error, "the configuration is broken; what it was before is served");
+        tracing::error!(name: crate::logging::events::CONFIG_BROKEN, %error,
+            "the configuration is broken; what it was before is served");
         before
     })
 }

@@ -1,16 +1,18 @@
 //! Prometheus text, made at scrape time from absolute values.
 //!
-//! The registry and the text are `metrics-exporter-prometheus`'s; nothing is registered globally
-//! and nothing on a data path knows of it: each scrape fills a fresh recorder from what the
-//! workers published, so a disk that is gone is gone from the next scrape.
+//! Nothing is registered anywhere and nothing on a data path knows of it: each scrape writes what
+//! the workers published, so a disk that is gone is gone from the next scrape.
 //!
-//! The exporter's own histograms collect raw samples and cannot be given finished buckets, so
-//! histograms are written with its line formatter, after the rest; so are counters of time.
+//! A recorder of the `metrics` crate, filled and rendered anew at each scrape, took most of the
+//! time of one: every series is hashed, boxed, locked and copied on its way to one line of text.
+//! Lines are therefore written at once, a family's together, under the headers that
+//! `metrics-exporter-prometheus` formats.
+
+use std::fmt::{Display, Write};
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use metrics::{Key, Label, Level, Metadata, Recorder};
-use metrics_exporter_prometheus::{LabelSet, PrometheusBuilder, PrometheusRecorder, formatting};
+use metrics_exporter_prometheus::formatting;
 
 /// What kind of time series a [`Family`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,17 @@ pub enum Kind {
     Gauge,
     /// Seconds, by bucket.
     Histogram,
+}
+
+impl Kind {
+    /// As in a TYPE line.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
 }
 
 /// A metric: its name, kind and meaning. A daemon keeps a table of these.
@@ -52,49 +65,28 @@ macro_rules! families {
 pub type Labels<'a> = &'a [(&'static str, &'a str)];
 
 /// One scrape in the making.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Exposition {
-    recorder: PrometheusRecorder,
-    /// Families that the recorder cannot write: their lines.
-    written: Vec<(&'static Family, String)>,
-}
-
-impl Default for Exposition {
-    fn default() -> Self {
-        Self {
-            recorder: PrometheusBuilder::new().build_recorder(),
-            written: Vec::new(),
-        }
-    }
+    /// The lines of each family so far, in the order of their first series.
+    families: Vec<(&'static Family, String)>,
+    /// Where the last series went: the next one is often beside it.
+    last: usize,
 }
 
 impl Exposition {
     /// Sets a time series of a counter; `value` is the total so far.
-    pub fn counter(&self, family: &'static Family, labels: Labels<'_>, value: u64) {
-        self.recorder
-            .describe_counter(family.name.into(), None, family.help.into());
-        self.recorder
-            .register_counter(&key(family, labels), &METADATA)
-            .absolute(value);
+    pub fn counter(&mut self, family: &'static Family, labels: Labels<'_>, value: u64) {
+        self.line(family, ("", value), labels, None);
     }
 
     /// Sets a time series of a gauge.
-    pub fn gauge(&self, family: &'static Family, labels: Labels<'_>, value: f64) {
-        self.recorder
-            .describe_gauge(family.name.into(), None, family.help.into());
-        self.recorder
-            .register_gauge(&key(family, labels), &METADATA)
-            .set(value);
+    pub fn gauge(&mut self, family: &'static Family, labels: Labels<'_>, value: f64) {
+        self.line(family, ("", value), labels, None);
     }
 
-    /// Sets a time series of a counter of time, in seconds, of which the recorder's counters know
-    /// only whole ones; `total_ns` is the total so far.
+    /// Sets a time series of a counter of time, in seconds; `total_ns` is the total so far.
     pub fn time(&mut self, family: &'static Family, labels: Labels<'_>, total_ns: u64) {
-        let labels = LabelSet::from_key_and_global(&key(family, labels), &Default::default());
-        let none = None::<(&str, &str)>;
-        let text = self.text_of(family, "counter");
-        let value = seconds(total_ns);
-        formatting::write_metric_line(text, family.name, None, &labels, none, value, None);
+        self.line(family, ("", seconds(total_ns)), labels, None);
     }
 
     /// Sets a time series of a histogram. `buckets` are `(upper bound in ns, how many samples are
@@ -108,47 +100,73 @@ impl Exposition {
         sum_ns: u64,
         count: u64,
     ) {
-        let text = self.text_of(family, "histogram");
-        let labels = LabelSet::from_key_and_global(&key(family, labels), &Default::default());
-        let mut bucket = |bound: String, value| {
-            let bound = Some(("le", bound));
-            let suffix = Some("bucket");
-            formatting::write_metric_line(text, family.name, suffix, &labels, bound, value, None);
-        };
         for (upper_ns, cumulative) in buckets {
-            bucket(seconds(*upper_ns).to_string(), *cumulative);
+            let bound = seconds(*upper_ns).to_string();
+            self.line(family, ("_bucket", *cumulative), labels, Some(&bound));
         }
-        bucket("+Inf".to_owned(), count);
-        let mut total = |suffix, value: f64| {
-            let suffix = Some(suffix);
-            let none = None::<(&str, &str)>;
-            formatting::write_metric_line(text, family.name, suffix, &labels, none, value, None);
-        };
-        total("sum", seconds(sum_ns));
-        total("count", approximate(count));
+        self.line(family, ("_bucket", count), labels, Some("+Inf"));
+        self.line(family, ("_sum", seconds(sum_ns)), labels, None);
+        self.line(family, ("_count", count), labels, None);
     }
 
     /// The text to send, of content type [`CONTENT_TYPE`].
     pub fn render(self) -> String {
-        let mut text = self.recorder.handle().render();
-        text.extend(self.written.into_iter().map(|(_, lines)| lines));
+        let length = self.families.iter().map(|(_, lines)| lines.len() + 1).sum();
+        let mut text = String::with_capacity(length);
+        for (_, lines) in self.families {
+            text.push_str(&lines);
+            text.push('\n');
+        }
         text
     }
 
+    /// One line: the family's name and `suffix`, labels, for a bucket its `bound`, `value`.
+    fn line(
+        &mut self,
+        family: &'static Family,
+        (suffix, value): (&str, impl Display),
+        labels: Labels<'_>,
+        bound: Option<&str>,
+    ) {
+        let text = self.text_of(family);
+        text.push_str(family.name);
+        text.push_str(suffix);
+        let bound = bound.map(|bound| ("le", bound));
+        let mut before = '{';
+        for (name, value) in labels.iter().copied().chain(bound) {
+            text.push(before);
+            text.push_str(name);
+            text.push_str("=\"");
+            // Names of disks and ports have nothing in them that needs it; paths may.
+            if value.contains(['\\', '"', '\n']) {
+                text.push_str(&formatting::sanitize_label_value(value));
+            } else {
+                text.push_str(value);
+            }
+            text.push('"');
+            before = ',';
+        }
+        if before == ',' {
+            text.push('}');
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, " {value}");
+    }
+
     /// The lines of `family` so far: a family's series must stand together under one header.
-    fn text_of(&mut self, family: &'static Family, kind: &str) -> &mut String {
-        let known = self
-            .written
-            .iter()
-            .position(|(other, _)| other.name == family.name);
-        let index = known.unwrap_or_else(|| {
-            let mut text = String::new();
-            formatting::write_help_line(&mut text, family.name, None, None, family.help);
-            formatting::write_type_line(&mut text, family.name, None, None, kind);
-            self.written.push((family, text));
-            self.written.len() - 1
-        });
-        &mut self.written[index].1
+    fn text_of(&mut self, family: &'static Family) -> &mut String {
+        let is_it = |(other, _): &(&Family, String)| std::ptr::eq(*other, family);
+        if !self.families.get(self.last).is_some_and(is_it) {
+            self.last = self.families.iter().position(is_it).unwrap_or_else(|| {
+                let mut text = String::new();
+                let kind = family.kind.name();
+                formatting::write_help_line(&mut text, family.name, None, None, family.help);
+                formatting::write_type_line(&mut text, family.name, None, None, kind);
+                self.families.push((family, text));
+                self.families.len() - 1
+            });
+        }
+        &mut self.families[self.last].1
     }
 }
 
@@ -164,16 +182,6 @@ impl IntoResponse for Text {
 
 /// The content type of the Prometheus text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-const METADATA: Metadata<'static> = Metadata::new("towpath", Level::INFO, None);
-
-fn key(family: &Family, labels: Labels<'_>) -> Key {
-    let labels: Vec<Label> = labels
-        .iter()
-        .map(|(name, value)| Label::new(*name, (*value).to_owned()))
-        .collect();
-    Key::from_parts(family.name, labels)
-}
 
 fn seconds(ns: u64) -> f64 {
     approximate(ns) / 1e9
@@ -228,7 +236,7 @@ mod tests {
 
     #[test]
     fn counters_and_gauges_carry_absolute_values() {
-        let scrape = Exposition::default();
+        let mut scrape = Exposition::default();
         scrape.counter(&OPS, &[("disk", "a\"b")], u64::MAX);
         scrape.gauge(&UP, &[], 0.5);
         let text = scrape.render();

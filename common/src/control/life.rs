@@ -17,6 +17,7 @@ use tokio::task::spawn_blocking;
 
 use super::ControlSocket;
 use super::server::{self, Patience};
+use crate::logging::events;
 use crate::notify::{self, Signal, Signals, Watchdog};
 
 /// One for a reload, one for the drain, which must not wait for the reload.
@@ -103,7 +104,7 @@ async fn run(socket: &ControlSocket, routes: Router, hooks: Hooks) -> Result<(),
         }
     }
     notify::stopping();
-    tracing::info!("stopping: completing what is in flight");
+    tracing::info!(name: events::STOPPING, "stopping: completing what is in flight");
     let mut drain = spawn_blocking(drain);
     loop {
         tokio::select! {
@@ -111,7 +112,7 @@ async fn run(socket: &ControlSocket, routes: Router, hooks: Hooks) -> Result<(),
             ended = &mut api => ended?,
             drained = &mut drain => {
                 drained.map_err(io::Error::other)?;
-                tracing::info!("stopped");
+                tracing::info!(name: events::STOPPED, "stopped");
                 return Ok(());
             }
             signal = signals.next() => if signal == Signal::Stop {

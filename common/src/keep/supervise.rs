@@ -34,6 +34,8 @@ use tokio::io::Interest;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, warn};
 
+use crate::logging::events;
+
 use self::inbox::{Inbox, pass_on, receive};
 use super::pass;
 use super::standby::{Follows, Standby, follows};
@@ -74,7 +76,7 @@ pub fn main(name: &str) -> ExitCode {
     let outcome = std::env::current_exe().and_then(|program| {
         let arguments = std::env::args_os().skip(1);
         let arguments = arguments.filter(|argument| argument != "--keep").collect();
-        crate::logging::init(name, None).map_err(Error::other)?;
+        crate::logging::init(name, None, &[]).map_err(Error::other)?;
         crate::limits::raise_open_files();
         supervise(Daemon { program, arguments })
     });
@@ -195,7 +197,8 @@ impl Manager {
                 early.saturating_add(1)
             };
             let (held, pause) = (self.held.len(), pause(early));
-            warn!(%status, ?lived, held, ?pause, "the daemon ended and is started again");
+            warn!(name: events::DAEMON_ENDED, %status, ?lived, held, ?pause,
+                "the daemon ended and is started again");
             if self.rest(pause).await == Some(Order::Stop) {
                 return Ok(code(status));
             }
@@ -303,12 +306,14 @@ impl Manager {
                     match order {
                         _ if !self.ready || stalled => {}
                         None => {
-                            error!("the daemon makes no progress and is aborted");
+                            error!(name: events::DAEMON_HANGS,
+                                "the daemon makes no progress and is aborted");
                             running.signal(Number::ABORT);
                         }
                         // Its sessions are held, and nobody is to blame.
                         Some(Order::Again) => {
-                            error!("the daemon does not end and is killed");
+                            error!(name: events::DAEMON_HANGS,
+                                "the daemon does not end and is killed");
                             running.signal(Number::KILL);
                         }
                         Some(Order::Stop) => {}

@@ -67,7 +67,8 @@ pub fn limit(reach: &Reach) -> Result<(), SandboxError> {
     let names: Vec<String> = reach.all.iter().map(|p| p.display().to_string()).collect();
     match status.ruleset {
         RulesetStatus::NotEnforced => {
-            tracing::warn!("this kernel has no Landlock: files are not limited");
+            tracing::warn!(name: crate::logging::events::NOT_CONFINED,
+                "this kernel has no Landlock: files are not limited");
             return Ok(());
         }
         RulesetStatus::PartiallyEnforced => {

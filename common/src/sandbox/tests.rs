@@ -128,7 +128,7 @@ fn landlocked_child() {
     if !dir.is_dir() {
         return;
     }
-    crate::logging::init("test", None).unwrap();
+    crate::logging::init("test", None, &[]).unwrap();
     let (inside, outside) = (dir.join("in"), dir.join("out"));
     let reach = landlock::Reach {
         all: vec![inside.clone(), "/no/such/path".into()],

@@ -157,7 +157,8 @@ impl<D: Device> Session<D> {
                 && !keeping.failing
             {
                 let device = self.device.name();
-                warn!(device, %error, "a restart will end this session: it cannot be kept");
+                warn!(name: crate::logging::events::SESSION_NOT_KEPT, device, %error,
+                    "a restart will end this session: it cannot be kept");
             }
             keeping.failing = failed;
             if !failed && settings.failed == 0 {

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use tracing::{error, info, warn};
+
+use crate::logging::events;
 use vhost::vhost_user::BackendReqHandler;
 
 use super::adopt::adopt;
@@ -42,7 +44,7 @@ impl Shared {
         let (stream, journal) = match parts {
             Ok(parts) => parts,
             Err(error) => {
-                warn!(device = name, %error, "the session of a predecessor is given up");
+                lost(&name, &error);
                 place.clear();
                 return;
             }
@@ -87,12 +89,13 @@ impl Shared {
         drop(turn);
         match restored {
             Ok((handler, session)) => {
-                info!(device = name, "the session of a predecessor goes on");
+                info!(name: events::SESSION_RESUMED, device = name,
+                    "the session of a predecessor goes on");
                 lock(&self.status).resumed += 1;
                 self.run(handler, &peek, &session);
             }
             Err(error) => {
-                warn!(device = name, %error, "the session of a predecessor is given up");
+                lost(&name, &error);
                 // Whoever else holds the connection, the front-end is to know.
                 let _ = stream.shutdown(std::net::Shutdown::Both);
                 self.end(Some(error.to_string()));
@@ -148,7 +151,7 @@ impl Shared {
             "the daemon crashed {times} times over this session, which is quarantined: its \
              requests wait until it is released, or until the front-end goes"
         );
-        error!(device = name, times, "{why}");
+        error!(name: events::QUARANTINED, device = name, times, "{why}");
         {
             let mut status = lock(&self.status);
             status.quarantined = true;
@@ -161,7 +164,7 @@ impl Shared {
             ];
             let polled = poll(&mut fds, None);
             if self.release.swap(false, Ordering::SeqCst) {
-                info!(device = name, "the session is tried again");
+                info!(name: events::QUARANTINE_ENDED, device = name, "the session is tried again");
                 // The bell is read, or it would ring for ever.
                 let _ = rustix::io::read(&self.bell, &mut [0; 8]);
                 lock(&self.status).quarantined = false;
@@ -185,4 +188,9 @@ enum Verdict {
     Leave,
     /// It is over.
     Over,
+}
+
+/// A session of a predecessor ends here.
+fn lost(device: &str, error: &dyn std::fmt::Display) {
+    warn!(name: events::SESSION_LOST, device, %error, "the session of a predecessor is given up");
 }

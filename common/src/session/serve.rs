@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use tracing::{info, warn};
+
+use crate::logging::events;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
@@ -323,7 +325,7 @@ impl Shared {
         let Some((alarm, peek)) = self.begin(&stream, device) else {
             return;
         };
-        info!(device = device.name(), "front-end connected");
+        info!(name: events::SESSION_ATTACHED, device = device.name(), "front-end connected");
         lock(&self.status).sessions += 1;
         let mut session = Session::new(Arc::clone(device), alarm, Arc::clone(&self.status));
         if self.keeper.keeps() {
@@ -331,7 +333,8 @@ impl Shared {
             match Kept::new(place, &stream, None, device.max_queues()) {
                 Ok(kept) => session.keep_in(kept),
                 Err(error) => {
-                    warn!(device = device.name(), %error, "the session cannot be kept");
+                    warn!(name: events::SESSION_NOT_KEPT, device = device.name(), %error,
+                        "the session cannot be kept");
                 }
             }
         }
@@ -400,8 +403,8 @@ impl Shared {
         };
         let device = locked(session).device.name().to_owned();
         match &why {
-            None => info!(device, "front-end disconnected"),
-            Some(why) => warn!(device, why, "session ended"),
+            None => info!(name: events::SESSION_DETACHED, device, "front-end disconnected"),
+            Some(why) => warn!(name: events::SESSION_ENDED, device, why, "session ended"),
         }
         self.end(why);
     }

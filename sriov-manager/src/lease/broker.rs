@@ -15,6 +15,7 @@ use super::{Granted, Lease, Phase, Request, Shown};
 use crate::address::PciAddr;
 use crate::apply::{ApplyError, Lock, LockError, Run, State, StateError};
 use crate::attribute::{Attributes, Key};
+use crate::events;
 use crate::inventory::{Inventory, Known, scan};
 use crate::kernel::{Kernel, Machine, Sysfs, Writer};
 use crate::plan::plan;
@@ -198,7 +199,8 @@ impl Broker {
             .and_then(|()| self.hand_over(&kernel, request.how, address, uid));
         match opened {
             Ok((group, opened)) => {
-                tracing::info!(vf = %address, owner = %request.owner, pid = process.pid, "leased");
+                tracing::info!(name: events::LEASED, vf = %address, owner = %request.owner,
+                    pid = process.pid, "leased");
                 let granted = Granted {
                     address,
                     pf,
@@ -290,7 +292,7 @@ impl Broker {
                 let mut held = lock(&self.held);
                 held.counters.ended += 1;
                 held.counters.lost += u64::from(!found);
-                tracing::info!(%vf, why, "the lease ended");
+                tracing::info!(name: events::LEASE_ENDED, %vf, why, "the lease ended");
             }
             Err(error) => {
                 let mut held = lock(&self.held);
@@ -372,7 +374,8 @@ impl Broker {
         for (vf, lease) in leases.iter_mut() {
             let there = inventory.vf(*vf).is_some_and(|(_, vf)| !vf.is_leaving());
             if !there && lease.phase == Phase::Active {
-                tracing::warn!(%vf, owner = %lease.owner, "the card of a lease is gone");
+                tracing::warn!(name: events::CARD_GONE, %vf, owner = %lease.owner,
+                    "the card of a lease is gone");
                 lease.phase = Phase::Lost;
             }
         }

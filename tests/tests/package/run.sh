@@ -70,6 +70,11 @@ for unit in vblk vswitch; do
 done
 grep -q '^CapEff:[[:space:]]*0*$' "/proc/$(pid vblk)/status"
 journalctl -u vblk --no-pager | grep -q 'files are limited'
+# Events are found by their identifiers, and explained.
+for unit in vblk vswitch; do
+    journalctl -u $unit MESSAGE_ID=10ca3bc0115b49ab89f7004cdc82d332 --no-pager | grep -q serving
+    journalctl -u $unit TOWPATH_EVENT=serving -x --no-pager | grep -q 'Every socket listens'
+done
 [ "$(stat -c %G /run/towpath/vm/a.sock)" = towpath-vm ]
 echo confined
 

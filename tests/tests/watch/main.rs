@@ -1,4 +1,4 @@
-//! What is shipped for those who watch the daemons: Prometheus' rules and Grafana's dashboards.
+//! What is shipped for those who watch the daemons: Prometheus' rules, Grafana's dashboards, `top`.
 //!
 //! Rules pass promtool and their own unit tests, of which every alert has one. Rules and dashboards
 //! name metrics and labels that the READMEs list, which each daemon's own tests hold against what
@@ -12,9 +12,11 @@
 )]
 
 mod dashboards;
+mod many;
 mod names;
 mod rules;
 mod scrape;
+mod top;
 
 use std::path::{Path, PathBuf};
 

@@ -167,13 +167,14 @@ impl Job {
         match result {
             Ok(()) => {
                 let bytes = progress.done.load(Relaxed);
-                tracing::info!(disk, what, to, bytes, "copied");
+                tracing::info!(name: crate::events::BACKUP_DONE, disk, what, to, bytes, "copied");
             }
             Err(error) => {
                 if plan.sort == Sort::Copy {
                     plan.undo();
                 }
-                tracing::error!(disk, what, to, %error, "given up");
+                tracing::error!(name: crate::events::BACKUP_FAILED, disk, what, to, %error,
+                    "given up");
             }
         }
     }

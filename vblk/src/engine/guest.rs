@@ -83,7 +83,7 @@ mod tests {
         if std::env::var_os(LIMITED).is_none() {
             return;
         }
-        towpath_common::logging::init("vblk", None).unwrap();
+        towpath_common::logging::init("vblk", None, &[]).unwrap();
         let mem = crate::testing::map(&[1 << 20]);
         let guest = Guest::prepare(Arc::clone(&mem), GuestMemory::Registered);
         assert!(!guest.is_registered() && Arc::ptr_eq(guest.mem(), &mem));

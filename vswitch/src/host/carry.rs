@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ use towpath_common::keep::{KeepError, Keeper, Kept, Ledger, Place};
 use towpath_common::stats::Counters as _;
 use tracing::{info, warn};
 
+use super::dropping::{self, Dropping};
 use super::{Host, Kind, Running, lock};
 use crate::config;
 use crate::discard::Discard;
@@ -136,12 +138,20 @@ impl Carry {
     pub(super) fn every_turn(self: &Arc<Self>) -> impl FnMut() + Send + 'static {
         let carry = Arc::clone(self);
         let mut turn = 0;
+        let mut dropping = Dropping::default();
         move || {
-            for port in lock(&carry.ports).iter() {
+            let ports = lock(&carry.ports);
+            for port in ports.iter() {
                 if let Kind::Guest(_, Some(server)) = &port.kind {
                     server.refresh();
                 }
             }
+            let counted = ports
+                .iter()
+                .map(|port| (port.name(), port.shared.discards()));
+            let drops = dropping.look(counted, Instant::now());
+            drop(ports);
+            dropping::tell(&drops);
             turn += 1;
             if turn == TURNS {
                 turn = 0;

@@ -306,7 +306,8 @@ impl Client {
         if conn.state == State::Up {
             self.shared.lose();
             if !closing {
-                tracing::warn!(connection = n, why, "NBD connection lost");
+                tracing::warn!(name: crate::events::STORAGE_LOST, connection = n, why,
+                    "NBD connection lost");
             }
             conn.shut();
         }
