@@ -17,6 +17,7 @@ use tracing::{error, info};
 use super::{Host, Prepared, lock, open};
 use crate::config;
 use crate::disk::Disk;
+use crate::events::{DISK_ABSENT, DISK_BACK};
 use crate::service::{DiskStatus, ServiceError};
 
 /// How long the start of all disks waits for one that a predecessor served.
@@ -98,15 +99,13 @@ impl Host {
         Ok((prepared, absent))
     }
 
-    /// These are left out for now; what is said about each.
-    pub(super) fn leave_out(&self, absent: Vec<Absent>) -> Vec<String> {
-        let warnings = absent.iter().map(|disk| {
-            let (name, why) = (&disk.config.name, &disk.why);
-            format!("disk {name} is not served before it can be opened: {why}")
-        });
-        let warnings = warnings.collect();
+    /// These are left out for now.
+    pub(super) fn leave_out(&self, absent: Vec<Absent>) {
+        for disk in &absent {
+            let (disk, why) = (&disk.config.name, &disk.why);
+            error!(name: DISK_ABSENT, %disk, %why, "not served before it can be opened");
+        }
         *lock(&self.absent) = absent;
-        warnings
     }
 
     /// Whether disk `config` was left out, and waits to be opened.
@@ -150,14 +149,15 @@ impl Host {
             });
             match served {
                 Ok(true) => {
-                    info!(disk = %disk.config.name, "opened at last, and served again");
+                    let name = &disk.config.name;
+                    info!(name: DISK_BACK, disk = %name, "opened at last, and served again");
                     continue;
                 }
                 Ok(false) => {}
                 Err(error) => {
                     let why = error.to_string();
                     if why != disk.why {
-                        error!(disk = %disk.config.name, %why, "not served yet");
+                        error!(name: DISK_ABSENT, disk = %disk.config.name, %why, "not served yet");
                     }
                     (disk.why, disk.opening) = (why, None);
                 }

@@ -35,6 +35,7 @@ use super::fiemap::{self, Piece, flag};
 use super::map::{Map, Run};
 use super::{Shape, Storage};
 use crate::disk::{Disk, DiskError, Serial, Spec};
+use crate::events::MAP_BROKEN;
 
 /// Says that the immutable flag is ours.
 const MARK: &str = "user.towpath.pinned";
@@ -220,8 +221,9 @@ impl Pinned {
                 let whole = look % LOOKS == 0;
                 if let Err(why) = still_holds(&file, &pieces, whole) {
                     watch.break_off();
-                    tracing::error!(path = %path.display(), why, "the map of the file's extents \
-                        does not hold any more; it is served through its file system from now on");
+                    tracing::error!(name: MAP_BROKEN, path = %path.display(), why, "the map \
+                        of the file's extents does not hold any more; it is served through its \
+                        file system from now on");
                     return;
                 }
             }

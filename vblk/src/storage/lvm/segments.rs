@@ -21,6 +21,7 @@ use std::time::Duration;
 use super::report::{self, Lv, Pv, Report, Seg};
 use super::{LvmError, Volume, check, has_device_mapper, open_active, unfit};
 use crate::disk::{Disk, Serial, Spec};
+use crate::events::MAP_BROKEN;
 use crate::storage::map::{Leg, Map, Piece, Run};
 use crate::storage::pinned::Watch;
 use crate::storage::{Shape, Storage};
@@ -177,8 +178,9 @@ impl Segments {
                             Err(error) => error.to_string(),
                         };
                         watch.break_off();
-                        tracing::error!(%volume, why, "the volume's segments do not hold any more; \
-                            it is served through device-mapper from now on, where there is one");
+                        tracing::error!(name: MAP_BROKEN, %volume, why, "the volume's segments do \
+                            not hold any more; it is served through device-mapper from now on, \
+                            where there is one");
                         return;
                     }
                 }

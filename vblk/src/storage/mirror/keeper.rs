@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Inside, Order, Shared, Standing};
+use crate::events;
 use crate::storage::nbd;
 
 /// Time between two looks.
@@ -74,12 +75,13 @@ fn tell(shared: &Shared, seen: &mut Vec<Standing>) {
             }
             (Standing::Failed, Some(_)) => {
                 let error = io::Error::from_raw_os_error(errno);
-                tracing::error!(disk = name, %error, "a disk of a mirror failed; the mirror goes \
-                    on without it");
+                tracing::error!(name: events::MIRROR_DISK_FAILED, disk = name, %error, "a disk \
+                    of a mirror failed; the mirror goes on without it");
             }
             (Standing::Behind, _) => tracing::info!(disk = name, "a disk of a mirror catches up"),
             (Standing::Current, Some(_)) => {
-                tracing::info!(disk = name, "a disk of a mirror is current again");
+                tracing::info!(name: events::MIRROR_DISK_CURRENT, disk = name, "a disk of a mirror \
+                    is current again");
             }
             (Standing::Failed | Standing::Current, None) => {}
         }

@@ -34,6 +34,7 @@ use rustix::event::EventfdFlags;
 
 use super::{Health, Shape, Storage};
 use crate::disk::{BlockSize, Disk, Serial};
+use crate::events::WRITES_DOUBTFUL;
 use address::Address;
 use handshake::{HandshakeError, Info};
 pub use hurry::Hurry;
@@ -195,9 +196,9 @@ impl Shared {
         if self.acked.load(Ordering::Acquire) > self.stable.load(Ordering::Acquire)
             && !self.lost.swap(true, Ordering::AcqRel)
         {
-            tracing::error!(server = %self.address, "the server went away with writes that it \
-                acknowledged and was not told to flush: FLUSH fails until the disk was checked and \
-                cleared (`vblk disk clear`)");
+            tracing::error!(name: WRITES_DOUBTFUL, server = %self.address, "the server \
+                went away with writes that it acknowledged and was not told to flush: FLUSH \
+                fails until the disk was checked and cleared (`vblk disk clear`)");
         }
     }
 

@@ -343,7 +343,6 @@ fn a_client_that_does_not_read_for_too_long_ends_its_capture() {
     let stream = daemon.raw();
     let status = daemon.wait_for_end(1);
     assert_eq!(status.end, Some(End::ClientStuck));
-    assert!(status.missed > 0);
     assert!(!daemon.plane.is_tapped());
     drop(stream);
 }
