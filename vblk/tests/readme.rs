@@ -132,6 +132,13 @@ fn tables_of_keys_say_what_the_program_does() {
         };
         assert!(rows(&readme, 4).iter().any(spelled), "{key}");
     }
+    let of_disks = keys(&config.disks[0]);
+    for row in rows(&readme, 4) {
+        let words = (row[1].as_str() != "first").then(|| row[1].trim_end_matches('='));
+        if let Some(word) = words.filter(|_| of_disks.contains_key(&row[0])) {
+            assert!(argument_keys().any(|key| key == word), "{word} is refused");
+        }
+    }
 }
 
 #[test]

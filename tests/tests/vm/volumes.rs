@@ -23,7 +23,8 @@ lvm vgcreate -s 1m vg /dev/loop0 /dev/loop1
 lvm lvcreate -y -Wn -L 16m -n lin vg
 lvm lvcreate -y -Wn -L 16m -i 2 -I 64k -n str vg
 lvm lvcreate -y -Wn -an -L 4m -n idle vg
-lvm lvcreate -y --type thin-pool --errorwhenfull y -L 32m -n pool vg
+lvm lvcreate -y --type thin-pool -L 32m -n pool vg
+lvm lvchange --errorwhenfull y vg/pool
 lvm lvcreate -y -V 64m --thinpool vg/pool -n thin
 echo "volumes"
 

@@ -28,6 +28,7 @@ const DISK: Syntax = Syntax {
         "bandwidth-burst",
         "group",
         "on-error",
+        "polling",
     ],
     lists: &[],
     numbers: &[

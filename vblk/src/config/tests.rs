@@ -278,8 +278,8 @@ fn arguments_are_refused_with_the_keys_that_exist() {
             "@/a.img,socket=s,que=1",
             "--disk number 1: \"que=1\" is not known here; use path=, socket=, name=, uuid=, \
              serial=, cache=, resident=, guest-memory=, map=, lock=, bitmap=, record=, \
-             resync-rate=, bandwidth=, bandwidth-burst=, group=, on-error=, queues=, connections=, \
-             block-size=, weight=, \
+             resync-rate=, bandwidth=, bandwidth-burst=, group=, on-error=, polling=, queues=, \
+             connections=, block-size=, weight=, \
              cap=, iops=, iops-burst=, prefer=, mirror-timeout=, client, ro, shrink \
              (a comma in a value is written ,,)",
         ),
