@@ -74,9 +74,10 @@ fn nvme(name: &str, image: &Path) -> String {
 fn nvme_devices_are_polled_and_one_is_pulled() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut devices = Vec::new();
-    for (chassis, name) in [(41, "one"), (42, "two")] {
+    // Where everybody polls on two emulated processors, a request takes its time.
+    for (chassis, name, mib) in [(41, "one", 4), (42, "two", 1)] {
         let image = dir.path().join(name);
-        create_image(&image, 16 << 20)?;
+        create_image(&image, mib << 20)?;
         devices.push(format!(
             "-device pcie-root-port,id=port-{name},chassis={chassis}"
         ));
@@ -96,7 +97,7 @@ is $(code tenant fill /run/a 1) 0
 is $(code tenant verify /run/a 1) 0
 after=$(awk '/nvme0q/ { n += $2 } END { print n }' /proc/interrupts)
 # Thousands of requests; FLUSH and what the kernel does by itself interrupts.
-[ $((after - before)) -lt 500 ] || { echo "$before to $after interrupts"; exit 9; }
+[ $((after - before)) -lt 200 ] || { echo "$before to $after interrupts"; exit 9; }
 is $(code tenant fill /run/b 2) 0
 is $(code tenant verify /run/b 2) 0
 is $(code tenant trim /run/a) 0
