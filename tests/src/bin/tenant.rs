@@ -3,8 +3,8 @@
 //! ```text
 //! tenant disk SOCKET STOP      writes and reads blocks, checks each
 //! tenant ports SOCKET SOCKET STOP   sends numbered frames from the first port to the second
-//! tenant fill SOCKET SEED           writes all of a disk, and flushes it
-//! tenant verify SOCKET SEED         reads all of it
+//! tenant fill SOCKET SEED [BLOCKS]  writes all of a disk, or its beginning, and flushes it
+//! tenant verify SOCKET SEED [BLOCKS]   reads that
 //! tenant trim SOCKET                discards its first half, and flushes
 //! tenant refused SOCKET             sees that a write fails
 //! tenant pattern SEED BYTES         prints what `fill` writes
@@ -41,8 +41,8 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["disk", socket, stop] => disk(Path::new(socket), Path::new(stop)),
         ["ports", from, to, stop] => ports(Path::new(from), Path::new(to), Path::new(stop)),
-        ["fill", socket, seed] => fill(socket, seed),
-        ["verify", socket, seed] => verify(socket, seed),
+        ["fill", socket, seed, ref blocks @ ..] => fill(socket, seed, blocks),
+        ["verify", socket, seed, ref blocks @ ..] => verify(socket, seed, blocks),
         ["trim", socket] => trim(socket),
         ["refused", socket] => refused(socket),
         ["pattern", seed, bytes] => show(seed, bytes),
@@ -112,8 +112,18 @@ fn pattern(seed: &str, number: u64) -> Result<Vec<u8>> {
     Ok((seed << 32 | number).to_le_bytes().repeat(512))
 }
 
-fn fill(socket: &str, seed: &str) -> Result<String> {
+/// Of a disk of `blocks`: as many as are asked for.
+fn wanted(blocks: u64, asked: &[&str]) -> Result<u64> {
+    match asked {
+        [] => Ok(blocks),
+        [some] => Ok(some.parse::<u64>()?.min(blocks)),
+        more => bail!("unknown words: {more:?}"),
+    }
+}
+
+fn fill(socket: &str, seed: &str, asked: &[&str]) -> Result<String> {
     let (mut client, blocks) = attach(socket)?;
+    let blocks = wanted(blocks, asked)?;
     for number in 0..blocks {
         let block = pattern(seed, number)?;
         client
@@ -124,8 +134,9 @@ fn fill(socket: &str, seed: &str) -> Result<String> {
     Ok(format!("filled {blocks} blocks"))
 }
 
-fn verify(socket: &str, seed: &str) -> Result<String> {
+fn verify(socket: &str, seed: &str, asked: &[&str]) -> Result<String> {
     let (mut client, blocks) = attach(socket)?;
+    let blocks = wanted(blocks, asked)?;
     let mut bytes = vec![0; 4096];
     for number in 0..blocks {
         client.read(number * SECTORS, &mut bytes)?;

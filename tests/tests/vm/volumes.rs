@@ -93,11 +93,11 @@ said 'served by its segments'
 lvm lvs --noheadings -o lv_name,segtype,origin vg >/tmp/out
 grep -q 'lin-monday *linear *lin' /tmp/out
 grep -q 'thin-monday *thin *thin' /tmp/out
-# A snapshot keeps what there was.
-is $(code tenant fill /run/lin 3) 0
+# A snapshot keeps what there was, and has room for a fifth of it.
+is $(code tenant fill /run/lin 3 500) 0
 lvm lvchange -y -K -ay vg/lin-monday
 holds /dev/mapper/vg-lin--monday 2
-holds /dev/mapper/vg-lin 3
+is $(code tenant verify /run/lin 3 500) 0
 echo "snapshots"
 
 # A snapshot by other means: the segments of its origin are not used any more.
