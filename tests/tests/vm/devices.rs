@@ -102,7 +102,7 @@ is $(code tenant fill /run/b 2) 0
 is $(code tenant verify /run/b 2) 0
 is $(code tenant trim /run/a) 0
 echo "polled"
-echo 1 >/sys/block/nvme0n1/device/device/remove
+echo 1 >/sys/class/nvme/nvme0/device/remove
 is $(code tenant refused /run/a) 0
 is $(code tenant fill /run/b 3) 0
 is $(code tenant verify /run/b 3) 0
