@@ -13,6 +13,7 @@ use super::{Host, Prepared, Running, lock};
 use crate::backup;
 use crate::plane::Change;
 use crate::service::ServiceError;
+use crate::storage::Storage;
 
 /// How long disks have to complete what is in flight when the daemon ends. What is left then stands
 /// in the in-flight tables, for the next one to do.
@@ -28,6 +29,9 @@ pub(super) fn stop(running: &mut Running, workers: &[Handle<Change>]) {
     }
     for worker in workers {
         let _ = worker.call(|reply| Change::RemoveDisk(running.key, reply));
+    }
+    if let Storage::Mirror(mirror) = running.device.disk().storage() {
+        mirror.shared().wait_for_rest();
     }
 }
 

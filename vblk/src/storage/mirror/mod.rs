@@ -69,6 +69,9 @@ impl std::fmt::Debug for Member {
     }
 }
 
+/// Longest an end waits for the record; without its last word, marked regions are copied later.
+const REST: Duration = Duration::from_secs(1);
+
 /// How a mirror is used.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -213,6 +216,15 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
+    }
+
+    /// Wait, for a moment, until the worker has written down how the disks are left.
+    pub(crate) fn wait_for_rest(&self) {
+        let until = std::time::Instant::now() + REST;
+        let parcel = || self.parcel.lock().unwrap_or_else(PoisonError::into_inner);
+        while parcel().is_none() && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(crate) fn give_back(&self, state: Box<State>) {
