@@ -28,6 +28,21 @@ pub(crate) fn holds(image: &File, lane: u16, count: u64) -> Result<bool> {
     Ok(true)
 }
 
+/// The image at `path` is of a moment between these counts of records.
+pub(crate) fn of_one_moment(path: &Path, before: &[u64], after: &[u64]) -> Result<()> {
+    let image = File::open(path)?;
+    for lane in 0..LANES {
+        let at = usize::from(lane);
+        let mut moments = before[at]..=after[at] + 1;
+        let found = moments.find(|count| holds(&image, lane, *count).unwrap_or(false));
+        found.with_context(|| {
+            let (path, before, after) = (path.display(), before[at], after[at]);
+            format!("{path}, lane {lane}: no moment from {before} to {after} records")
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_snapshot_is_one_moment_of_a_disk_that_is_being_written() -> Result<()> {
     let scratch = tempfile::tempdir()?;
@@ -62,15 +77,7 @@ fn a_snapshot_is_one_moment_of_a_disk_that_is_being_written() -> Result<()> {
         println!("{}", said.trim());
         let (image, after) = (File::open(&path)?, guest.written());
         ensure!(image.metadata()?.len() == IMAGE_BYTES);
-        for lane in 0..LANES {
-            let at = usize::from(lane);
-            let mut moments = before[at]..=after[at] + 1;
-            let found = moments.find(|count| holds(&image, lane, *count).unwrap_or(false));
-            found.with_context(|| {
-                let (before, after) = (before[at], after[at]);
-                format!("round {round}, lane {lane}: no moment from {before} to {after} records")
-            })?;
-        }
+        of_one_moment(&path, &before, &after).with_context(|| format!("round {round}"))?;
         ensure!(
             vblk.client(&["snapshot", "d", &text]).is_err(),
             "a file is not overwritten"
@@ -105,12 +112,5 @@ fn copied_elsewhere(vblk: &Vblk, guest: &mut Guest, elsewhere: &Path) -> Result<
     })?;
     println!("{}", said.trim());
     ensure!(said.contains("copy to"), "{said}");
-    let (copy, after) = (File::open(elsewhere)?, guest.written());
-    for lane in 0..LANES {
-        let at = usize::from(lane);
-        let mut moments = before[at]..=after[at] + 1;
-        let found = moments.find(|count| holds(&copy, lane, *count).unwrap_or(false));
-        found.with_context(|| format!("the copy holds no moment of lane {lane}"))?;
-    }
-    Ok(())
+    of_one_moment(elsewhere, &before, &guest.written())
 }

@@ -2,7 +2,7 @@
 //! is lost, every snapshot that succeeded is of one moment, and the size is one of those asked for.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use towpath_tests::daemon::Vblk;
 use towpath_tests::mounted::Mounted;
 
-use crate::kills::{Guest, IMAGE_BYTES, LANES};
-use crate::snapshot::{XFS, holds};
+use crate::kills::{Guest, IMAGE_BYTES};
+use crate::snapshot::{XFS, of_one_moment};
 use crate::{PATIENCE, create_image};
 
 const ROUNDS: u64 = 12;
@@ -54,20 +54,6 @@ fn copy(vblk: &Vblk, over: &AtomicBool, counts: &Mutex<Vec<u64>>, round: u64) ->
         }
     }
     made
-}
-
-fn of_one_moment(path: &Path, before: &[u64], after: &[u64]) -> Result<()> {
-    let image = File::open(path)?;
-    for lane in 0..LANES {
-        let at = usize::from(lane);
-        let mut moments = before[at]..=after[at] + 1;
-        let found = moments.find(|count| holds(&image, lane, *count).unwrap_or(false));
-        found.with_context(|| {
-            let (path, before, after) = (path.display(), before[at], after[at]);
-            format!("{path}, lane {lane}: no moment from {before} to {after} records")
-        })?;
-    }
-    Ok(())
 }
 
 #[test]

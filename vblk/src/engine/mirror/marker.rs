@@ -46,7 +46,9 @@ impl Mirror {
         };
         let (from, to) = state.regions(job.offset, job.len);
         let mut marked = !state.at_rest;
-        state.wake();
+        if !marked {
+            state.wake();
+        }
         for region in from..to {
             state.recent.set(region);
             if !state.marked.get(region) {
