@@ -22,22 +22,27 @@ export DM_DISABLE_UDEV=1
 dmsetup create logged --table "0 16384 log-writes /dev/loop0 /dev/loop1"
 dmsetup create frail --table "0 16384 linear /dev/loop2 0"
 serve() {
-    vblk serve --control /run/c --disk /dev/mapper/logged,socket=/run/log \
-        --disk /dev/mapper/frail,socket=/run/frail --disk /dev/loop3,socket=/run/firm &
+    vblk serve --control /run/c "$@" &
     until vblk disk list --control /run/c >/tmp/list; do sleep 0.2; done
 }
-serve
+logged="--disk /dev/mapper/logged,socket=/run/log"
+serve $logged
 for seed in 1 2 3; do
     is $(code tenant fill /run/log $seed) 0
     dmsetup message logged 0 mark m$seed
-    if [ $seed = 2 ]; then kill -9 $!; wait $! || true; serve; fi
+    if [ $seed = 2 ]; then kill -9 $!; wait $! || true; serve $logged; fi
 done
+kill $!
+wait $! || exit 9
+# The kernel writes the log behind the writes; what is in it now is all of it.
+dmsetup remove logged
 for seed in 1 2 3; do
     tenant pattern $seed 8388608 >/tmp/pattern
     tenant replay /dev/loop1 m$seed 8388608 | cmp - /tmp/pattern
 done
 echo "durable"
 
+serve --disk /dev/mapper/frail,socket=/run/frail --disk /dev/loop3,socket=/run/firm
 is $(code tenant fill /run/frail 5) 0
 dmsetup suspend frail
 dmsetup reload frail --table "0 16384 error"
