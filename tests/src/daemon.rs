@@ -174,7 +174,13 @@ impl Ready {
                         let text = String::from_utf8_lossy(&message[..length]);
                         Ok(text.lines().any(|line| line == "READY=1"))
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+                    // The latter for one that was stopped and goes on.
+                    Err(error)
+                        if [ErrorKind::WouldBlock, ErrorKind::Interrupted]
+                            .contains(&error.kind()) =>
+                    {
+                        Ok(false)
+                    }
                     Err(error) => Err(error.into()),
                 }
             }

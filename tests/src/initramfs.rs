@@ -42,7 +42,7 @@ pub enum Kit {
     Nfs,
     /// Cards with VFs on a [newer kernel](modern), with iommufd and netdevsim, and `eswitch`.
     Iommufd,
-    /// A Debian on its first disk, which takes over: no programs.
+    /// A Debian on its first disk, which takes over: no programs. The last of all.
     Debian,
 }
 
@@ -188,7 +188,8 @@ pub fn kernel(kit: Kit) -> Result<PathBuf> {
 /// # Errors
 /// When a part is missing on this machine; the message names it and the remedy.
 pub fn with_scenario(kit: Kit, scenario: &str) -> Result<Vec<u8>> {
-    static BASES: [OnceLock<Result<Vec<u8>, String>>; 10] = [const { OnceLock::new() }; 10];
+    const KITS: usize = Kit::Debian as usize + 1;
+    static BASES: [OnceLock<Result<Vec<u8>, String>>; KITS] = [const { OnceLock::new() }; KITS];
     let base = BASES[kit as usize].get_or_init(|| base(kit).map_err(|error| format!("{error:#}")));
     let mut archive = base.as_ref().map_err(|error| anyhow!("{error}"))?.clone();
     let mut cpio = Cpio::new();

@@ -17,6 +17,7 @@ mod error;
 mod lock;
 mod moving;
 mod open;
+pub(crate) mod sysfs;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -32,6 +33,7 @@ use crate::resident::Resident;
 use crate::storage::{Shape, Storage};
 pub use error::DiskError;
 pub use open::Spec;
+pub(crate) use open::TMPFS_MAGIC;
 
 /// A logical or physical block size: a power of two from 512 bytes to 64 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,6 +157,7 @@ impl Disk {
             direct: false,
             inline: true,
             waits: false,
+            threaded: false,
             read_only: false,
             mem_align: 1,
             len_align: 1,
@@ -261,14 +264,16 @@ impl Disk {
         self.shape.read_only
     }
 
-    /// True if io_uring hands `verb` to a thread of its own rather than starting it at once: what
-    /// may wait and cannot say so (fsync, fallocate, most writes to the page cache).
+    /// True if `verb` is done by a thread of the kernel's: by io_uring's own, where it may wait and
+    /// cannot say so (fsync, fallocate, most writes to the page cache), or by the device's.
     #[inline]
     #[must_use]
     pub fn delegates(&self, verb: Verb) -> bool {
         match verb {
-            Verb::Read => self.shape.waits,
-            Verb::Write => self.shape.waits || !self.shape.direct && !self.shape.inline,
+            Verb::Read => self.shape.waits || self.shape.threaded,
+            Verb::Write => {
+                self.shape.waits || self.shape.threaded || !self.shape.direct && !self.shape.inline
+            }
             Verb::Sync | Verb::Punch | Verb::Zero | Verb::Discard => true,
         }
     }

@@ -140,11 +140,16 @@ fn many(options: &Options, effort: Effort) -> Result<String> {
 
 /// Who takes part; says why somebody does not.
 fn present() -> Vec<Who> {
-    let missing = found("qemu-storage-daemon", "qemu-system-common");
-    if let Err(why) = &missing {
-        eprintln!("without qsd: missing {why}");
-    }
-    let all = Who::ALL.iter().copied();
-    all.filter(|who| *who != Who::Qsd || missing.is_ok())
-        .collect()
+    let is_there = |who: &Who| {
+        let found = match who {
+            Who::Qsd => found("qemu-storage-daemon", "qemu-system-common"),
+            Who::Fio => found("fio", "fio"),
+            Who::Raw | Who::File | Who::Vblk => return true,
+        };
+        if let Err(why) = &found {
+            eprintln!("without {}: missing {why}", who.name());
+        }
+        found.is_ok()
+    };
+    Who::ALL.iter().copied().filter(is_there).collect()
 }

@@ -3,6 +3,7 @@
 //! Each scenario is one guest, or one guest booted twice. They run one at a time (see
 //! `towpath_tests::vm`), about 5 s each without KVM.
 
+mod block;
 mod boot;
 mod device;
 mod devices;

@@ -11,7 +11,7 @@ use towpath_common::mem::Pages;
 
 use super::lock::{self, lock};
 use super::moving::Moving;
-use super::{BlockSize, Disk, DiskError, Serial};
+use super::{BlockSize, Disk, DiskError, Serial, sysfs};
 use crate::config::{Cache, Polling};
 use crate::request::SECTOR;
 use crate::resident::Resident;
@@ -160,6 +160,7 @@ impl Disk {
             direct,
             inline,
             waits: !device && may_wait(&file),
+            threaded: device && sysfs::is_loop(stat.st_rdev),
             read_only: spec.read_only,
             mem_align: if direct { align.memory } else { 1 },
             len_align: if direct { align.unit.bytes() } else { 1 },
@@ -241,13 +242,14 @@ fn open_file(spec: &Spec, how: Lock) -> Result<OwnedFd, DiskError> {
     })
 }
 
+/// What fstatfs(2) says of tmpfs: TMPFS_MAGIC, include/uapi/linux/magic.h.
+pub(crate) const TMPFS_MAGIC: u64 = 0x0102_1994;
+
 /// Let io_uring read and write tmpfs in the submitting thread: its pages are in memory, yet tmpfs
 /// does not say that it never waits (FMODE_NOWAIT), so each request would go through a kernel
 /// worker and back, which costs several times the copy. O_NONBLOCK says it instead. On any other
 /// file system without FMODE_NOWAIT (NFS, FUSE) it would make the worker wait; there it stays off.
 fn answer_inline(file: &OwnedFd) -> bool {
-    /// TMPFS_MAGIC, include/uapi/linux/magic.h.
-    const TMPFS_MAGIC: u64 = 0x0102_1994;
     let kind = rustix::fs::fstatfs(file).map(|s| u64::try_from(s.f_type));
     if kind == Ok(Ok(TMPFS_MAGIC))
         && let Ok(flags) = rustix::fs::fcntl_getfl(file)
@@ -346,11 +348,7 @@ fn device_discard(dev: u64) -> Option<u32> {
     u32::try_from(unit.max(SECTOR)).ok()
 }
 
-/// What sysfs says of a block device's queue; a partition's queue is its disk's.
-fn queue_value(dev: u64, name: &str) -> Option<u64> {
-    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
-    let base = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    let own = std::fs::read_to_string(base.join("queue").join(name));
-    let text = own.or_else(|_| std::fs::read_to_string(base.join("../queue").join(name)));
-    text.ok()?.trim().parse().ok()
+/// What sysfs says of a block device's queue.
+fn queue_value(device: u64, name: &str) -> Option<u64> {
+    sysfs::number(device, &format!("queue/{name}"))
 }

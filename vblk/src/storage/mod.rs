@@ -202,6 +202,9 @@ pub struct Shape {
     pub inline: bool,
     /// A system call on it may wait for a server, so that each is made in a thread of the kernel's.
     pub waits: bool,
+    /// A thread of the kernel's does what it is asked, and needs a processor for that (loop
+    /// devices).
+    pub threaded: bool,
     /// Nothing may be written.
     pub read_only: bool,
     /// Address alignment of I/O buffers, in bytes; 1 if any will do.
@@ -226,6 +229,7 @@ impl Shape {
             direct: a.direct || b.direct,
             inline: a.inline && b.inline,
             waits: a.waits || b.waits,
+            threaded: a.threaded || b.threaded,
             read_only: a.read_only || b.read_only,
             mem_align: a.mem_align.max(b.mem_align),
             len_align: a.len_align.max(b.len_align),

@@ -5,14 +5,9 @@
 //! and put back: the kernel counts each device it meets (`diskseq`, Linux 5.15). It holds for no
 //! disk behind a server, whose crash nobody here would see.
 
-use std::path::PathBuf;
-
 use super::record::hash;
 use crate::backup::bitmap::boot;
-use crate::disk::Disk;
-
-/// TMPFS_MAGIC, include/uapi/linux/magic.h: on no device, and gone with the boot.
-const TMPFS_MAGIC: u64 = 0x0102_1994;
+use crate::disk::{Disk, TMPFS_MAGIC, sysfs};
 
 /// The number; 0 where it cannot be told.
 pub(super) fn of(disk: &Disk) -> u64 {
@@ -29,25 +24,19 @@ fn identity(disk: &Disk) -> Option<String> {
         stat.st_dev
     };
     let kind = rustix::fs::fstatfs(fd).ok()?.f_type;
+    // tmpfs is on no device, and gone with the boot.
     let sequence = if u64::try_from(kind) == Ok(TMPFS_MAGIC) && !disk.is_device() {
         0
     } else {
-        sequence(device)?
+        sysfs::number(device, "diskseq")?
     };
     Some(format!("{boot} {device} {sequence} {}", stat.st_ino))
 }
 
-/// What the kernel counted this device as; a partition is its disk.
-fn sequence(device: u64) -> Option<u64> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let base = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    let own = std::fs::read_to_string(base.join("diskseq"));
-    let text = own.or_else(|_| std::fs::read_to_string(base.join("../diskseq")));
-    text.ok()?.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::config::Cache;
     use crate::disk::Spec;

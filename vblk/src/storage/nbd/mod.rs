@@ -389,6 +389,7 @@ fn shape(address: &Address, info: &Info, read_only: bool) -> Result<Shape, NbdEr
         direct: false,
         inline: true,
         waits: false,
+        threaded: false,
         read_only,
         mem_align: 1,
         len_align: 1,
