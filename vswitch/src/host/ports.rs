@@ -7,6 +7,7 @@ use std::sync::Arc;
 use towpath_common::config::{Name, SocketMode};
 use towpath_common::keep::{Keeper, Place};
 use towpath_common::lease::Lease;
+use towpath_common::sandbox::landlock::hinted;
 use towpath_common::sched::Share;
 use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Worker};
@@ -140,7 +141,7 @@ fn listen(config: &config::Port, keeper: &Keeper) -> Result<Listening, ServiceEr
 pub(super) fn failed(name: &Name, source: impl Into<Cause>) -> ServiceError {
     ServiceError::Port {
         name: name.clone(),
-        source: source.into(),
+        source: hinted(source.into()),
     }
 }
 
