@@ -36,7 +36,7 @@ use crate::vlan::Vid;
 /// Turns of the monitor, a quarter of a second each, between two versions of the ledgers.
 const TURNS: u32 = 4;
 /// The kind of an interface's document.
-const TAP: &str = "tap";
+pub(super) const TAP: &str = "tap";
 
 /// Counters of one port.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
