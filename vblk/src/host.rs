@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use towpath_common::config::{Cap, CpuId, Poll, SocketMode, Weight};
 use towpath_common::keep;
+use towpath_common::sandbox::landlock::hinted;
 use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Idle, SPIN, Worker, warn_if_crowded};
 use tracing::warn;
@@ -32,7 +33,6 @@ use crate::keeper::Keeper;
 use crate::mirror::MirrorOrder;
 use crate::monitor::{self, Seen};
 use crate::plane::{Change, DiskKey, NewDisk};
-use crate::sandbox::hinted;
 use crate::service::{
     DiskStatus, GroupStatus, Report, Resized, Service, ServiceError, SlowRequest, Snapshot,
     WorkerStatus,

@@ -1,13 +1,11 @@
 //! What vblk keeps of its rights once it knows what it serves; `towpath_common::sandbox` says how.
 
-use std::error::Error;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use towpath_common::config::Name;
 use towpath_common::keep::Keeper;
-use towpath_common::sandbox::landlock::{self, Reach};
+use towpath_common::sandbox::landlock::{self, Reach, beside};
 use towpath_common::sandbox::{self, Argument, Call, Seccomp, call, only};
 
 use crate::config::{Config, Source};
@@ -89,27 +87,6 @@ pub fn start(
     host::start(config, keeper)
 }
 
-/// `error`, with what may be behind it if it is a refusal.
-pub(crate) fn hinted(error: Box<dyn Error + Send + Sync>) -> Box<dyn Error + Send + Sync> {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(&*error);
-    let mut refused = false;
-    while let Some(here) = cause {
-        let io = here.downcast_ref::<io::Error>();
-        refused |= io.is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
-        let errno = here.downcast_ref::<rustix::io::Errno>();
-        refused |= errno == Some(&rustix::io::Errno::ACCESS);
-        cause = here.source();
-    }
-    match landlock::hint() {
-        Some(hint) if refused => format!("{error}; {hint}").into(),
-        _ => error,
-    }
-}
-
-fn beside(path: &Path) -> Option<PathBuf> {
-    path.parent().map(Path::to_owned)
-}
-
 /// What files the daemon may reach, if it is limited: what is named in `[landlock]`, its storages,
 /// and what it serves now, as that may change beside them: sockets, images, records, bitmaps.
 fn reach(config: &Config) -> Option<Reach> {
@@ -142,10 +119,7 @@ fn reach(config: &Config) -> Option<Reach> {
         }
     }
     // Where the configuration is read again. What is relative is so to a directory that is reached.
-    reach.all.retain(|path| !path.as_os_str().is_empty());
-    reach.all.sort();
-    reach.all.dedup();
-    Some(reach)
+    Some(reach.tidied())
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use towpath_common::events;
 events! {
     /// An uplink is down.
     UPLINK_FAILED "uplink_failed" "39d2417aa06847958924583d2770674b";
+    /// An uplink that was down works again.
+    UPLINK_BACK "uplink_back" "ddc48a7a86974344b68954d33bb4251c";
     /// A guard drops what a port sends.
     GUARD_DROPS "guard_drops" "08d0b58ebb8f4ea2aba0de8d33548f87";
     /// A change at run time is in force.

@@ -5,6 +5,7 @@
 //! and their learned addresses. What ports may do (VLANs, guards) changes for all at once, by new
 //! [`Tables`].
 
+mod absent;
 mod carry;
 mod dropping;
 mod look;
@@ -49,6 +50,8 @@ pub struct Host {
     carry: Arc<Carry>,
     fdb: Arc<Fdb>,
     clock: Clock,
+    /// A predecessor left sessions or interfaces, and no configuration is applied yet.
+    follows: AtomicBool,
     /// Held while a configuration is applied.
     applying: Mutex<()>,
     /// Held for moments only: the control thread looks at it.
@@ -73,6 +76,14 @@ pub fn start(config: &Config, keeper: Keeper) -> Result<Arc<dyn Service>, Servic
     Ok(Arc::new(Host::start(config, keeper)?))
 }
 
+const fn idle(poll: Poll) -> Idle {
+    match poll {
+        Poll::Adaptive => Idle::Adaptive(SPIN),
+        Poll::Busy => Idle::Busy,
+        Poll::Interrupt => Idle::Interrupt,
+    }
+}
+
 impl Host {
     /// As [`start`].
     ///
@@ -95,14 +106,11 @@ impl Host {
             ageing.unwrap_or_default(),
         ));
         let events = Events::default();
-        let idle = match settings.poll {
-            Poll::Adaptive => Idle::Adaptive(SPIN),
-            Poll::Busy => Idle::Busy,
-            Poll::Interrupt => Idle::Interrupt,
-        };
+        let idle = idle(settings.poll);
         let cpus = settings.cpus.as_slice();
         let count = cpus.len().max(1);
         let holds = keeper.has_sessions();
+        let follows = holds || keeper.has_kind(carry::TAP);
         warn_if_crowded(count);
         let mut workers = Vec::new();
         for index in 0..count {
@@ -142,6 +150,7 @@ impl Host {
             carry,
             fdb,
             clock,
+            follows: AtomicBool::new(follows),
             applying: Mutex::default(),
             ports,
             mirrors: Arc::default(),
@@ -190,6 +199,10 @@ impl Service for Host {
     fn apply(&self, config: &Config) -> Result<Report, ServiceError> {
         let _one_at_a_time = lock(&self.applying);
         self.apply_ports(config)
+    }
+
+    fn retry(&self) {
+        self.retry_uplinks();
     }
 
     fn ports(&self) -> Vec<PortStatus> {

@@ -55,7 +55,11 @@ fn run(command: Command) -> Result<()> {
         // Done above.
         Command::Config(_) | Command::Top(_) => Ok(()),
         Command::Serve { sources, .. } => {
-            Ok(serve::serve(sources.into(), vswitch::sandbox::start)?)
+            let sources: Sources = sources.into();
+            let file = sources.chosen_file();
+            Ok(serve::serve(sources, |config, keeper| {
+                vswitch::sandbox::start(config, keeper, file.as_deref())
+            })?)
         }
         Command::Port(command) => client::port(command, out),
         Command::Attach {

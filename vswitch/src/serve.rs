@@ -35,6 +35,9 @@ use crate::control;
 use crate::events;
 use crate::service::{Report, Service, ServiceError};
 
+/// How often uplinks that are down are tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// Why the daemon did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -95,12 +98,31 @@ pub fn serve(
     let service = start(&config, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
+    retry_on(&service);
     let daemon = Arc::new(Daemon {
         started: started + waited,
         ..Daemon::new(sources, service, config)
     });
     let routes = control::routes(Arc::clone(&daemon));
     Ok(life::live(&socket, routes, daemon.hooks())?)
+}
+
+/// Have uplinks tried again that are down.
+fn retry_on(service: &Arc<dyn Service>) {
+    let service = Arc::downgrade(service);
+    let thread = std::thread::Builder::new().name("retry".to_owned());
+    let spawned = thread.spawn(move || {
+        loop {
+            std::thread::sleep(RETRY);
+            let Some(service) = service.upgrade() else {
+                return;
+            };
+            service.retry();
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::error!(%error, "no thread to try uplinks again");
+    }
 }
 
 impl Daemon {

@@ -37,6 +37,9 @@ pub trait Service: Send + Sync {
     /// [`ServiceError`], naming what could not be done.
     fn apply(&self, config: &Config) -> Result<Report, ServiceError>;
 
+    /// Tries once more to open the interfaces of uplinks that are down. To be called now and then.
+    fn retry(&self) {}
+
     /// Every port, then every uplink, in the order of the configuration. Must not block.
     fn ports(&self) -> Vec<PortStatus>;
 

@@ -75,7 +75,12 @@ pub(crate) fn port(
     };
     let uplink = matches!(running.kind, Kind::Uplink(..)) && running.works();
     let failure = running.shared.failure();
-    let failure = failure.map(|why| format!("{why}; `vswitch reload` opens the interface again"));
+    let remedy = if running.is_absent() {
+        "it is tried again all the time"
+    } else {
+        "it is opened again once the interface is there; `vswitch reload` makes it"
+    };
+    let failure = failure.map(|why| format!("{why}; {remedy}"));
     PortStatus {
         name: running.name().clone(),
         attachment,

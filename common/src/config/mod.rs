@@ -9,6 +9,7 @@
 pub mod argument;
 mod daemon;
 mod difference;
+mod landlock;
 pub mod value;
 
 use std::borrow::Cow;
@@ -23,6 +24,7 @@ use serde::de::DeserializeOwned;
 
 pub use daemon::{Daemon, DaemonTable, chosen_file};
 pub use difference::{Change, Changes, changed_keys, table_lines};
+pub use landlock::Landlock;
 pub use value::{
     ByteSize, Cap, CpuId, CpuList, Name, Poll, SocketMode, SocketPath, ValueError, Weight,
 };

@@ -265,7 +265,13 @@ impl Keeper {
     /// Whether a predecessor left sessions that nobody has claimed yet.
     #[must_use]
     pub fn has_sessions(&self) -> bool {
-        lock(&self.0.left).keys().any(|(kind, _)| kind == SESSION)
+        self.has_kind(SESSION)
+    }
+
+    /// The same for things of this kind.
+    #[must_use]
+    pub fn has_kind(&self, kind: &str) -> bool {
+        lock(&self.0.left).keys().any(|(of, _)| of == kind)
     }
 
     /// A place for something new.

@@ -2,7 +2,9 @@
 //! it names, and can only become less. Nobody can add a directory to a daemon that runs; it is
 //! restarted for that, which virtual machines do not notice.
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use landlock::{
@@ -35,6 +37,23 @@ pub struct Reach {
     pub all: Vec<PathBuf>,
     /// Beneath these, reading.
     pub read: Vec<PathBuf>,
+}
+
+impl Reach {
+    /// The same, each directory once; what is relative is so to one that is reached.
+    #[must_use]
+    pub fn tidied(mut self) -> Reach {
+        self.all.retain(|path| !path.as_os_str().is_empty());
+        self.all.sort();
+        self.all.dedup();
+        self
+    }
+}
+
+/// The directory that `path` is in, where files beside it are made and removed.
+#[must_use]
+pub fn beside(path: &Path) -> Option<PathBuf> {
+    path.parent().map(Path::to_owned)
 }
 
 /// The directories of a process that is limited, for messages.
@@ -89,4 +108,22 @@ pub fn hint() -> Option<String> {
              [landlock] and restart it, which guests do not notice"
         )
     })
+}
+
+/// `error`, with what may be behind it if it is a refusal.
+#[must_use]
+pub fn hinted(error: Box<dyn Error + Send + Sync>) -> Box<dyn Error + Send + Sync> {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(&*error);
+    let mut refused = false;
+    while let Some(here) = cause {
+        let io = here.downcast_ref::<io::Error>();
+        refused |= io.is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+        let errno = here.downcast_ref::<rustix::io::Errno>();
+        refused |= errno == Some(&rustix::io::Errno::ACCESS);
+        cause = here.source();
+    }
+    match hint() {
+        Some(hint) if refused => format!("{error}; {hint}").into(),
+        _ => error,
+    }
 }

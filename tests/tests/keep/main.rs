@@ -11,4 +11,5 @@ mod newer;
 mod ports;
 mod switch;
 mod trouble;
+mod uplinks;
 mod vm;

@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
 use towpath_common::testing::net::{Header, NetClient, NetOptions, NetPair};
 use towpath_tests::daemon::Vswitch;
 
-use crate::harness::{Killer, PATIENCE, kills, resumed, until};
+use crate::harness::{Killer, PATIENCE, child, kills, resumed, until};
 
 /// Frames that may be under way: less than the receiver has buffers for.
 const WINDOW: u64 = 128;
@@ -185,6 +186,96 @@ fn survives(signal: Signal, count: usize, lost: u64) -> Result<()> {
 #[test]
 fn a_killed_vswitch_forgets_nothing_and_doubles_nothing() -> Result<()> {
     survives(Signal::KILL, kills(40), BURST)
+}
+
+/// Aborts the daemon while `flood` keeps port `bad` at work, until that is quarantined; how often,
+/// and how the port is shown then.
+fn crash_until_held(
+    vswitch: &Vswitch,
+    keeper: u32,
+    mut flood: impl FnMut() -> Result<bool>,
+) -> Result<(usize, Value)> {
+    let mut crashes = 0;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // A crash between two bursts is nobody's fault.
+        let (mut served, mut looked) = (0, Instant::now());
+        while served < 50 {
+            ensure!(
+                Instant::now() < deadline,
+                "never quarantined, after {crashes} crashes"
+            );
+            served += u32::from(flood()?);
+            if looked.elapsed() > Duration::from_millis(20) {
+                looked = Instant::now();
+                let bad = vswitch.get("/v1/ports/bad").ok();
+                if let Some(held) = bad.filter(|shown| shown["session"]["quarantined"] == true) {
+                    return Ok((crashes, held));
+                }
+            }
+        }
+        if let Some(pid) = child(keeper) {
+            // It may be ending already.
+            let _ = kill_process(pid, Signal::ABORT);
+            crashes += 1;
+        }
+    }
+}
+
+/// A crash is blamed on the port at work, and on no other: the daemon is aborted while the guest of
+/// one sends as fast as it can, to a guest that only listens.
+#[test]
+fn a_port_that_crashes_its_daemon_is_quarantined_and_the_others_live() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let ports = [
+        "bad,socket={dir}/bad",
+        "good,socket={dir}/good",
+        "other,socket={dir}/other",
+    ];
+    let mut vswitch = Vswitch::serve(dir, &ports, &["--keep"])?;
+    let keeper = vswitch.daemon().process().child().id();
+    let (mut bad, mut good, mut other) = (
+        connect(&vswitch, "bad")?,
+        connect(&vswitch, "good")?,
+        connect(&vswitch, "other")?,
+    );
+    let mut sender = bad.take_pairs().remove(0);
+    let mut flood = |good: &mut NetClient| -> Result<bool> {
+        let mut sent = false;
+        while sender.queue(Header::default(), &frame(1, 2, 0))? {
+            sent = true;
+        }
+        sender.publish()?;
+        sender.take_back()?;
+        while good.poll()?.is_some() {}
+        Ok(sent)
+    };
+    let (crashes, held) = crash_until_held(&vswitch, keeper, || flood(&mut good))?;
+    println!("quarantined after {crashes} crashes");
+    ensure!(crashes >= 3, "after {crashes} crashes");
+    let why = held["last_error"].as_str().unwrap_or_default();
+    ensure!(why.contains("crashed 3 times over this session"), "{held}");
+    // The others are served, and nobody hung up.
+    for name in ["good", "other"] {
+        let shown = resumed(&vswitch, &format!("/v1/ports/{name}"), || Ok(()))?;
+        ensure!(shown["session"]["quarantined"] == false, "{shown}");
+    }
+    while good.poll()?.is_some() {}
+    other.send(&frame(3, 2, 77))?;
+    let received = good.expect()?.frame;
+    ensure!(number(&received) == 77, "something else came");
+    for guest in [&mut bad, &mut good, &mut other] {
+        let closed = guest.frontend().raw().closes_within(Duration::ZERO)?;
+        ensure!(!closed, "a connection was closed");
+    }
+    ensure!(
+        !flood(&mut good)? || !flood(&mut good)?,
+        "it is served in quarantine"
+    );
+    vswitch.client(&["port", "release", "bad"])?;
+    until("its frames", || Ok(flood(&mut good)?.then_some(())))?;
+    resumed(&vswitch, "/v1/ports/bad", || flood(&mut good).map(drop))?;
+    vswitch.daemon().stop()
 }
 
 #[test]

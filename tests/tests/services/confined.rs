@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use towpath_common::testing::blk::{BlkClient, ClientOptions};
+use towpath_common::testing::net::{NetClient, NetOptions};
 use towpath_tests::daemon::{Vblk, Vswitch};
 
 use super::create_image;
@@ -89,4 +90,62 @@ fn a_directory_out_of_reach_is_refused_with_the_remedy_and_reached_after_a_resta
     let mut client = BlkClient::connect(&vblk.path("two"), ClientOptions::default())?;
     client.write(0, &[7; 4096])?;
     Ok(())
+}
+
+/// What a confined switch serves, changes and keeps within its directories goes on as ever.
+#[test]
+fn a_confined_vswitch_serves_ports_within_reach_and_refuses_others_with_the_remedy() -> Result<()> {
+    let (dir, far) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let more = tempfile::tempdir()?;
+    let (here, there, more) = (
+        dir.path().display(),
+        far.path().display(),
+        more.path().display(),
+    );
+    let config = |paths: &str| {
+        format!(
+            "[landlock]\npaths = [{paths}]\n\
+             [[port]]\nname = \"a\"\nsocket = \"{here}/a\"\n"
+        )
+    };
+    let file = dir.path().join("vswitch.toml");
+    fs::write(&file, config(&format!("\"{more}\"")))?;
+    let wide = config(&format!("\"{more}\", \"{there}\""));
+    let (near, named, out) = (
+        format!("b,socket={here}/b"),
+        format!("c,socket={more}/c"),
+        format!("d,socket={there}/d"),
+    );
+    let mut vswitch = Vswitch::serve(dir, &[], &["--config", "{dir}/vswitch.toml"])?;
+    if vswitch.said().contains("no Landlock") {
+        println!("skipped: this kernel has no Landlock");
+        return Ok(());
+    }
+    let mut client = NetClient::connect(&vswitch.path("a"), NetOptions::default())?;
+    // Beside what it serves, and kept in its file; in a directory that is named.
+    vswitch.client(&["port", "add", &near, "--persist"])?;
+    vswitch.client(&["port", "add", &named])?;
+    let refused = vswitch.client(&["port", "add", &out]);
+    let refused = format!("{:#}", refused.err().context("it was reached")?);
+    ensure!(refused.contains("add a directory to `paths`"), "{refused}");
+    // Somebody who has taken it over gets no further, and what is refused disturbed nobody.
+    let said = vswitch.client(&["reload"])?;
+    ensure!(said.contains("-port c"), "{said}");
+    ensure!(fs::read_to_string(&file)?.contains("/b\""), "not kept");
+    let mut other = NetClient::connect(&vswitch.path("b"), NetOptions::default())?;
+    let frame = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
+    let frame = [frame, vec![0x88, 0xb5], vec![7; 50]].concat();
+    client.send(&frame)?;
+    ensure!(other.expect()?.frame == frame, "another frame came");
+    // A wider reach takes a restart, and is announced as such.
+    fs::write(&file, wide)?;
+    let said = vswitch.client(&["reload"])?;
+    ensure!(
+        said.contains("landlock paths") && said.contains("after a restart"),
+        "{said}"
+    );
+    vswitch.daemon().stop()?;
+    vswitch.start_again()?;
+    vswitch.client(&["port", "add", &out])?;
+    vswitch.daemon().stop()
 }

@@ -32,11 +32,11 @@ pub use disk::{
     BlockSize, Cache, Connections, Disk, FileLock, FileMap, GuestMemory, MirrorDisk, MirrorTimeout,
     OnError, Polling, QueueCount, Serial,
 };
-pub use process::{EngineChoice, Landlock, Process, ProcessTable};
+pub use process::{EngineChoice, Process, ProcessTable};
 use qos::GroupTable;
 pub use qos::{Bandwidth, Group, Iops, Limit};
 pub use source::Source;
-pub use towpath_common::config::Daemon;
+pub use towpath_common::config::{Daemon, Landlock};
 
 /// Read when the command line names neither a file nor a disk.
 pub const DEFAULT_FILE: &str = "/etc/towpath/vblk.toml";

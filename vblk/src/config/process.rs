@@ -1,12 +1,10 @@
 //! What concerns the process and only a daemon of disks has: top-level keys, and options that
 //! override them. Like `[daemon]`, they take effect at a start only.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
-use towpath_common::config::ValueError;
+use towpath_common::config::{Landlock, ValueError};
 
 /// Who does the I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,27 +32,6 @@ impl FromStr for EngineChoice {
                 Err(ValueError::form("engine", text, fix))
             }
         }
-    }
-}
-
-/// The table `[landlock]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Landlock {
-    /// Directories that the daemon may reach beside those of its storages and of what it serves
-    /// when it starts; nothing: it is not limited.
-    #[serde(deserialize_with = "absolute")]
-    pub paths: Vec<PathBuf>,
-}
-
-fn absolute<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
-    let all = Vec::<PathBuf>::deserialize(from)?;
-    match all.iter().find(|path| !path.is_absolute()) {
-        Some(path) => Err(D::Error::custom(format!(
-            "{} is relative; write it from / on",
-            path.display()
-        ))),
-        None => Ok(all),
     }
 }
 
@@ -104,16 +81,6 @@ mod tests {
         let nothing = ProcessTable::default();
         assert_eq!(file.complete(&nothing).engine, EngineChoice::IoUring);
         assert_eq!(nothing.clone().complete(&nothing), Process::default());
-        let landlock = |text: &str| toml::from_str::<Landlock>(text);
-        assert_eq!(
-            landlock("paths = [\"/a\"]").unwrap().paths,
-            ["/a"].map(PathBuf::from)
-        );
-        let error = landlock("paths = [\"/a\", \"b\"]").unwrap_err().to_string();
-        assert!(
-            error.contains("b is relative; write it from / on"),
-            "{error}"
-        );
         let error = "aio".parse::<EngineChoice>().unwrap_err().to_string();
         assert!(error.contains("use auto, io_uring or threads"), "{error}");
     }

@@ -22,7 +22,8 @@ pub struct Diff {
     pub mirrors: Changes,
     /// Keys of `[switch]`: `key: old -> new`.
     pub switch: Vec<String>,
-    /// Keys of `[daemon]` and the `fdb_size` that changed, and take effect at the next start only.
+    /// Keys of `[daemon]` and `[landlock]` and the `fdb_size` that changed, and take effect at the
+    /// next start only.
     pub needs_restart: Vec<String>,
     /// Ports that go or are set up anew while a machine uses them: its session ends.
     #[serde(default)]
@@ -77,6 +78,8 @@ impl Config {
         let at_start = |key: &String| key.starts_with("fdb_size:");
         let (restart, switch): (Vec<_>, _) = switch.into_iter().partition(at_start);
         let mut needs_restart = changed_keys(&self.daemon, &new.daemon);
+        let landlock = changed_keys(&self.landlock, &new.landlock);
+        needs_restart.extend(landlock.iter().map(|key| format!("landlock {key}")));
         needs_restart.extend(restart.iter().map(|key| format!("switch {key}")));
         Diff {
             ports: Changes::between_running(

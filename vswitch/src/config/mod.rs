@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 use towpath_common::config::{
-    ConfigError, Daemon, DaemonTable, Document, Place, SocketPath, chosen_file,
+    ConfigError, Daemon, DaemonTable, Document, Landlock, Place, SocketPath, chosen_file,
 };
 use towpath_common::control::Access;
 
@@ -62,6 +62,8 @@ pub struct Config {
     pub fdb: Vec<StaticEntry>,
     /// Copies of traffic.
     pub mirrors: Vec<Mirror>,
+    /// What files may be reached.
+    pub landlock: Landlock,
 }
 
 /// [`DEFAULT_CONTROL`], typed.
@@ -91,6 +93,8 @@ struct File {
     #[serde(default)]
     control: Access,
     #[serde(default)]
+    landlock: Landlock,
+    #[serde(default)]
     switch: Switch,
     #[serde(default, rename = "port")]
     ports: Vec<Spanned<Port>>,
@@ -109,6 +113,7 @@ struct Written {
     uplinks: Vec<(Place, Uplink)>,
     fdb: Vec<(Place, StaticEntry)>,
     mirrors: Vec<(Place, Mirror)>,
+    landlock: Landlock,
 }
 
 impl Sources {
@@ -148,6 +153,7 @@ impl Config {
                 uplinks: place_all(document, file.uplinks),
                 fdb: place_all(document, file.fdb),
                 mirrors: place_all(document, file.mirrors),
+                landlock: file.landlock,
             };
         }
         let ports = argument::parse_all("--port", &PORT, &sources.ports)?;
@@ -179,6 +185,7 @@ impl Config {
             mirrors: mirrors
                 .map(|one| (running(format!("mirror {}", one.name)), one))
                 .collect(),
+            landlock: self.landlock,
         };
         check::check(&self.daemon, &written)?;
         Ok(Self::of(self.daemon, self.switch, written))
@@ -190,6 +197,7 @@ impl Config {
             uplinks,
             fdb,
             mirrors,
+            landlock,
         } = written;
         Self {
             daemon,
@@ -198,6 +206,7 @@ impl Config {
             uplinks: values(uplinks),
             fdb: values(fdb),
             mirrors: values(mirrors),
+            landlock,
         }
     }
 
@@ -210,6 +219,7 @@ impl Config {
     pub fn keep_what_needs_a_restart(&mut self, running: &Self) {
         self.daemon = running.daemon.clone();
         self.switch.fdb_size = running.switch.fdb_size;
+        self.landlock = running.landlock.clone();
     }
 }
 

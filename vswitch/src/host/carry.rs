@@ -33,10 +33,14 @@ use crate::service::ServiceError;
 use crate::stats::{Carried, PortShared, QueueCounters};
 use crate::vlan::Vid;
 
+/// Version of what this build writes into both ledgers, and the newest it reads; what says none is
+/// of the first. A field that is new has a default, and what it does not know it leaves; one that
+/// changes its meaning makes a new version.
+const VERSION: u32 = 1;
 /// Turns of the monitor, a quarter of a second each, between two versions of the ledgers.
 const TURNS: u32 = 4;
 /// The kind of an interface's document.
-const TAP: &str = "tap";
+pub(super) const TAP: &str = "tap";
 
 /// Counters of one port.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -52,10 +56,23 @@ pub(super) struct Page {
     vlans: BTreeMap<u16, [u64; 4]>,
 }
 
+/// What a ledger says first, whatever its version.
+#[derive(Debug, Deserialize)]
+struct Stamp {
+    #[serde(default = "first")]
+    version: u32,
+}
+
+/// The version of a ledger that names none.
+const fn first() -> u32 {
+    1
+}
+
 /// Counters of all ports, by name, and of the table of addresses.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Book {
+    version: u32,
     ports: BTreeMap<String, Page>,
     fdb: BTreeMap<String, u64>,
 }
@@ -64,6 +81,7 @@ struct Book {
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Addresses {
+    version: u32,
     /// Names of ports.
     ports: Vec<String>,
     /// VLAN, address, place in `ports`, seconds since it was seen.
@@ -87,14 +105,21 @@ pub(super) struct Carry {
     taps: Mutex<BTreeMap<String, Place>>,
 }
 
+/// What is written in a ledger; nothing, in one that is new.
+fn read<T: DeserializeOwned + Default>(text: &[u8]) -> Result<T, KeepError> {
+    if text.is_empty() {
+        return Ok(T::default());
+    }
+    let Stamp { version } = serde_json::from_slice(text)?;
+    if version > VERSION {
+        let why = format!("it has version {version}, this build reads up to {VERSION}");
+        return Err(KeepError::Unfit(why));
+    }
+    Ok(serde_json::from_slice(text)?)
+}
+
 /// A ledger, and what it said.
 fn open<T: DeserializeOwned + Default>(keeper: &Keeper, name: &str) -> (Option<Ledger>, T) {
-    let read = |text: &[u8]| -> Result<T, KeepError> {
-        if text.is_empty() {
-            return Ok(T::default());
-        }
-        Ok(serde_json::from_slice(text)?)
-    };
     match Ledger::open(keeper, name) {
         Ok(None) => (None, T::default()),
         Ok(Some((ledger, text))) => {
@@ -175,7 +200,15 @@ impl Carry {
             pages.collect()
         };
         let fdb = values_of(&self.fdb.counters());
-        put(open, &Book { ports, fdb });
+        let version = VERSION;
+        put(
+            open,
+            &Book {
+                version,
+                ports,
+                fdb,
+            },
+        );
     }
 
     fn write_addresses(&self) {
@@ -204,6 +237,7 @@ impl Carry {
             Some((entry.vid.get(), entry.mac.0, at, entry.age_s))
         });
         Addresses {
+            version: VERSION,
             entries: entries.collect(),
             ports: names.into_iter().map(|(_, name)| name).collect(),
         }
@@ -411,3 +445,6 @@ impl Host {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

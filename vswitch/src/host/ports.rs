@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use towpath_common::config::{Name, SocketMode};
 use towpath_common::keep::{Keeper, Place};
 use towpath_common::lease::Lease;
+use towpath_common::sandbox::landlock::hinted;
 use towpath_common::sched::Share;
 use towpath_common::session::{Endpoint, Keeping, Listening, Mode, Server};
 use towpath_common::worker::{Handle, Worker};
 use tracing::error;
 
+use super::absent::Down;
 use super::settings::{mirrors_of, share, undo, uplink_guards};
-use super::{Host, lock};
+use super::{Host, absent, lock};
 use crate::config::{self, Config};
 use crate::device::NetDevice;
 use crate::egress::{Egress, GuestEgress};
@@ -59,6 +62,8 @@ pub(crate) enum Kind {
 enum Prepared {
     Guest(config::Port, Option<Listening>),
     Uplink(config::Uplink, Vec<Tap>),
+    /// An uplink that cannot be opened, and why.
+    Absent(config::Uplink, String),
 }
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -83,10 +88,14 @@ impl Running {
         self.shared.failure().is_none()
     }
 
-    /// Whether it is this uplink and goes on being it, whatever else about it changes.
-    fn stays(&self, wanted: &config::Uplink) -> bool {
-        let same = |have: &config::Uplink| have.same_interface(wanted);
-        self.works() && matches!(&self.kind, Kind::Uplink(have, ..) if same(have))
+    /// Whether it is this uplink, working or not, whatever else about it changes.
+    fn is(&self, wanted: &config::Uplink) -> bool {
+        matches!(&self.kind, Kind::Uplink(have, ..) if have.same_interface(wanted))
+    }
+
+    /// Whether it is this uplink and goes on being it.
+    fn stays(&self, wanted: &config::Uplink, down: &Down) -> bool {
+        self.is(wanted) && (self.works() || down.iter().any(|(u, _)| u.name == wanted.name))
     }
 
     /// What it carried since its name is configured.
@@ -140,7 +149,7 @@ fn listen(config: &config::Port, keeper: &Keeper) -> Result<Listening, ServiceEr
 pub(super) fn failed(name: &Name, source: impl Into<Cause>) -> ServiceError {
     ServiceError::Port {
         name: name.clone(),
-        source: source.into(),
+        source: hinted(source.into()),
     }
 }
 
@@ -156,13 +165,13 @@ impl Host {
             let at = names.iter().position(|known| *known == name)?;
             u16::try_from(at).ok().map(PortNo)
         })?;
-        let prepared = self.prepare(config)?;
+        let (prepared, down) = self.prepare(config)?;
         self.carry.recall(&names);
-        let reopened = self.reopened(config);
+        let reopened = self.reopened(config, &down);
         let resized = self.resize(config)?;
         let stays = |r: &Running| match &r.kind {
             Kind::Guest(have, _) => config.ports.iter().any(|p| have.same_session(p)),
-            Kind::Uplink(..) => config.uplinks.iter().any(|u| r.stays(u)),
+            Kind::Uplink(..) => config.uplinks.iter().any(|u| r.stays(u, &down)),
         };
         let gone: Vec<Running> = {
             let mut running = lock(&self.ports);
@@ -193,25 +202,16 @@ impl Host {
         self.settled();
         let mut report = self.set_addresses(config);
         report.warnings.extend(reopened);
+        report.warnings.extend(absent::sentences(&down));
         self.go_on();
+        self.follows.store(false, Relaxed);
         Ok(report)
     }
 
-    /// A sentence for each uplink that does not work and is about to be opened again.
-    fn reopened(&self, config: &Config) -> Vec<String> {
+    /// Open what is new, touching nothing that runs. Gives what stays down, too.
+    fn prepare(&self, config: &Config) -> Result<(Vec<Prepared>, Down), ServiceError> {
         let running = lock(&self.ports);
-        let again = running.iter().filter(|r| {
-            let wanted = config.uplinks.iter().any(|u| u.name == *r.name());
-            wanted && !r.works()
-        });
-        let sentence = |r: &Running| format!("uplink {} had failed and was opened again", r.name());
-        again.map(sentence).collect()
-    }
-
-    /// Open what is new, touching nothing that runs.
-    fn prepare(&self, config: &Config) -> Result<Vec<Prepared>, ServiceError> {
-        let running = lock(&self.ports);
-        let mut prepared = Vec::new();
+        let (mut prepared, mut down) = (Vec::new(), Down::new());
         for port in &config.ports {
             let have = |r: &Running| matches!(&r.kind, Kind::Guest(p, _) if p.same_session(port));
             if running.iter().any(have) {
@@ -228,7 +228,7 @@ impl Host {
             prepared.push(Prepared::Guest(port.clone(), listening));
         }
         for uplink in &config.uplinks {
-            if running.iter().any(|r| r.stays(uplink)) {
+            if running.iter().any(|r| r.stays(uplink, &Down::new())) {
                 continue;
             }
             // So is an interface, unless it is gone.
@@ -237,11 +237,22 @@ impl Host {
             let taps = if running.iter().any(ours) {
                 Vec::new()
             } else {
-                self.open(uplink)?
+                match self.open(uplink) {
+                    Ok(taps) => taps,
+                    Err(error) if running.iter().any(|r| r.is(uplink)) => {
+                        down.push((uplink.clone(), absent::reason(error)));
+                        continue;
+                    }
+                    Err(error) if self.follows.load(Relaxed) => {
+                        prepared.push(Prepared::Absent(uplink.clone(), absent::reason(error)));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
             };
             prepared.push(Prepared::Uplink(uplink.clone(), taps));
         }
-        Ok(prepared)
+        Ok((prepared, down))
     }
 
     /// Start all that was prepared, or none of it; `replaced` is what ports of the same names did.
@@ -250,7 +261,7 @@ impl Host {
         for prepared in prepared {
             let name = match &prepared {
                 Prepared::Guest(port, _) => &port.name,
-                Prepared::Uplink(uplink, _) => &uplink.name,
+                Prepared::Uplink(uplink, _) | Prepared::Absent(uplink, _) => &uplink.name,
             };
             let before = replaced.iter().find(|r| r.name() == name);
             let before = before.map(|r| (Arc::clone(&r.shared), r.connections));
@@ -258,6 +269,7 @@ impl Host {
             let running = match prepared {
                 Prepared::Guest(port, listening) => self.start_guest(no, port, listening, before),
                 Prepared::Uplink(uplink, taps) => self.start_uplink(no, uplink, taps, before),
+                Prepared::Absent(uplink, why) => Ok(self.start_absent(no, uplink, why, before)),
             };
             match running {
                 Ok(port) => started.push(port),
@@ -358,7 +370,7 @@ impl Host {
         })
     }
 
-    fn start_uplink(
+    pub(super) fn start_uplink(
         &self,
         no: PortNo,
         config: config::Uplink,
@@ -432,7 +444,7 @@ impl Host {
     }
 
     /// Let all workers forget a port, even if only some of them ever knew it.
-    fn forget_port(&self, no: PortNo) {
+    pub(super) fn forget_port(&self, no: PortNo) {
         for worker in &self.workers {
             // A dead worker has nothing to remove.
             let handle = worker.handle();

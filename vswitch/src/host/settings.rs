@@ -80,7 +80,8 @@ impl Host {
     /// Give interfaces that stay the MTU that is configured now, all of them or none.
     pub(super) fn resize(&self, config: &Config) -> Result<Resized, ServiceError> {
         let mut resized = Resized::new();
-        for running in lock(&self.ports).iter() {
+        // One that is down gets its MTU when it is opened.
+        for running in lock(&self.ports).iter().filter(|r| r.works()) {
             let Kind::Uplink(have, mtu, _) = &running.kind else {
                 continue;
             };

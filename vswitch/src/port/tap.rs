@@ -105,6 +105,9 @@ impl From<InterfaceName> for String {
     }
 }
 
+/// What TAP interfaces are made and opened by.
+pub const TUN: &str = "/dev/net/tun";
+
 /// Why a TAP interface cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
@@ -233,6 +236,14 @@ impl Tap {
         }
     }
 
+    /// Whether there is an interface of this name in this network namespace.
+    #[must_use]
+    pub fn exists(name: &InterfaceName) -> bool {
+        let (family, kind) = (AddressFamily::INET, SocketType::DGRAM);
+        let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None);
+        socket.is_ok_and(|socket| sys::flags(socket.as_fd(), name.as_str()).is_ok())
+    }
+
     /// Give the interface another MTU (in bytes, without the Ethernet header); its queues stay.
     ///
     /// # Errors
@@ -269,7 +280,7 @@ impl Tap {
 /// A new queue of the interface.
 fn attach(name: &InterfaceName, queues: u16) -> Result<OwnedFd, TapError> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|e| match e {
+    let fd = rustix::fs::open(TUN, flags, Mode::empty()).map_err(|e| match e {
         Errno::ACCESS | Errno::PERM => TapError::NotPermitted {
             name: name.clone(),
             action: "open /dev/net/tun",

@@ -244,6 +244,9 @@ impl Outbox {
                 let queue = self.worker % queues.len().max(1);
                 if let Some(lease) = queues.get(queue) {
                     to.uplink(queue, &mut **lease.hold(), mask);
+                } else {
+                    // Its interface could not be opened yet.
+                    to.drop(Discard::PortDown, mask);
                 }
             }
         }
