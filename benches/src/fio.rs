@@ -1,4 +1,5 @@
-//! The limit as others measure it: fio with `io_uring` in one thread.
+//! The limit as others measure it: fio in one thread, with `io_uring` on a file, or with libnbd on
+//! an export.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -41,33 +42,38 @@ struct Direction {
     runtime: u64,
 }
 
-/// Runs `workload` on `file` (of `size` bytes), with `O_DIRECT` if `direct`.
-pub fn run(
-    file: &Path,
-    size: u64,
-    direct: bool,
-    workload: &Workload,
-    effort: &Effort,
-) -> Result<FioSample> {
+/// What fio reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub enum On<'a> {
+    /// A file, with `O_DIRECT` or without.
+    File(&'a Path, bool),
+    /// What the NBD server at this socket exports.
+    Export(&'a Path),
+}
+
+/// Runs `workload` on `on`, of `size` bytes.
+pub fn run(on: On<'_>, size: u64, workload: &Workload, effort: &Effort) -> Result<FioSample> {
     let random = if workload.sequential { "" } else { "rand" };
     let kind = if workload.write { "write" } else { "read" };
     let mut command = Command::new("fio");
+    command.arg("--name=limit");
+    match on {
+        On::File(file, direct) => command
+            .args(["--ioengine=io_uring", "--thread"])
+            .arg(format!("--filename={}", file.display()))
+            .arg(format!("--direct={}", u8::from(direct))),
+        On::Export(socket) => command
+            .args(["--ioengine=nbd", "--thread"])
+            .arg(format!("--uri=nbd+unix:///?socket={}", socket.display())),
+    };
     command
-        .arg("--name=limit")
-        .arg(format!("--filename={}", file.display()))
         .arg(format!("--size={size}"))
         .arg(format!("--rw={random}{kind}"))
         .arg(format!("--bs={}", workload.block))
         .arg(format!("--iodepth={}", workload.depth))
-        .arg(format!("--direct={}", u8::from(direct)))
         .arg(format!("--runtime={}ms", effort.duration().as_millis()))
         .arg(format!("--ramp_time={}ms", effort.warm_up().as_millis()))
-        .args([
-            "--ioengine=io_uring",
-            "--thread",
-            "--time_based",
-            "--norandommap",
-        ])
+        .args(["--time_based", "--norandommap"])
         // Cached files stay cached: fio would drop their pages first.
         .args(["--invalidate=0", "--randrepeat=1", "--output-format=json"])
         .stdin(Stdio::null());

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::backend::{Backend, DiskSpec, Launcher};
 use crate::cpu::{self, Noise, Watch};
-use crate::fio;
+use crate::fio::{self, On};
 use crate::load::{Generator, Sample};
 use crate::plan::{Contender, Effort, Entrant, Entry, Row, Target, Workload};
 use crate::raw::{Raw, yielding};
@@ -170,22 +170,8 @@ impl Runner {
     }
 
     fn fio(&self, row: &Row, path: &Path) -> Result<Figure> {
-        let direct = row.target.is_direct();
-        let watch = Watch::start(None)?;
-        let ran = fio::run(path, self.files.size, direct, &row.workload, &self.effort)?;
-        // Its start and warm-up are part of the time watched, and its own.
-        let all = self.effort.duration() + self.effort.warm_up();
-        let gone = ran
-            .cpu
-            .mul_f64(all.as_secs_f64() / ran.sample.time.as_secs_f64());
-        let noise = watch.stop(gone)?;
-        Ok(Figure::new(
-            ran.sample,
-            Noise {
-                backend: ran.cpu,
-                ..noise
-            },
-        ))
+        let on = On::File(path, row.target.is_direct());
+        by_fio(on, self.files.size, &row.workload, &self.effort, None)
     }
 
     fn served(&self, row: &Row, who: Contender, file: PathBuf) -> Result<Figure> {
@@ -205,6 +191,29 @@ impl Runner {
         };
         load.drive(&backend, backend.sockets())
     }
+}
+
+/// What fio reaches on `on`, of `size` bytes; `server` is a process that does part of the work.
+pub fn by_fio(
+    on: On<'_>,
+    size: u64,
+    workload: &Workload,
+    effort: &Effort,
+    server: Option<u32>,
+) -> Result<Figure> {
+    let watch = Watch::start(None)?.beside(server)?;
+    let ran = fio::run(on, size, workload, effort)?;
+    // Its start and warm-up are part of the time watched, and its own.
+    let all = effort.duration() + effort.warm_up();
+    let gone = ran
+        .cpu
+        .mul_f64(all.as_secs_f64() / ran.sample.time.as_secs_f64());
+    let noise = watch.stop(gone)?;
+    let noise = Noise {
+        backend: ran.cpu,
+        ..noise
+    };
+    Ok(Figure::new(ran.sample, noise))
 }
 
 /// What this thread reaches without a back-end.

@@ -28,6 +28,8 @@ pub enum Kit {
     Proof,
     /// Networks: `ethtool` and `talk`.
     Net,
+    /// Disks and networks: `mkfs.ext4`, `exercise` and `talk`.
+    Whole,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
     Sriov,
     /// Disks and file systems that are written and verified by `fio`: `mkfs.ext4`, `mkfs.xfs`.
@@ -59,6 +61,7 @@ impl Kit {
                 "dm-log-writes",
             ],
             Self::Net => &["virtio_net", "8021q"],
+            Self::Whole => &["crc32c_generic", "virtio_blk", "ext4", "virtio_net"],
             Self::Storage => &["nvme"],
             Self::Nfs => &["nfsd", "nfsv4"],
             Self::Lvm => &[
@@ -84,6 +87,10 @@ impl Kit {
                 &[("towpath-tests", "records"), ("towpath-tests", "exercise")],
             ),
             Self::Net => (&["ethtool"], &[("towpath-tests", "talk")]),
+            Self::Whole => (
+                &["mkfs.ext4"],
+                &[("towpath-tests", "exercise"), ("towpath-tests", "talk")],
+            ),
             Self::Fio => (&["fio", "mkfs.ext4", "mkfs.xfs"], &[]),
             Self::Lvm => (
                 &["lvm", "dmsetup"],

@@ -15,8 +15,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `qemu-nbd` with the raw `image`, once it listens on `socket`.
 pub fn qemu_nbd(socket: &Path, image: &Path) -> Result<Process> {
+    serve(socket, image, "8")
+}
+
+/// The same for one client at a time, with one connection: no second one is promised anything.
+pub fn qemu_nbd_for_one(socket: &Path, image: &Path) -> Result<Process> {
+    serve(socket, image, "1")
+}
+
+fn serve(socket: &Path, image: &Path, clients: &str) -> Result<Process> {
     let mut command = Command::new(paths::program("qemu-nbd")?);
-    command.args(["-t", "-e", "8", "-f", "raw", "-k"]);
+    command.args(["-t", "-e", clients, "-f", "raw", "-k"]);
     let server = Process::start(command.arg(socket).arg(image))?;
     let until = Instant::now() + PATIENCE;
     while UnixStream::connect(socket).is_err() {

@@ -8,6 +8,7 @@
 mod change;
 mod changes;
 mod doze;
+mod loan;
 mod publish;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,8 @@ use crate::stages::Stages;
 use crate::stats::{DiskShared, Events, Latency};
 pub use change::{Change, DiskKey, NewDisk};
 use doze::Naps;
+use loan::Loans;
+pub use loan::{Fetch, Fetched};
 use towpath_common::bell::Bell;
 use turns::{Price, Turn, Turns};
 
@@ -102,6 +105,7 @@ pub struct BlkPlane<E: Engine> {
     retry_at: Option<Cycles>,
     /// Answers owed to those that wait until nothing of a disk is in flight.
     pauses: Vec<(DiskKey, ReplyTo<()>)>,
+    loans: Loans,
     mortal: Mortal,
 }
 
@@ -137,6 +141,7 @@ impl<E: Engine> BlkPlane<E> {
             events,
             retry_at: None,
             pauses: Vec::new(),
+            loans: Loans::default(),
             mortal: Mortal::of_environment(),
         }
     }
@@ -151,6 +156,7 @@ impl<E: Engine> BlkPlane<E> {
             by_queue,
             dirty,
             clock,
+            loans,
             ..
         } = self;
         let rate = clock.rate();
@@ -159,6 +165,7 @@ impl<E: Engine> BlkPlane<E> {
             any = true;
             let key = f.origin.queue as usize;
             let Some(Some(queue)) = queues.get_mut(key) else {
+                loans.ended(&f);
                 return;
             };
             if !queue.dirty {
@@ -368,6 +375,7 @@ impl<E: Engine> Plane for BlkPlane<E> {
             self.publish();
         }
         if self.io.is_holding() {
+            self.end_loans();
             self.hold(now);
         }
         if !self.pauses.is_empty() {

@@ -50,6 +50,8 @@ pub enum Who {
     /// Our own `io_uring` loop where the bytes lie, one thread: the limit. On the stripe it does
     /// the arithmetic, on the mirror it writes both files.
     Raw,
+    /// fio's own client of the NBD server: no back-end gets more out of it.
+    Fio,
     /// qemu-storage-daemon with an iothread and its own driver for the kind.
     Qsd,
     /// vblk through the file system where the row is of extents.
@@ -59,12 +61,13 @@ pub enum Who {
 }
 
 impl Entrant for Who {
-    const ALL: &'static [Self] = &[Self::Raw, Self::Qsd, Self::File, Self::Vblk];
+    const ALL: &'static [Self] = &[Self::Raw, Self::Fio, Self::Qsd, Self::File, Self::Vblk];
     const OURS: Self = Self::Vblk;
 
     fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
+            Self::Fio => "fio",
             Self::Qsd => "qsd",
             Self::File => "file",
             Self::Vblk => "vblk",
@@ -93,7 +96,8 @@ impl Entry for Row {
 
     fn contenders(&self) -> &[Who] {
         match self.kind {
-            Kind::Device | Kind::Nbd => &[Who::Raw, Who::Qsd, Who::Vblk],
+            Kind::Device => &[Who::Raw, Who::Qsd, Who::Vblk],
+            Kind::Nbd => &[Who::Raw, Who::Fio, Who::Qsd, Who::Vblk],
             Kind::Extents => &[Who::Raw, Who::Qsd, Who::File, Who::Vblk],
             Kind::Stripe | Kind::Mirror => &[Who::Raw, Who::Vblk],
         }

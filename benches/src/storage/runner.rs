@@ -7,12 +7,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::plan::{Kind, Row, Who};
+
 use super::scene::{Scene, open_direct, tool};
 use crate::backend::{Backend, Launcher};
 use crate::cpu;
-use crate::plan::Effort;
+use crate::fio::On;
+use crate::plan::{Effort, Entrant};
 use crate::raw::Raw;
-use crate::runner::{Figure, Load, limit, quietest};
+use crate::runner::{Figure, Load, by_fio, limit, quietest};
 
 /// Everything a run needs.
 #[derive(Debug)]
@@ -37,6 +39,11 @@ impl Runner {
         if who == Who::Raw {
             return cpu::on_cpu(self.launcher.cpu, || self.raw(row))?;
         }
+        if who == Who::Fio {
+            // This starts the server.
+            self.scene.address(row.kind)?;
+            return cpu::on_cpu(self.launcher.cpu, || self.fio(row))?;
+        }
         let backend = self.backend(row.kind, who)?;
         let load = Load {
             workload: row.workload,
@@ -57,13 +64,25 @@ impl Runner {
         limit(raw, &self.effort)
     }
 
+    fn fio(&self, row: &Row) -> Result<Figure> {
+        let socket = self.scene.socket();
+        let (size, server) = (self.scene.size(), self.scene.server());
+        by_fio(
+            On::Export(&socket),
+            size,
+            &row.workload,
+            &self.effort,
+            server,
+        )
+    }
+
     fn backend(&mut self, kind: Kind, who: Who) -> Result<Backend> {
         let dir = tempfile::tempdir().context("scratch directory")?;
         let socket = dir.path().join("disk.sock");
         let mut command = match who {
             Who::Qsd => self.qsd(kind, &socket)?,
             Who::File | Who::Vblk => self.vblk(kind, who, &socket)?,
-            Who::Raw => bail!("raw is no back-end"),
+            Who::Raw | Who::Fio => bail!("{} is no back-end", who.name()),
         };
         self.launcher.run(&mut command, vec![socket], dir)
     }

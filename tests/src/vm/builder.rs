@@ -92,6 +92,13 @@ impl Builder {
         self
     }
 
+    /// The guest is for scenarios about its disks and its networks at once, whatever it has so far.
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.kit = Kit::Whole;
+        self
+    }
+
     /// The guest is for scenarios about file systems under stress ([`Kit::Proof`]).
     #[must_use]
     pub fn proof(mut self) -> Self {

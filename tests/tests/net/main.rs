@@ -7,6 +7,7 @@ mod dpdk;
 mod harness;
 mod killed;
 mod migrate;
+mod moves;
 mod offloads;
 mod plug;
 mod reconnect;

@@ -10,12 +10,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tempfile::TempDir;
 use towpath_tests::daemon::Vblk;
+use towpath_tests::nbd::qemu_nbd_for_one;
 use towpath_tests::paths;
 use towpath_tests::process::Process;
 
 use crate::kills::{Guest, LANES};
-use crate::snapshot::holds;
+use crate::snapshot::{holds, of_one_moment};
 use crate::{PATIENCE, create_image};
 
 const MIB: u64 = 1 << 20;
@@ -49,10 +51,45 @@ impl Scene {
     fn new() -> Result<Scene> {
         let dir = tempfile::tempdir()?;
         image(&dir.path().join("image"))?;
-        let disk = "{dir}/image,socket={dir}/disk,queues=1,name=d,bitmap={dir}/bitmap";
-        let vblk = Vblk::serve(dir, &[disk], &[])?;
+        Scene::of(dir, "{dir}/image")
+    }
+
+    /// On `storage`, whose bytes are those of the image in `dir`.
+    fn of(dir: TempDir, storage: &str) -> Result<Scene> {
+        let disk = format!("{storage},socket={{dir}}/disk,queues=1,name=d,bitmap={{dir}}/bitmap");
+        let vblk = Vblk::serve(dir, &[&disk], &[])?;
         let guest = Guest::connect(&vblk)?;
         Ok(Scene { vblk, guest })
+    }
+
+    /// A full backup and an incremental one, with `between` in between, and a copy.
+    fn each_kind(&mut self, between: impl FnOnce(&Vblk) -> Result<()>) -> Result<()> {
+        self.work_a_little()?;
+        let full = self.begin("full", &["--rate", "24M"])?;
+        let status = self.finish()?;
+        println!("{status}");
+        ensure!(
+            status["copied_first"].as_u64() > Some(0),
+            "the guest waited for nothing: {status}"
+        );
+        between(&self.vblk)?;
+        self.work_a_little()?;
+        let part = self.begin("part", &["--incremental"])?;
+        let status = self.finish()?;
+        ensure!(
+            status["sort"] == "incremental" && status["note"].is_null(),
+            "{status}"
+        );
+        self.work_a_little()?;
+        let before = self.guest.written();
+        let copy = self.path("copy");
+        println!("{}", self.vblk.client(&["snapshot", "d", &copy])?.trim());
+        self.finish()?;
+        of_one_moment(Path::new(&copy), &before, &before)?;
+        self.check("full", &full)?;
+        self.check("part", &part)?;
+        self.guest.settle()?;
+        self.guest.check(&File::open(self.path("image"))?)
     }
 
     fn path(&self, name: &str) -> String {
@@ -358,5 +395,39 @@ fn a_backup_to_an_nbd_export_is_an_image_there() -> Result<()> {
         fs::read(&far)? == image,
         "what is on the server is another disk"
     );
+    scene.vblk.daemon().stop()
+}
+
+/// Nobody but its worker may read a mirror: the worker does it, and one disk is enough for that.
+#[test]
+fn a_mirror_is_backed_up_by_its_worker() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for name in ["image", "second"] {
+        image(&dir.path().join(name))?;
+    }
+    let here = dir.path().display();
+    let mirror = format!("mirror:{here}/image|{here}/second");
+    let record = format!("{here}/record");
+    let mut command = Command::new(towpath_tests::cargo::program("vblk", "vblk")?);
+    command.args(["mirror", "create", &mirror, "--assume-clean", "--record"]);
+    let made = command.arg(&record).output()?;
+    ensure!(made.status.success(), "{made:?}");
+    let mut scene = Scene::of(dir, &format!("{mirror},record={record}"))?;
+    scene.each_kind(|vblk| {
+        vblk.client(&["mirror", "fail", "d", "2"])?;
+        Ok(())
+    })?;
+    scene.vblk.daemon().stop()
+}
+
+/// Nor an export whose server serves one client only.
+#[test]
+fn an_export_with_one_connection_is_backed_up_over_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (file, socket) = (dir.path().join("image"), dir.path().join("nbd"));
+    image(&file)?;
+    let _server = qemu_nbd_for_one(&socket, &file)?;
+    let mut scene = Scene::of(dir, "nbd:unix:{dir}/nbd")?;
+    scene.each_kind(|_| Ok(()))?;
     scene.vblk.daemon().stop()
 }

@@ -8,11 +8,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use towpath_common::worker::Handle;
+
 use super::bitmap::BLOCK;
+use super::lent::Source;
 use super::manifest::{Journal, Sum};
 use super::volume::Volume;
 use super::{BackupError, GRACE, Progress, Totals, Tracker};
 use crate::disk::Disk;
+use crate::plane::{Change, DiskKey};
 
 /// Blocks read and not yet written: 16 MiB.
 const AHEAD: usize = 64;
@@ -35,6 +39,8 @@ pub(super) struct Copy {
     pub(super) size: u64,
     /// Most bytes a second.
     pub(super) rate: Option<u64>,
+    /// Who reads the disk for us, if nobody else may.
+    pub(super) worker: Option<(Handle<Change>, DiskKey)>,
 }
 
 /// Where it goes.
@@ -78,7 +84,7 @@ impl Copy {
     }
 
     fn read(&self, to: &SyncSender<Block>, totals: &Totals) -> Result<(), BackupError> {
-        let source = Volume::new(Arc::clone(&self.disk));
+        let source = Source::new(&self.disk, self.worker.clone());
         let mut source = source.map_err(|e| BackupError::NoMemory(e.to_string()))?;
         let (began, mut paced, mut cursor) = (Instant::now(), 0_u64, 0);
         loop {
@@ -95,7 +101,10 @@ impl Copy {
             let at = block * BLOCK;
             let len = self.size.saturating_sub(at).min(BLOCK);
             let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-            source.read(at, &mut bytes)?;
+            while !source.read(at, &mut bytes)? {
+                self.progress.check()?;
+                std::thread::sleep(TICK);
+            }
             self.tracker.read(block);
             if urgent.is_some() {
                 self.progress.first.fetch_add(1, Relaxed);

@@ -6,6 +6,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use towpath_common::worker::Handle;
+
 use super::bitmap::Subject;
 use super::copy::Copy;
 use super::plan::Plan;
@@ -17,7 +19,7 @@ use crate::device::BlkDevice;
 use crate::disk::Disk;
 use crate::host::{Host, Running, lock};
 use crate::pause::pause;
-use crate::plane::DiskKey;
+use crate::plane::{Change, DiskKey};
 use crate::service::ServiceError;
 use crate::stats::DiskShared;
 use crate::tune::find;
@@ -87,13 +89,6 @@ impl Job {
             let _ = begun.send(Err(ServiceError::busy(&self.name)));
             return;
         };
-        if disk.shape().one_worker {
-            let why = "only the worker that serves it may read it (it is a mirror, or on an NBD \
-                       server that promises nothing about a second connection); back up within \
-                       the guest or on the server, or let the server allow several connections";
-            let _ = begun.send(Err(refused(why)));
-            return;
-        }
         let tracker = disk.track(|| Bitmap::in_memory(disk.size()));
         let planned = tracker.and_then(|tracker| Ok((plan(disk, &tracker)?, tracker)));
         let (plan, tracker) = match planned {
@@ -127,6 +122,7 @@ impl Job {
             progress: Arc::clone(&progress),
             size: disk.size(),
             rate,
+            worker: self.only_worker(),
         };
         let totals = &self.shared.backup;
         let result = copy.run(sink, totals);
@@ -142,6 +138,13 @@ impl Job {
         };
         count.fetch_add(1, Relaxed);
         progress.finish(&result);
+    }
+
+    /// The worker, if nobody else may read the disk.
+    fn only_worker(&self) -> Option<(Handle<Change>, DiskKey)> {
+        let only = self.device.disk().shape().one_worker;
+        let worker = self.device.workers().first().filter(|_| only)?;
+        Some((worker.clone(), self.key))
     }
 
     fn first_status(&self, plan: &Plan) -> BackupStatus {

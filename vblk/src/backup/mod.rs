@@ -24,6 +24,7 @@
 pub mod bitmap;
 mod copy;
 mod host;
+mod lent;
 pub mod manifest;
 pub mod offline;
 mod plan;

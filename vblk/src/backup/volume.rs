@@ -28,24 +28,16 @@ const TICK: Timespec = Timespec {
     tv_nsec: 50_000_000,
 };
 
-/// A disk, and the means to read and write it here. Not to be moved to another thread.
+/// Memory for one request, as an engine wants it: a block, and the status.
 #[derive(Debug)]
-pub struct Volume {
-    io: Io<Router<Choice>>,
-    disk: Arc<Disk>,
-    id: DiskId,
-    mem: MemId,
-    memory: Arc<Mem>,
-    data: Segment,
-    status: Segment,
+pub(super) struct Buffer {
+    pub(super) mem: Arc<Mem>,
+    pub(super) data: Segment,
+    pub(super) status: Segment,
 }
 
-impl Volume {
-    /// Open `disk` for this thread.
-    ///
-    /// # Errors
-    /// If there is no memory, or no engine.
-    pub fn new(disk: Arc<Disk>) -> io::Result<Volume> {
+impl Buffer {
+    pub(super) fn new() -> io::Result<Buffer> {
         let len = BLOCK + 4096;
         let file = memfd_create(
             "vblk-volume",
@@ -59,21 +51,62 @@ impl Volume {
             offset: 0,
         };
         let region = Region::map(spec, file).map_err(io::Error::other)?;
-        let memory = Arc::new(Mem::new(vec![region]).map_err(io::Error::other)?);
-        let find = |at, len| memory.lookup(at, len, &mut 0).unwrap_or_default();
+        let mem = Arc::new(Mem::new(vec![region]).map_err(io::Error::other)?);
+        let find = |at, len| mem.lookup(at, len, &mut 0).unwrap_or_default();
         let data = find(0, u32::try_from(BLOCK).unwrap_or(0));
         let status = find(BLOCK, 1);
+        Ok(Buffer { mem, data, status })
+    }
+
+    /// Its first `len` bytes.
+    pub(super) fn first(&self, len: usize) -> Segment {
+        self.data.take(u32::try_from(len).unwrap_or(0))
+    }
+}
+
+/// `what` failed on `disk` at `at`.
+pub(super) fn failed(
+    disk: &Disk,
+    what: &'static str,
+    at: u64,
+) -> impl Fn(Errno) -> BackupError + use<> {
+    let serial = disk.serial().bytes();
+    let name = String::from_utf8_lossy(serial);
+    let name = name.trim_end_matches('\0').to_owned();
+    move |errno| BackupError::Storage {
+        what,
+        at,
+        disk: name.clone(),
+        source: errno.into(),
+    }
+}
+
+/// A disk, and the means to read and write it here. Not to be moved to another thread.
+#[derive(Debug)]
+pub struct Volume {
+    io: Io<Router<Choice>>,
+    disk: Arc<Disk>,
+    id: DiskId,
+    mem: MemId,
+    buffer: Buffer,
+}
+
+impl Volume {
+    /// Open `disk` for this thread.
+    ///
+    /// # Errors
+    /// If there is no memory, or no engine.
+    pub fn new(disk: Arc<Disk>) -> io::Result<Volume> {
+        let buffer = Buffer::new()?;
         let mut io = Io::new(Router::new(Choice::new(OPERATIONS)?), 1)?;
         let id = io.attach(&disk)?;
-        let mem = io.adopt(&Guest::plain(Arc::clone(&memory)))?;
+        let mem = io.adopt(&Guest::plain(Arc::clone(&buffer.mem)))?;
         Ok(Volume {
             io,
             disk,
             id,
             mem,
-            memory,
-            data,
-            status,
+            buffer,
         })
     }
 
@@ -86,7 +119,7 @@ impl Volume {
     fn run(&mut self, command: Command<'_>) -> Result<(), Errno> {
         let request = Request {
             command,
-            status: self.status,
+            status: self.buffer.status,
         };
         let origin = Origin::default();
         let verdict = |status: Status, errno: Option<Errno>| match status {
@@ -116,16 +149,8 @@ impl Volume {
         }
     }
 
-    fn failed(&self, what: &'static str, at: u64) -> impl Fn(Errno) -> BackupError {
-        let serial = self.disk.serial().bytes();
-        let name = String::from_utf8_lossy(serial);
-        let name = name.trim_end_matches('\0').to_owned();
-        move |errno| BackupError::Storage {
-            what,
-            at,
-            disk: name.clone(),
-            source: errno.into(),
-        }
+    fn failed(&self, what: &'static str, at: u64) -> impl Fn(Errno) -> BackupError + use<> {
+        failed(&self.disk, what, at)
     }
 
     /// Read all of `buf` from `at`; at most a block.
@@ -133,12 +158,12 @@ impl Volume {
     /// # Errors
     /// What the storage said.
     pub fn read(&mut self, at: u64, buf: &mut [u8]) -> Result<(), BackupError> {
-        let seg = [self.data.take(u32::try_from(buf.len()).unwrap_or(0))];
+        let seg = [self.buffer.first(buf.len())];
         let data = Data::over(&seg, buf.len() as u64);
         let done = self.run(Command::Read { offset: at, data });
         done.map_err(self.failed("read", at))?;
         let [seg] = seg;
-        if self.memory.read(seg, buf) {
+        if self.buffer.mem.read(seg, buf) {
             Ok(())
         } else {
             Err(self.failed("read", at)(Errno::FAULT))
@@ -150,8 +175,8 @@ impl Volume {
     /// # Errors
     /// What the storage said.
     pub fn write(&mut self, at: u64, buf: &[u8]) -> Result<(), BackupError> {
-        let seg = self.data.take(u32::try_from(buf.len()).unwrap_or(0));
-        if !self.memory.write(seg, buf) {
+        let seg = self.buffer.first(buf.len());
+        if !self.buffer.mem.write(seg, buf) {
             return Err(self.failed("write", at)(Errno::FAULT));
         }
         let segs = [seg];

@@ -54,6 +54,7 @@ impl<E: Engine> BlkPlane<E> {
                     disk.paused = false;
                 }
             }
+            Change::Fetch(key, fetch, reply) => self.fetch(key, &fetch, reply, now),
             Change::Resize(key, reply) => {
                 if let Some((_, disk)) = self.find(key) {
                     disk.limits = disk.disk.limits();
