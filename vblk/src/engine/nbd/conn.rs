@@ -203,6 +203,12 @@ impl Conn {
         self.shut();
     }
 
+    /// True if it is one of those that vouch for others: it leads, or led a moment ago, to the
+    /// server that acknowledged what was written.
+    pub(super) fn stands(&self) -> bool {
+        self.state != State::Down && self.doubt.is_none()
+    }
+
     /// True if requests may go to it.
     pub(super) fn is_trusted(&self) -> bool {
         self.state == State::Up && self.doubt.is_none()

@@ -208,7 +208,7 @@ impl Client {
             self.conns.iter_mut().for_each(Conn::shut);
         }
         while let Some((number, socket)) = self.desk.take() {
-            let others = self.conns.iter().any(Conn::is_trusted);
+            let others = self.conns.iter().any(Conn::stands);
             let doubt = others.then_some(self.serial);
             let Some(conn) = self.conns.get_mut(usize::from(number)) else {
                 continue;
@@ -322,8 +322,7 @@ impl Client {
         if closing {
             return;
         }
-        let gone = |c: &Conn| c.state == State::Down || c.doubt.is_some();
-        if self.conns.iter().all(gone) {
+        if !self.conns.iter().any(Conn::stands) {
             // What is left, if anything, may lead to a server that was started anew.
             self.shared.cut_off();
             self.conns.iter_mut().for_each(|c| c.doubt = None);
