@@ -6,6 +6,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use axum::http::StatusCode;
+use serde::Serialize;
 use towpath_common::config::Name;
 use towpath_common::control::print::print;
 use towpath_common::control::{Answer, Client};
@@ -13,6 +15,7 @@ use vblk::backup::{BackupOrder, BackupStatus, State, offline};
 use vblk::storage::nbd::address::is_address;
 
 use crate::cli::{BackupArgs, Target};
+use crate::local::tell;
 
 /// How often the daemon is asked how it goes.
 const TICK: Duration = Duration::from_millis(200);
@@ -158,48 +161,96 @@ pub(crate) fn follow(target: &Target, name: &Name, out: &mut impl Write) -> Resu
     }
 }
 
+/// What became of a restore.
+#[derive(Debug, Serialize)]
+struct Restored {
+    to: String,
+    size_bytes: u64,
+    blocks: u64,
+    backups: usize,
+}
+
+/// What a verification found.
+#[derive(Debug, Serialize)]
+struct Verified {
+    size_bytes: u64,
+    blocks: u64,
+    backups: usize,
+    corrupt_blocks: usize,
+    /// Why, of the first of them.
+    errors: Vec<String>,
+}
+
 /// `vblk restore BACKUP TO`.
-pub(crate) fn restore(from: &Path, to: &str, overwrite: bool, out: &mut impl Write) -> Result<()> {
+pub(crate) fn restore(
+    from: &Path,
+    to: &str,
+    overwrite: bool,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<()> {
     let mut progress = Progress::new();
     let done = offline::restore(from, to, overwrite, &mut |done, of| {
         progress.tell(|| format!("{} %", percent(done, of)));
     });
     progress.end();
-    let done = done?;
-    let (bytes, blocks, backups) = (done.bytes, done.blocks, done.backups);
-    writeln!(
-        out,
-        "{to} is the disk of {}: {bytes} bytes, {blocks} blocks from {backups} backups",
-        from.display()
-    )?;
-    Ok(())
+    let mut text = String::new();
+    let done = done.map(|done| {
+        let (size_bytes, blocks, backups) = (done.bytes, done.blocks, done.backups);
+        let description = format!(
+            "{to} is the disk of {}: {size_bytes} bytes, {blocks} blocks from {backups} backups",
+            from.display()
+        );
+        text = format!("{description}\n");
+        let restored = Restored {
+            to: to.to_owned(),
+            size_bytes,
+            blocks,
+            backups,
+        };
+        Answer::success(description, restored)
+    });
+    tell(done.map_err(Into::into), json, &text, out)
 }
 
 /// `vblk verify BACKUP`.
-pub(crate) fn verify(path: &Path, out: &mut impl Write) -> Result<()> {
+pub(crate) fn verify(path: &Path, json: bool, out: &mut impl Write) -> Result<()> {
     let mut progress = Progress::new();
-    let (mut corrupt, mut named) = (0_usize, Vec::new());
+    let (mut corrupt_blocks, mut errors) = (0_usize, Vec::new());
     let mut note = |error: vblk::backup::BackupError| {
-        corrupt += 1;
-        if named.len() < offline::MAX_NAMED {
-            named.push(error.to_string());
+        corrupt_blocks += 1;
+        if errors.len() < offline::MAX_NAMED {
+            errors.push(error.to_string());
         }
     };
     let done = offline::verify(path, &mut note, &mut |done, of| {
         progress.tell(|| format!("{} %", percent(done, of)));
     });
     progress.end();
-    let done = done?;
-    for line in &named {
-        writeln!(out, "{line}")?;
+    let mut text = String::new();
+    let done = done.map(|done| {
+        let (size_bytes, blocks, backups) = (done.bytes, done.blocks, done.backups);
+        let verified = Verified {
+            size_bytes,
+            blocks,
+            backups,
+            corrupt_blocks,
+            errors,
+        };
+        if corrupt_blocks == 0 {
+            let description =
+                format!("all {blocks} blocks in {backups} backups are as they were written");
+            text = format!("{description}\n");
+            return Answer::success(description, verified);
+        }
+        let description = format!("{corrupt_blocks} of {blocks} blocks cannot be restored");
+        text = verified.errors.iter().map(|e| format!("{e}\n")).collect();
+        let mut answer = Answer::failed(StatusCode::INTERNAL_SERVER_ERROR, description);
+        answer.data = Some(verified);
+        answer
+    });
+    if !json && corrupt_blocks > 0 {
+        write!(out, "{text}")?;
     }
-    if corrupt > 0 {
-        bail!("{corrupt} of {} blocks cannot be restored", done.blocks);
-    }
-    let (blocks, backups) = (done.blocks, done.backups);
-    writeln!(
-        out,
-        "all {blocks} blocks in {backups} backups are as they were written"
-    )?;
-    Ok(())
+    tell(done.map_err(Into::into), json, &text, out)
 }

@@ -117,6 +117,9 @@ pub(crate) enum Command {
         path: PathBuf,
         /// Its size, such as 20G: a multiple of 512 bytes.
         size: ByteSize,
+        /// Print the answer as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Look at the disks of a running daemon, and change them.
     #[command(subcommand)]
@@ -155,11 +158,17 @@ pub(crate) enum Command {
         /// It exists already, and all on it may be lost.
         #[arg(long)]
         overwrite: bool,
+        /// Print the answer as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Read a backup and what it is built upon, and compare every block with its hash.
     Verify {
         /// The backup: its file, or its manifest.
         backup: PathBuf,
+        /// Print the answer as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Look at groups of disks, and change them.
     #[command(subcommand)]
@@ -300,6 +309,9 @@ pub(crate) enum MirrorCommand {
         /// The disks hold the same already, such as nothing at all: copy nothing.
         #[arg(long)]
         assume_clean: bool,
+        /// Print the answer as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// How a mirror and its disks are.
     Show {

@@ -5,6 +5,7 @@
 mod backups;
 mod cli;
 mod client;
+mod local;
 mod report;
 
 use std::io::{Write, stdin, stdout};
@@ -19,10 +20,9 @@ use towpath_common::keep::supervise;
 use towpath_common::top::TopError;
 use vblk::config::Sources;
 use vblk::control::{self, Resize};
-use vblk::image::{self, ImageError};
+use vblk::image::ImageError;
 use vblk::mirror::MirrorOrder;
 use vblk::serve::{self, ServeError};
-use vblk::storage;
 use vblk::storage::lvm::helper;
 
 use cli::{Cli, Command, ConfigCommand, DiskCommand, GroupCommand, MirrorCommand};
@@ -67,7 +67,7 @@ fn run(command: Command) -> Result<()> {
         Command::Config(_) | Command::Top(_) => Ok(()),
         Command::Serve { sources, .. } => Ok(run_daemon(sources.into())?),
         Command::LvmHelper => Ok(helper::serve(stdin().lock(), out)?),
-        Command::Create { path, size } => Ok(image::create(&path, size)?),
+        Command::Create { path, size, json } => local::create(&path, size, json, out),
         Command::Disk(DiskCommand::List { target }) => client::disk_list(&target, out),
         Command::Disk(DiskCommand::Show { name, target }) => {
             client::disk_show(&target, name.as_deref(), out)
@@ -114,8 +114,9 @@ fn run(command: Command) -> Result<()> {
             backup,
             to,
             overwrite,
-        } => backups::restore(&backup, &to, overwrite, out),
-        Command::Verify { backup } => backups::verify(&backup, out),
+            json,
+        } => backups::restore(&backup, &to, overwrite, json, out),
+        Command::Verify { backup, json } => backups::verify(&backup, json, out),
         Command::Slow {
             name,
             count,
@@ -137,11 +138,8 @@ fn mirror(command: MirrorCommand, out: &mut impl Write) -> Result<()> {
             source,
             record,
             assume_clean,
-        } => {
-            let made = storage::create_mirror(&source, record.as_deref(), assume_clean)?;
-            let (path, size) = (made.path.display(), ByteSize::from_bytes(made.size));
-            Ok(writeln!(out, "a mirror of {size}, recorded in {path}")?)
-        }
+            json,
+        } => local::mirror_create(&source, record.as_deref(), assume_clean, json, out),
         MirrorCommand::Show { name, target } => client::mirror(&target, &name, None, out),
         MirrorCommand::Fail { name, disk, target } => {
             client::mirror(&target, &name, Some(&MirrorOrder::Fail(disk)), out)

@@ -277,6 +277,22 @@ fn rot(scene: &Scene) -> Result<()> {
     let said = scene.vblk.tool(&["verify", &last]).err();
     let said = said.context("rot goes unnoticed")?.to_string();
     ensure!(said.contains("1 of 192 blocks"), "{said}");
+    let program = towpath_tests::daemon::program("vblk")?;
+    let said = Command::new(program)
+        .args(["verify", &last, "--json"])
+        .output()?;
+    let answer: Value = serde_json::from_slice(&said.stdout)?;
+    let data = &answer["data"];
+    let counts = (&data["blocks"], &data["corrupt_blocks"]);
+    ensure!(
+        !said.status.success() && counts == (&192.into(), &1.into()),
+        "{answer}"
+    );
+    let named = data["errors"][0].as_str();
+    ensure!(
+        answer["status"] == "failed" && named.is_some_and(|e| e.contains(&wanted)),
+        "{answer}"
+    );
     let to = scene.path("rotten");
     let said = scene.vblk.tool(&["restore", &last, &to]).err();
     let said = said.context("rot is restored")?.to_string();
@@ -386,6 +402,12 @@ fn a_backup_to_an_nbd_export_is_an_image_there() -> Result<()> {
     let words = ["backup", "d", "--to", &address, "--manifest", &manifest];
     println!("{}", scene.vblk.client(&words)?.trim());
     println!("{}", scene.vblk.tool(&["verify", &manifest])?.trim());
+    let answer: Value = serde_json::from_str(&scene.vblk.tool(&["verify", &manifest, "--json"])?)?;
+    let data = &answer["data"];
+    ensure!(
+        data["corrupt_blocks"] == 0 && data["size_bytes"] == IMAGE,
+        "{answer}"
+    );
     let to = scene.path("back");
     scene.vblk.tool(&["restore", &manifest, &to])?;
     let (back, image) = (fs::read(&to)?, fs::read(scene.path("image"))?);

@@ -14,7 +14,7 @@ use crate::kills::{Guest, IMAGE_BYTES};
 use crate::{PATIENCE, create_image};
 
 /// Work until nothing was acknowledged for a while.
-fn until_stuck(guest: &mut Guest) -> Result<u64> {
+pub(crate) fn until_stuck(guest: &mut Guest) -> Result<u64> {
     let (began, mut last) = (Instant::now(), Instant::now());
     while last.elapsed() < Duration::from_secs(1) {
         guest.post()?;

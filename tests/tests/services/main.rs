@@ -8,6 +8,7 @@ mod hung;
 mod kills;
 mod limits;
 mod mirror;
+mod nbd;
 mod pinned;
 mod resize;
 mod snapshot;

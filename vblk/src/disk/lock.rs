@@ -12,7 +12,7 @@
 
 use std::fs;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FlockOperation, Stat};
@@ -212,16 +212,20 @@ fn loop_over(stat: &Stat) -> Option<String> {
 
 /// How a block device is used, as far as the kernel tells.
 pub(super) fn device_use(dev: u64, path: &Path) -> Option<String> {
-    let number = format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    if let Some((at, _)) = mounted(&mounts, &number) {
-        return Some(format!("it is mounted at {at}"));
-    }
-    let holders = fs::read_dir(format!("/sys/dev/block/{number}/holders"));
-    let mut names = holders.into_iter().flatten().flatten();
-    if let Some(holder) = names.next() {
-        let holder = holder.file_name();
-        return Some(format!("{} stands on it", holder.to_string_lossy()));
+    for place in family(&sysfs_of(dev), &number_of(dev)) {
+        let whose = whose(dev, &place);
+        if let Some((at, _)) = mounted(&mounts, &place.number) {
+            return Some(format!("{whose} is mounted at {at}"));
+        }
+        let mut names = fs::read_dir(place.path.join("holders"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        if let Some(holder) = names.next() {
+            let holder = holder.file_name();
+            return Some(format!("{} stands on {whose}", holder.to_string_lossy()));
+        }
     }
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let path = path.to_str()?;
@@ -231,18 +235,71 @@ pub(super) fn device_use(dev: u64, path: &Path) -> Option<String> {
     swap.then(|| "it is swapped to".to_owned())
 }
 
-/// Refuse to read a device that somebody writes to through a mount.
+/// Refuse to read a device that somebody writes to through a mount: of it, of the disk that it is a
+/// partition of, or of a partition of it.
 pub(super) fn refuse_mounted(dev: u64, path: &Path) -> Result<(), DiskError> {
-    let number = format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    match mounted(&mounts, &number) {
-        Some((at, true)) => Err(DiskError::InUse {
-            path: path.to_owned(),
-            pid: None,
-            detail: Some(format!("it is mounted at {at}, and written to")),
-        }),
-        _ => Ok(()),
+    for place in family(&sysfs_of(dev), &number_of(dev)) {
+        if let Some((at, true)) = mounted(&mounts, &place.number) {
+            let whose = whose(dev, &place);
+            return Err(DiskError::InUse {
+                path: path.to_owned(),
+                pid: None,
+                detail: Some(format!("{whose} is mounted at {at}, and written to")),
+            });
+        }
     }
+    Ok(())
+}
+
+fn number_of(dev: u64) -> String {
+    format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
+}
+
+fn sysfs_of(dev: u64) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}", number_of(dev)))
+}
+
+/// What to call `place` where device `dev` is spoken of.
+fn whose(dev: u64, place: &Place) -> String {
+    if place.number == number_of(dev) {
+        return "it".to_owned();
+    }
+    let name = place.path.file_name().unwrap_or_default();
+    format!("/dev/{}", name.to_string_lossy())
+}
+
+/// A device that shares its blocks with another.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    pub(super) number: String,
+}
+
+/// The device `number`, which is at `sysfs`, and those that its blocks are blocks of as well: the
+/// disk that it is a partition of, or its partitions.
+pub(super) fn family(sysfs: &Path, number: &str) -> Vec<Place> {
+    // A partition's directory is in that of its disk; the link to it is not.
+    let own = fs::canonicalize(sysfs).unwrap_or_else(|_| sysfs.to_owned());
+    let is_partition = |path: &Path| path.join("partition").exists();
+    let others = if is_partition(&own) {
+        own.parent().map(Path::to_owned).into_iter().collect()
+    } else {
+        let within = fs::read_dir(&own).into_iter().flatten().flatten();
+        let mut parts: Vec<_> = within.map(|e| e.path()).collect();
+        parts.retain(|path| is_partition(path));
+        parts
+    };
+    let mut all = vec![Place {
+        path: own,
+        number: number.to_owned(),
+    }];
+    all.extend(others.into_iter().filter_map(|path| {
+        let number = fs::read_to_string(path.join("dev")).ok()?;
+        let number = number.trim().to_owned();
+        Some(Place { path, number })
+    }));
+    all
 }
 
 /// Where device `number` is mounted, and whether it is written to, by /proc/self/mountinfo

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use rustix::fs::{FileType, Mode};
 
-use super::lock::{is_locked, lock_holder, locks_byte, mounted};
+use super::lock::{family, is_locked, lock_holder, locks_byte, mounted};
 use super::*;
 use crate::config::Cache;
 use crate::engine::Verb;
@@ -246,6 +246,34 @@ fn qemu_and_vblk_notice_each_others_locks() {
     drop(qemu.stdin.take());
     assert!(qemu.wait().unwrap().success());
     assert!(Disk::open(&writer).is_ok());
+}
+
+#[test]
+fn a_partition_shares_its_blocks_with_its_disk_and_the_other_way_round() {
+    let dir = dir();
+    let disk = dir.path().join("devices/sda");
+    for (path, number) in [("", "8:0"), ("sda1", "8:1"), ("sda2", "8:2"), ("queue", "")] {
+        let path = disk.join(path);
+        std::fs::create_dir_all(&path).unwrap();
+        if !number.is_empty() {
+            std::fs::write(path.join("dev"), format!("{number}\n")).unwrap();
+        }
+        if !["8:0", ""].contains(&number) {
+            std::fs::write(path.join("partition"), "1\n").unwrap();
+        }
+    }
+    let numbers = |target: &Path, number: &str| {
+        let link = dir.path().join(number);
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        let family = family(&link, number).into_iter();
+        let mut numbers: Vec<_> = family.map(|place| place.number).collect();
+        numbers[1..].sort();
+        numbers
+    };
+    assert_eq!(numbers(&disk, "8:0"), ["8:0", "8:1", "8:2"]);
+    assert_eq!(numbers(&disk.join("sda2"), "8:2"), ["8:2", "8:0"]);
+    // Without sysfs there is only what is known.
+    assert_eq!(numbers(&dir.path().join("nowhere"), "9:9"), ["9:9"]);
 }
 
 #[test]

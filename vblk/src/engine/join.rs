@@ -145,6 +145,11 @@ impl Joins {
         Some(index)
     }
 
+    /// The disk that a join is on.
+    pub(super) fn disk(&self, join: usize) -> Option<DiskId> {
+        self.joins.get(join).map(|j| j.disk)
+    }
+
     /// Parts of a join.
     pub(super) fn parts(&self, join: usize) -> usize {
         self.joins.get(join).map_or(0, |j| j.used)
@@ -222,14 +227,19 @@ impl Joins {
         Next::Done(self.finish(index))
     }
 
-    /// Plan the next stretch of a range; the completion if there is none.
-    pub(super) fn go_on(&mut self, index: usize, plan: Plan<'_>) -> Option<Completion> {
+    /// Plan the next stretch of a range; the completion if there is none. Without a plan the whole
+    /// is to be tried again.
+    pub(super) fn go_on(&mut self, index: usize, plan: Option<Plan<'_>>) -> Option<Completion> {
         if let Some(join) = self.joins.get_mut(index) {
-            join.plan(plan, &[], 0);
-            if join.used > 0 {
-                return None;
+            let mut errno = Errno::AGAIN;
+            if let Some(plan) = plan {
+                join.plan(plan, &[], 0);
+                if join.used > 0 {
+                    return None;
+                }
+                errno = Errno::INVAL;
             }
-            join.error = Some(-Errno::INVAL.raw_os_error());
+            join.error = Some(-errno.raw_os_error());
         }
         Some(self.finish(index))
     }

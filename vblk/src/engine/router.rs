@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use towpath_common::mem::Mem;
 
 pub(super) use mapped::Child;
-use mapped::Mapped;
+use mapped::{Flying, Mapped, Watched};
 
 use super::join::{Joins, Next};
 use super::mirror::Mirror;
@@ -85,6 +85,8 @@ pub struct Router<E: Engine> {
     /// Places that are not plain, and clients: without any, no completion can be ours.
     composed: usize,
     joins: Joins,
+    /// Operations by maps that may break, those in parts aside.
+    flying: Flying,
     /// Operations that ended without the engine inside.
     ready: VecDeque<Completion>,
     /// Parts of joins that found no room.
@@ -112,6 +114,7 @@ impl<E: Engine> Router<E> {
             vacant: numbers(MAX_DISKS..MAX_PLACES),
             composed: 0,
             joins: Joins::default(),
+            flying: Flying::default(),
             ready: VecDeque::new(),
             stalled: VecDeque::new(),
         }
@@ -130,51 +133,6 @@ impl<E: Engine> Router<E> {
         }
         if let Some(here) = self.places.get_mut(index) {
             *here = place;
-        }
-    }
-
-    /// Give `disks` places of their own.
-    fn set_children<'a>(
-        &mut self,
-        disks: impl Iterator<Item = &'a Disk>,
-    ) -> io::Result<Box<[Child]>> {
-        let mut children: Vec<Child> = Vec::new();
-        for disk in disks {
-            let set = self.vacant.pop().ok_or_else(|| {
-                io::Error::other(format!(
-                    "more than {MAX_PLACES} places for disks on a worker"
-                ))
-            });
-            let set = set.map(DiskId).and_then(|id| {
-                self.set_disk(id, Some(disk))
-                    .inspect_err(|_| self.vacant.push(id.0))?;
-                Ok(id)
-            });
-            let block = if disk.direct() {
-                disk.block().bytes()
-            } else {
-                1
-            };
-            match set {
-                Ok(id) => children.push(Child {
-                    id,
-                    block: block.into(),
-                }),
-                Err(error) => {
-                    self.clear_children(&children);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(children.into())
-    }
-
-    fn clear_children(&mut self, children: &[Child]) {
-        for child in children {
-            // Nothing to be done about a place that cannot be cleared; it is not used again.
-            if self.set_disk(child.id, None).is_ok() {
-                self.vacant.push(child.id.0);
-            }
         }
     }
 
@@ -224,24 +182,32 @@ impl<E: Engine> Router<E> {
             Some(Place::Plain) => return self.inner.push(token, op),
             Some(Place::Empty) | None => return Err(Errno::NODEV),
         };
+        if !mapped.is_ready() {
+            return Err(Errno::AGAIN);
+        }
+        let watched = mapped.watched.is_some();
         let run = match op.verb {
-            Verb::Sync => {
-                mapped.current();
-                None
-            }
-            _ => mapped.current().run(op.offset).filter(|r| op.len <= r.len),
+            // What is a part of another operation cannot be told by its token.
+            _ if watched && token.0 & OWN != 0 => None,
+            Verb::Sync => None,
+            _ => mapped.map.run(op.offset).filter(|r| op.len <= r.len),
         };
         if let Some(run) = run {
             let child = mapped.children.get(run.child).ok_or(Errno::NODEV)?;
-            let op = Op {
+            let part = Op {
                 disk: child.id,
                 offset: run.offset,
                 ..*op
             };
-            return self.push(token, &op);
+            if watched {
+                mapped.begin();
+                return self.push_watched(token, &part, op.disk);
+            }
+            return self.push(token, &part);
         }
         let plan = mapped.plan(op.verb);
         let join = self.joins.begin(token, op, plan).ok_or(Errno::INVAL)?;
+        mapped.begin();
         self.push_parts(join);
         Ok(())
     }
@@ -258,11 +224,16 @@ impl<E: Engine> Router<E> {
         let Some((op, segments)) = self.joins.take_part(join, part) else {
             return;
         };
-        let pushed = self.push(token, &op.over(&segments));
+        let cut = self.is_cut(join);
+        let pushed = if cut {
+            Err(Errno::AGAIN)
+        } else {
+            self.push(token, &op.over(&segments))
+        };
         self.joins.put_back(join, part, segments);
         match pushed {
             Ok(()) => {}
-            Err(Errno::AGAIN) => self.stalled.push_back(token),
+            Err(Errno::AGAIN) if !cut => self.stalled.push_back(token),
             Err(errno) => self.ready.push_back(Completion {
                 token,
                 result: -errno.raw_os_error(),
@@ -283,20 +254,25 @@ impl<E: Engine> Router<E> {
             return;
         }
         let (join, part) = split(one.token);
-        match self.joins.ended(join, part, one.result) {
-            Next::Wait => {}
-            Next::Again => self.push_part(one.token),
-            Next::Done(completion) => self.ready.push_back(completion),
+        let ended = match self.joins.ended(join, part, one.result) {
+            Next::Wait => return,
+            Next::Again => return self.push_part(one.token),
+            Next::Done(completion) => completion,
             Next::Further { disk } => {
                 let Some(Place::Mapped(mapped)) = self.places.get(usize::from(disk.0)) else {
                     return;
                 };
-                match self.joins.go_on(join, mapped.plan(Verb::Punch)) {
-                    None => self.push_parts(join),
-                    Some(completion) => self.ready.push_back(completion),
+                let plan = (!mapped.is_broken()).then(|| mapped.plan(Verb::Punch));
+                match self.joins.go_on(join, plan) {
+                    None => return self.push_parts(join),
+                    Some(completion) => completion,
                 }
             }
+        };
+        if let Some(disk) = self.joins.disk(join) {
+            self.landed(disk);
         }
+        self.ready.push_back(ended);
     }
 
     /// Take the router's own completions out of `done`, move joins on, and add those that ended.
@@ -305,6 +281,9 @@ impl<E: Engine> Router<E> {
         let mut at = 0;
         while let Some(one) = done.get(at) {
             if one.token.0 & OWN == 0 {
+                if let Some(place) = self.flying.take(one.token) {
+                    self.landed(place);
+                }
                 at += 1;
                 continue;
             }
@@ -392,7 +371,7 @@ impl<E: Engine> Engine for Router<E> {
                     map: stripe.map().clone(),
                     children: self.set_children(disks)?,
                     synced: stripe.children().len(),
-                    pinned: None,
+                    watched: None,
                 };
                 self.composed += 1;
                 Place::Mapped(Box::new(mapped))
@@ -404,7 +383,7 @@ impl<E: Engine> Engine for Router<E> {
                     map: segments.map().clone(),
                     children: self.set_children(disks)?,
                     synced: segments.physical(),
-                    pinned: Some((Arc::clone(segments.watch()), fallback)),
+                    watched: Some(Watched::new(segments.watch(), fallback)),
                 };
                 self.composed += 1;
                 Place::Mapped(Box::new(mapped))
@@ -420,7 +399,7 @@ impl<E: Engine> Engine for Router<E> {
                     map: pinned.map().clone(),
                     children: self.set_children(disks.into_iter())?,
                     synced: 1,
-                    pinned: Some((Arc::clone(pinned.watch()), Map::table([whole]))),
+                    watched: Some(Watched::new(pinned.watch(), Map::table([whole]))),
                 };
                 self.composed += 1;
                 Place::Mapped(Box::new(mapped))

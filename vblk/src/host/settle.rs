@@ -1,6 +1,8 @@
-//! A disk whose map of pinned extents broke is brought to rest once, so that nothing is in flight
-//! by the old map when the file is let go and its blocks may move.
+//! A disk whose map broke is brought to rest once, so that nothing is in flight by the old map on
+//! any worker: a pinned file is let go then, and its blocks may move; what was written by the old
+//! segments of a volume is made durable.
 
+use std::io;
 use std::sync::Arc;
 
 use tracing::{info, warn};
@@ -9,13 +11,27 @@ use super::Running;
 use crate::pause::pause;
 use crate::storage::Storage;
 
+fn is_unsettled(storage: &Storage) -> bool {
+    match storage {
+        Storage::Pinned(pinned) => pinned.watch().is_unsettled(),
+        Storage::Segments(segments) => segments.watch().is_unsettled(),
+        _ => false,
+    }
+}
+
+/// Let go what was kept for requests in flight by the old map, of which there are none.
+fn settle(storage: &Storage) -> io::Result<()> {
+    match storage {
+        Storage::Pinned(pinned) => pinned.settle(),
+        Storage::Segments(segments) => return segments.settle(),
+        _ => {}
+    }
+    Ok(())
+}
+
 /// See whether `running` needs that, and do it on a thread of its own: storage may take its time.
 pub(super) fn look(running: &Running) {
-    let unsettled = |storage: &Storage| match storage {
-        Storage::Pinned(pinned) => pinned.is_unsettled(),
-        _ => false,
-    };
-    if !unsettled(running.device.disk().storage()) {
+    if !is_unsettled(running.device.disk().storage()) {
         return;
     }
     let (device, key) = (Arc::clone(&running.device), running.key);
@@ -26,16 +42,24 @@ pub(super) fn look(running: &Running) {
         let Ok(_alone) = busy.try_lock() else {
             return;
         };
+        let storage = device.disk().storage();
+        if !is_unsettled(storage) {
+            return;
+        }
         let name = towpath_common::session::Device::name(&*device).to_owned();
-        if let Storage::Pinned(pinned) = device.disk().storage()
-            && pinned.is_unsettled()
-        {
-            match pause(&device, key) {
-                Ok(_at_rest) => {
-                    pinned.settle();
-                    info!(disk = name, "nothing is in flight by the old map any more");
-                }
-                Err(error) => warn!(disk = name, %error, "its file stays pinned"),
+        let _at_rest = match pause(&device, key) {
+            Ok(at_rest) => at_rest,
+            Err(error) => {
+                warn!(disk = name, %error, "its old map may be in use still");
+                return;
+            }
+        };
+        match settle(storage) {
+            Ok(()) => info!(disk = name, "nothing is in flight by the old map any more"),
+            Err(error) => {
+                // The kernel tells of it once: no later FLUSH may succeed.
+                device.disk().fail_sync();
+                warn!(disk = name, %error, "what was written by the old map may be lost");
             }
         }
     });

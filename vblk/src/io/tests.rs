@@ -10,7 +10,7 @@ use super::drive::MAX_TRIES;
 use super::*;
 use crate::engine::faulty::{Chances, Fault, Faulty};
 use crate::engine::memory::Memory;
-use crate::testing::{Bench, DISCARD, End, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES};
+use crate::testing::{Bench, DISCARD, End, FLUSH, GET_ID, IN, Laid, OUT, WRITE_ZEROES};
 
 const SIZE: u64 = 1 << 20;
 const EIO: Option<i32> = Some(5);
@@ -226,6 +226,116 @@ fn f3_what_the_device_says_reaches_the_guest_as_an_error() {
         assert!(*stored(&mut bench) == bytes);
         assert_eq!(bench.io.room(), 64);
     }
+}
+
+/// A request whose operations are `verb`s, on two ranges of eight sectors at 8 and 32.
+fn of_ranges(bench: &mut Bench<Faulty<Memory>>, verb: Verb) -> Laid {
+    let (kind, flags) = match verb {
+        Verb::Discard => (DISCARD, 0),
+        Verb::Punch => (WRITE_ZEROES, 1),
+        _ => (WRITE_ZEROES, 0),
+    };
+    bench.ram.ranges(kind, &[(8, 8, flags), (32, 8, flags)])
+}
+
+/// A device that holds a pattern, and has no Zero where zeroes are to be written.
+fn device(verb: Verb, mut engine: Faulty<Memory>) -> (Bench<Faulty<Memory>>, Vec<u8>) {
+    if verb == Verb::Write {
+        engine.expect(Verb::Zero, Fault::Fail(Errno::OPNOTSUPP));
+    }
+    let mut bench = Bench::new(engine, Disk::ram(SIZE).like_a_device(), 16);
+    let bytes: Vec<u8> = (0..SIZE).map(|i| (i % 251).to_le_bytes()[0] | 1).collect();
+    *stored(&mut bench) = bytes.clone();
+    (bench, bytes)
+}
+
+fn without(mut bytes: Vec<u8>, sectors: &[u64]) -> Vec<u8> {
+    for at in sectors {
+        bytes[*at as usize * 512..(*at as usize + 8) * 512].fill(0);
+    }
+    bytes
+}
+
+const RANGED: [Verb; 4] = [Verb::Discard, Verb::Punch, Verb::Zero, Verb::Write];
+
+#[test]
+fn f3_interrupted_ranges_are_tried_again_and_others_not_gone_on_with() {
+    for verb in RANGED {
+        // Interrupted in both ranges.
+        let mut script = engine();
+        for fault in [
+            Fault::Fail(Errno::AGAIN),
+            Fault::Fail(Errno::INTR),
+            Fault::Refuse,
+            Fault::None,
+            Fault::Fail(Errno::INTR),
+        ] {
+            script.expect(verb, fault);
+        }
+        let (mut bench, bytes) = device(verb, script);
+        let laid = of_ranges(&mut bench, verb);
+        let end = bench.run(&laid);
+        assert_eq!((errno(end), end.bytes), (OK, 8192), "{verb:?}");
+        assert!(*stored(&mut bench) == without(bytes, &[8, 32]), "{verb:?}");
+        // One that fails ends the request: what comes after it is left alone.
+        for fault in [Errno::IO, Errno::NOSPC, Errno::TIMEDOUT] {
+            for (good, done) in [(0, &[][..]), (1, &[8][..])] {
+                let mut script = engine();
+                (0..good).for_each(|_| script.expect(verb, Fault::None));
+                script.expect(verb, Fault::Fail(fault));
+                let (mut bench, bytes) = device(verb, script);
+                let laid = of_ranges(&mut bench, verb);
+                let end = bench.run(&laid);
+                let expected = (Status::IoErr, Some(fault.raw_os_error()));
+                assert_eq!((errno(end), end.written), (expected, 1), "{verb:?}");
+                assert!(*stored(&mut bench) == without(bytes, done), "{verb:?}");
+                let laid = of_ranges(&mut bench, verb);
+                assert_eq!(errno(bench.run(&laid)), OK, "{verb:?} {fault:?}");
+            }
+        }
+        // Interrupted for ever.
+        let mut script = engine();
+        (0..=MAX_TRIES).for_each(|_| script.expect(verb, Fault::Fail(Errno::AGAIN)));
+        let (mut bench, bytes) = device(verb, script);
+        let laid = of_ranges(&mut bench, verb);
+        let expected = (Status::IoErr, Some(libc::EAGAIN));
+        assert_eq!(errno(bench.run(&laid)), expected, "{verb:?}");
+        assert!(*stored(&mut bench) == bytes && bench.io.room() == 16);
+    }
+}
+
+#[test]
+fn f3_zeroes_that_are_written_in_part_are_written_to_their_end_or_fail() {
+    let mut script = engine();
+    for fault in [
+        Fault::Short(512),
+        Fault::Short(1024),
+        Fault::None,
+        Fault::Short(3584),
+    ] {
+        script.expect(Verb::Write, fault);
+    }
+    let (mut bench, bytes) = device(Verb::Write, script);
+    let laid = of_ranges(&mut bench, Verb::Zero);
+    let end = bench.run(&laid);
+    assert_eq!((errno(end), end.bytes), (OK, 8192));
+    assert!(*stored(&mut bench) == without(bytes, &[8, 32]));
+    let writes: Vec<_> = seen(&bench)
+        .into_iter()
+        .filter(|s| s.0 == Verb::Write)
+        .collect();
+    let expected = [
+        (Verb::Write, 4096, 4096),
+        (Verb::Write, 4608, 3584),
+        (Verb::Write, 5632, 2560),
+        (Verb::Write, 16384, 4096),
+        (Verb::Write, 19968, 512),
+    ];
+    assert_eq!(writes, expected);
+    // None at all is no progress.
+    bench.io.engine_mut().expect(Verb::Write, Fault::Short(0));
+    let laid = of_ranges(&mut bench, Verb::Zero);
+    assert_eq!(errno(bench.run(&laid)), (Status::IoErr, EIO));
 }
 
 #[test]
@@ -447,9 +557,12 @@ type Wish = (u8, u64, u64, usize, bool);
 
 /// Run `wishes` over a disk of 64 blocks of 4 KiB that lies as `chances` say, and check every
 /// success against a model that knows which bytes it may no longer be sure of.
-fn storm(wishes: &[Wish], chances: Chances, seed: u64) {
+fn storm(wishes: &[Wish], device: bool, chances: Chances, seed: u64) {
     let lying = engine().chances(chances, seed);
-    let mut bench = Bench::new(lying, Disk::ram(64 * 4096).demanding(4096), 16);
+    let disk = Disk::ram(64 * 4096).demanding(4096);
+    // A device is told of DISCARD, a file gets holes.
+    let disk = if device { disk.like_a_device() } else { disk };
+    let mut bench = Bench::new(lying, disk, 16);
     let mut model: Vec<Option<u8>> = vec![Some(0); 64 * 4096];
     let mut finished = 0;
     for (round, (kind, block, blocks, parts, odd)) in wishes.iter().enumerate() {
@@ -472,6 +585,14 @@ fn storm(wishes: &[Wish], chances: Chances, seed: u64) {
             2 => bench
                 .ram
                 .ranges(WRITE_ZEROES, &[(block * 8, sectors, u32::from(*odd))]),
+            3 => {
+                // In two ranges, the later one first.
+                let (half, from) = (sectors / 16 * 8, block * 8);
+                let later = (from + u64::from(half), sectors - half, 0);
+                let ranges = [later, (from, half, 0)];
+                let count = if half == 0 { 1 } else { 2 };
+                bench.ram.ranges(DISCARD, &ranges[..count])
+            }
             _ => bench.ram.request(FLUSH, 0, &[]),
         };
         let end = bench.run(&laid);
@@ -484,8 +605,10 @@ fn storm(wishes: &[Wish], chances: Chances, seed: u64) {
                 assert_eq!(end.written as usize, len + 1);
             }
             (1, Status::Ok) => now.iter_mut().zip(fill).for_each(|(m, f)| *m = Some(f)),
-            (2, Status::Ok) => now.fill(Some(0)),
-            (1 | 2, _) => now.fill(None),
+            // A disk may keep what is discarded; this one has zeroes then, so that a range that was
+            // left out shows.
+            (2 | 3, Status::Ok) => now.fill(Some(0)),
+            (1..=3, _) => now.fill(None),
             (_, _) => {}
         }
         if chances.hard == 0 {
@@ -498,7 +621,7 @@ fn storm(wishes: &[Wish], chances: Chances, seed: u64) {
 
 fn wishes() -> impl Strategy<Value = Vec<Wish>> {
     vec(
-        (0_u8..4, 0_u64..64, 1_u64..40, 1_usize..4, any::<bool>()),
+        (0_u8..5, 0_u64..64, 1_u64..40, 1_usize..4, any::<bool>()),
         1..24,
     )
 }
@@ -508,16 +631,24 @@ proptest! {
 
     /// Whatever is transient is hidden from the guest, and data survives it.
     #[test]
-    fn f3_transient_faults_are_invisible(wishes in wishes(), seed in any::<u64>()) {
+    fn f3_transient_faults_are_invisible(
+        wishes in wishes(),
+        device in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
         let chances = Chances { short: 128, transient: 64, refuse: 64, delay: 64, hard: 0 };
-        storm(&wishes, chances, seed);
+        storm(&wishes, device, chances, seed);
     }
 
     /// Whatever is not is reported, and what is reported as done was done.
     #[test]
-    fn f3_hard_faults_are_never_reported_as_success(wishes in wishes(), seed in any::<u64>()) {
+    fn f3_hard_faults_are_never_reported_as_success(
+        wishes in wishes(),
+        device in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
         let chances = Chances { short: 128, transient: 32, refuse: 32, delay: 64, hard: 64 };
-        storm(&wishes, chances, seed);
+        storm(&wishes, device, chances, seed);
     }
 
     /// Many at a time, delayed and reordered: each ends once, under its own name.

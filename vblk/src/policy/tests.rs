@@ -198,3 +198,47 @@ fn what_can_never_be_done_is_not_held() {
         assert_eq!(bench.run(&laid).status, Status::IoErr);
     }
 }
+
+#[test]
+fn interruptions_are_no_failures_under_any_policy() {
+    for mode in [OnError::Report, OnError::Hold, OnError::Fail] {
+        for verb in VERBS {
+            let mut bench = bench(verb, &[Errno::AGAIN, Errno::INTR]);
+            bench.target.policy().set_mode(mode);
+            let laid = request(&mut bench, verb);
+            assert_eq!(bench.run(&laid).status, Status::Ok, "{verb:?} {mode:?}");
+            let policy = bench.target.policy();
+            assert_eq!((policy.holds(), policy.has_failed()), (0, false));
+        }
+    }
+}
+
+#[test]
+fn a_request_of_ranges_is_held_at_the_range_that_failed() {
+    for verb in [Verb::Punch, Verb::Zero, Verb::Discard] {
+        let mut bench = bench(verb, &[]);
+        let engine = bench.io.engine_mut();
+        engine.expect(verb, Fault::None);
+        for fault in [Errno::NOSPC, Errno::INTR, Errno::TIMEDOUT] {
+            engine.expect(verb, Fault::Fail(fault));
+        }
+        bench.target.policy().set_mode(OnError::Hold);
+        let (kind, flags) = match verb {
+            Verb::Discard => (DISCARD, 0),
+            Verb::Punch => (WRITE_ZEROES, 1),
+            _ => (WRITE_ZEROES, 0),
+        };
+        let laid = bench.ram.ranges(kind, &[(8, 8, flags), (32, 8, flags)]);
+        assert!(bench.start(&laid).unwrap().is_none());
+        // ENOSPC; then, tried again, interrupted, and ETIMEDOUT.
+        for holds in 1..=2 {
+            assert!(settle(&mut bench).is_none(), "{verb:?}");
+            assert_eq!(bench.target.policy().holds(), holds);
+            bench.io.retry();
+        }
+        let end = settle(&mut bench).unwrap();
+        assert_eq!((end.status, end.bytes), (Status::Ok, 8192), "{verb:?}");
+        let offsets: Vec<_> = bench.io.engine().seen.iter().map(|s| s.offset).collect();
+        assert_eq!(offsets, [4096, 16384, 16384, 16384, 16384], "{verb:?}");
+    }
+}

@@ -81,7 +81,7 @@ pub enum PinError {
 #[derive(Debug, Default)]
 pub struct Watch {
     broken: AtomicBool,
-    /// Nothing is in flight by the map any more, and the file is pinned no more.
+    /// Nothing is in flight by the map any more, and what it was kept for is let go.
     settled: AtomicBool,
 }
 
@@ -96,6 +96,17 @@ impl Watch {
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
+    }
+
+    /// True if the map broke and something may be in flight by it.
+    #[must_use]
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.is_broken() && !self.settled.load(Ordering::Acquire)
+    }
+
+    /// Nothing is in flight by the map that broke.
+    pub(crate) fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
     }
 }
 
@@ -195,16 +206,10 @@ impl Pinned {
         &self.watch
     }
 
-    /// True if the map broke and the file is pinned still, for what may be in flight by it.
-    #[must_use]
-    pub(crate) fn is_unsettled(&self) -> bool {
-        self.watch.is_broken() && !self.watch.settled.load(Ordering::Acquire)
-    }
-
     /// Nothing is in flight by the map that broke: let the file go.
     pub(crate) fn settle(&self) {
         unpin(&self.file);
-        self.watch.settled.store(true, Ordering::Release);
+        self.watch.settle();
     }
 
     fn start_watch(&self) -> io::Result<()> {

@@ -135,6 +135,9 @@ pub(super) struct Conn {
     pub(super) expect: Expect,
     /// Requests sent and not answered.
     pub(super) sent: u32,
+    /// It may lead to another server than the others do, until one of these answers a request with
+    /// a later number than this.
+    pub(super) doubt: Option<u32>,
 }
 
 impl Conn {
@@ -157,15 +160,16 @@ impl Conn {
             direct: false,
             expect: Expect::Head,
             sent: 0,
+            doubt: None,
         }
     }
 
-    /// The connection is there.
-    pub(super) fn open(&mut self, socket: OwnedFd) {
+    /// The connection is there, in doubt or not.
+    pub(super) fn open(&mut self, socket: OwnedFd, doubt: Option<u32>) {
         self.halves.iter_mut().for_each(Half::clear);
         (self.start, self.end, self.sent) = (0, 0, 0);
         (self.filling, self.expect, self.direct) = (0, Expect::Head, false);
-        self.socket = Some(socket);
+        (self.socket, self.doubt) = (Some(socket), doubt);
         self.state = State::Up;
     }
 
@@ -197,6 +201,25 @@ impl Conn {
             let _ = rustix::net::send(socket, &bye.bytes(), flags);
         }
         self.shut();
+    }
+
+    /// True if it is one of those that vouch for others: it leads, or led a moment ago, to the
+    /// server that acknowledged what was written.
+    pub(super) fn stands(&self) -> bool {
+        self.state != State::Down && self.doubt.is_none()
+    }
+
+    /// True if requests may go to it.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.state == State::Up && self.doubt.is_none()
+    }
+
+    /// A connection that is trusted answered the request with this number.
+    pub(super) fn vouch(&mut self, serial: u32) {
+        let later = |since| serial.wrapping_sub(since).wrapping_sub(1) < u32::MAX / 2;
+        if self.doubt.is_some_and(later) {
+            self.doubt = None;
+        }
     }
 
     /// True if no operation on it is in flight.

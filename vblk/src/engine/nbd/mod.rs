@@ -208,6 +208,8 @@ impl Client {
             self.conns.iter_mut().for_each(Conn::shut);
         }
         while let Some((number, socket)) = self.desk.take() {
+            let others = self.conns.iter().any(Conn::stands);
+            let doubt = others.then_some(self.serial);
             let Some(conn) = self.conns.get_mut(usize::from(number)) else {
                 continue;
             };
@@ -215,7 +217,7 @@ impl Client {
                 continue;
             }
             match wire.inner.set_file(conn.place, socket.as_fd()) {
-                Ok(()) => conn.open(socket),
+                Ok(()) => conn.open(socket, doubt),
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be used by this worker");
                     self.orders.place(number);
@@ -266,6 +268,8 @@ impl Client {
             && let Some(conn) = self.conns.get_mut(usize::from(n))
         {
             conn.sent -= 1;
+            let serial = req.serial;
+            self.conns.iter_mut().for_each(|c| c.vouch(serial));
         }
         let unstable = matches!(
             req.verb,
@@ -314,12 +318,14 @@ impl Client {
         if conn.state != State::Dying || !conn.is_quiet() {
             return;
         }
-        (conn.state, conn.socket) = (State::Down, None);
+        (conn.state, conn.socket, conn.doubt) = (State::Down, None, None);
         if closing {
             return;
         }
-        if self.conns.iter().all(|c| c.state == State::Down) {
+        if !self.conns.iter().any(Conn::stands) {
+            // What is left, if anything, may lead to a server that was started anew.
             self.shared.cut_off();
+            self.conns.iter_mut().for_each(|c| c.doubt = None);
         }
         // In the order they were first sent in, before all that waits.
         let here = |r: &Req| r.stage == Stage::Sent(n);
@@ -346,5 +352,7 @@ impl Client {
 mod secure;
 #[cfg(test)]
 mod servers;
+#[cfg(test)]
+mod several;
 #[cfg(test)]
 mod tests;

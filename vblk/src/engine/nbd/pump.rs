@@ -55,7 +55,7 @@ impl Client {
 
     /// The connection with the least to do that has room for `data` bytes.
     fn choose(&self, data: u32) -> Option<u8> {
-        let able = |c: &&(usize, &Conn)| c.1.state == State::Up && c.1.has_room(data);
+        let able = |c: &&(usize, &Conn)| c.1.is_trusted() && c.1.has_room(data);
         let all = self.conns.iter().enumerate();
         let best = all.filter(|c| able(&c)).min_by_key(|(_, c)| c.sent)?;
         u8::try_from(best.0).ok()

@@ -15,19 +15,19 @@ use crate::storage::nbd::address::Address;
 use crate::testing::{Bench, DISCARD, End, FLUSH, IN, OUT, WRITE_ZEROES};
 
 const SIZE: u64 = 8 << 20;
-const ALL: u16 =
+pub(super) const ALL: u16 =
     flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_TRIM | flag::SEND_WRITE_ZEROES;
 
 type Engine = Router<Uring>;
 
 /// A request as the server sees it.
 #[derive(Debug, Clone, Copy)]
-struct Asked {
+pub(super) struct Asked {
     flags: u16,
-    kind: u16,
-    cookie: u64,
-    offset: u64,
-    len: u32,
+    pub(super) kind: u16,
+    pub(super) cookie: u64,
+    pub(super) offset: u64,
+    pub(super) len: u32,
 }
 
 /// A server of one export, which answers each connection with a script of its own.
@@ -83,7 +83,7 @@ fn read<const N: usize>(stream: &mut UnixStream) -> [u8; N] {
 }
 
 /// A handshake with structured replies, NBD_OPT_GO and nothing else.
-fn greet(stream: &mut UnixStream, flags: u16, size: u64) -> bool {
+pub(super) fn greet(stream: &mut UnixStream, flags: u16, size: u64) -> bool {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
     let _client: [u8; 4] = read(stream);
     loop {
@@ -113,7 +113,7 @@ fn greet(stream: &mut UnixStream, flags: u16, size: u64) -> bool {
 }
 
 /// The next request; None at the end of the connection.
-fn asked(stream: &mut UnixStream) -> Option<Asked> {
+pub(super) fn asked(stream: &mut UnixStream) -> Option<Asked> {
     let mut head = [0; 28];
     stream.read_exact(&mut head).ok()?;
     assert_eq!(head[..4], [0x25, 0x60, 0x95, 0x13]);
@@ -126,14 +126,14 @@ fn asked(stream: &mut UnixStream) -> Option<Asked> {
     })
 }
 
-fn simple(stream: &mut UnixStream, cookie: u64, error: u32) {
+pub(super) fn simple(stream: &mut UnixStream, cookie: u64, error: u32) {
     let mut out = vec![0x67, 0x44, 0x66, 0x98];
     out.extend(error.to_be_bytes());
     out.extend(cookie.to_be_bytes());
     let _ = stream.write_all(&out);
 }
 
-fn chunk(stream: &mut UnixStream, cookie: u64, last: bool, kind: u16, payload: &[u8]) {
+pub(super) fn chunk(stream: &mut UnixStream, cookie: u64, last: bool, kind: u16, payload: &[u8]) {
     let mut out = vec![0x66, 0x8e, 0x33, 0xef];
     out.extend(u16::from(last).to_be_bytes());
     out.extend(kind.to_be_bytes());
@@ -143,7 +143,7 @@ fn chunk(stream: &mut UnixStream, cookie: u64, last: bool, kind: u16, payload: &
     let _ = stream.write_all(&out);
 }
 
-fn data(offset: u64, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn data(offset: u64, bytes: &[u8]) -> Vec<u8> {
     let mut out = offset.to_be_bytes().to_vec();
     out.extend(bytes);
     out

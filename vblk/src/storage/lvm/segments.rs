@@ -8,11 +8,16 @@
 //! the group was changed, a new number is all that changes. Else the disk goes on through
 //! device-mapper, and says so; where the kernel has none, its requests fail.
 //!
+//! Nothing new is done by segments that do not hold any more; what is in flight by them ends first,
+//! and is made durable where it is (`crate::host::settle`). LVM asks nobody before it changes a
+//! volume, so it cannot be made to wait for that.
+//!
 //! Between a change and the next look there is a tenth of a second in which a block may be written
 //! that is not the volume's any more. That is why it is an option; `vblk snapshot` knows the disk
 //! and has no such gap.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -126,6 +131,19 @@ impl Segments {
     #[must_use]
     pub fn watch(&self) -> &Arc<Watch> {
         &self.watch
+    }
+
+    /// Nothing is in flight by the map that broke: make what was written by it durable, so that it
+    /// is not left to a device that the volume may have nothing to do with any more.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        self.watch.settle();
+        let physical = self.disks.iter().take(self.physical);
+        let files = physical.filter_map(|disk| disk.file());
+        let mut synced = Ok(());
+        for file in files {
+            synced = synced.and(rustix::fs::fdatasync(file));
+        }
+        Ok(synced?)
     }
 
     /// The group's number when the map was last looked at.
@@ -392,4 +410,25 @@ fn obstacle(lv: &Lv) -> Option<String> {
         return Some("it may not be written".to_owned());
     }
     None
+}
+
+#[cfg(test)]
+impl Segments {
+    /// A disk of `pieces` of all `disks` but the last, which is the volume itself.
+    pub(crate) fn over(disks: Vec<Arc<Disk>>, pieces: Vec<Piece>) -> Disk {
+        let shape = *disks.last().unwrap().shape();
+        let segments = Segments {
+            volume: Volume::parse("group/volume").unwrap(),
+            physical: disks.len() - 1,
+            disks: disks.into(),
+            map: Map::Volume(pieces.into()),
+            watch: Arc::default(),
+            generation: Arc::default(),
+        };
+        Disk::of(
+            Storage::Segments(segments),
+            shape,
+            Serial::new("v").unwrap(),
+        )
+    }
 }

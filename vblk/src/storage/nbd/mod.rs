@@ -15,6 +15,15 @@
 //! outstanding, FLUSH fails, and the disk stays failed, as after an fsync error. Drivers that work
 //! write-through, and all whose writes were flushed, do not notice.
 //!
+//! Of several connections one may break while the others seem to stand, because nothing was sent on
+//! these since their server was started anew; a FLUSH through the new one would then be answered
+//! by a server that knows nothing of the writes. So a connection that is opened beside others is
+//! used once one of these has answered a request sent after that: one server was behind both at
+//! that moment. If all of these break first, the last connection is lost.
+//!
+//! What NBD has no word for is how long a server goes on with requests of a connection that is
+//! gone: one that carries them out after it answered those of the next connection undoes these.
+//!
 //! A disk that is stopped while its server does not answer gets a grace of a few seconds; then its
 //! requests fail ([`Hurry`]).
 
