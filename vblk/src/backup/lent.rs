@@ -25,7 +25,7 @@ pub(super) struct Lent {
 #[derive(Debug)]
 pub(super) enum Source {
     /// A disk that we read ourselves.
-    Own(Volume),
+    Own(Box<Volume>),
     /// A disk that its worker reads.
     Lent(Lent),
 }
@@ -41,7 +41,7 @@ impl Source {
     ) -> io::Result<Source> {
         let disk = Arc::clone(disk);
         Ok(match worker {
-            None => Source::Own(Volume::new(disk)?),
+            None => Source::Own(Box::new(Volume::new(disk)?)),
             Some((worker, key)) => Source::Lent(Lent {
                 worker,
                 key,
