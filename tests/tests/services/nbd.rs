@@ -89,7 +89,7 @@ fn connections_are_cut_one_by_one_under_load_and_nothing_is_lost_or_doubled() ->
 #[test]
 fn an_nbd_server_that_falls_silent_holds_up_its_own_disk_alone() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let Some(mut server) = serve(dir.path())? else {
+    let Some(server) = serve(dir.path())? else {
         return Ok(());
     };
     create_image(&dir.path().join("image"), IMAGE_BYTES)?;
