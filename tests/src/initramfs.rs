@@ -32,7 +32,8 @@ pub enum Kit {
     Whole,
     /// Cards with VFs: `ip`, `sriov-manager`, and `vfio-user`, which opens what it is handed.
     Sriov,
-    /// Disks and file systems that are written and verified by `fio`: `mkfs.ext4`, `mkfs.xfs`.
+    /// Disks and file systems that are written and verified by `fio`: `mkfs.ext4`, `mkfs.xfs`,
+    /// `records`.
     Fio,
     /// Logical volumes and other devices: `lvm`, `dmsetup`, `vblk` and `tenant`.
     Lvm,
@@ -71,6 +72,9 @@ impl Kit {
                 "dm-snapshot",
                 "dm-thin-pool",
                 "dm-log-writes",
+                "dm-mirror",
+                "dm-cache",
+                "dm-cache-smq",
             ],
             Self::Sriov => &["igb", "igbvf", "nvme", "vfio-pci", "vfio_iommu_type1"],
             Self::Iommufd => &["igb", "igbvf", "nvme", "iommufd", "vfio-pci", "netdevsim"],
@@ -91,7 +95,10 @@ impl Kit {
                 &["mkfs.ext4"],
                 &[("towpath-tests", "exercise"), ("towpath-tests", "talk")],
             ),
-            Self::Fio => (&["fio", "mkfs.ext4", "mkfs.xfs"], &[]),
+            Self::Fio => (
+                &["fio", "mkfs.ext4", "mkfs.xfs"],
+                &[("towpath-tests", "records")],
+            ),
             Self::Lvm => (
                 &["lvm", "dmsetup"],
                 &[("vblk", "vblk"), ("towpath-tests", "tenant")],

@@ -85,7 +85,7 @@ fn two_disks_of_one_daemon_stay_apart() -> Result<()> {
         dir,
         &[
             "{dir}/a,socket={dir}/disk-a,serial=first",
-            "{dir}/b,socket={dir}/disk-b,serial=second",
+            "{dir}/b,socket={dir}/disk-b,serial=second,cache=buffered",
         ],
         &[],
     )?;
@@ -101,6 +101,12 @@ fn two_disks_of_one_daemon_stay_apart() -> Result<()> {
              dd if=/dev/urandom of=/dev/vdb bs=64k oflag=direct || true
              wait $!
              records verify /dev/vda
+             # Sectors of 512 bytes, and better not less than 4 KiB (512e).
+             cd /sys/block/vdb/queue
+             cat logical_block_size physical_block_size minimum_io_size
+             for sector in 3 9 4095; do
+                 dd if=/dev/vda of=/dev/vdb bs=512 count=1 seek=$sector oflag=direct
+             done
              echo \"second $(sha256sum </dev/vdb)\"",
         )
         .boot()?;
@@ -114,6 +120,11 @@ fn two_disks_of_one_daemon_stay_apart() -> Result<()> {
     ensure!(
         sizes == [&sectors[0], &sectors[1]],
         "the guest sees {sizes:?} sectors"
+    );
+    let blocks = ["512", "4096", "4096"];
+    ensure!(
+        printed.windows(3).any(|lines| lines == blocks),
+        "the guest sees other blocks than {blocks:?}: {printed:?}"
     );
 
     let disk = File::open(&images[0])?;

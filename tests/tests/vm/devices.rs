@@ -1,11 +1,56 @@
 //! vblk on devices of a guest's own: one that fails and comes back, one that is taken away, one
-//! that is polled, and one whose log tells what was durable when.
+//! that is polled, one in partitions, and one whose log tells what was durable when.
 
 use anyhow::Result;
 use std::path::Path;
 use towpath_tests::vm::Vm;
 
 use crate::{FUNCTIONS, create_image, finish};
+
+/// After what [`what_was_flushed_was_durable_and_one_device_that_fails_is_one`] does.
+const PARTITIONS: &str = r#"
+# Two partitions of a disk: of 4 MiB from 1 MiB on, and of 2 MiB right after it.
+truncate -s 8M /tmp/whole
+put() { printf "$1" | dd of=/tmp/whole bs=1 seek=$2 conv=notrunc; }
+put '\000\000\000\000\203\000\000\000\000\010\000\000\000\040\000\000' 446
+put '\000\000\000\000\203\000\000\000\000\050\000\000\000\020\000\000' 462
+put '\125\252' 510
+head -c 1048576 /tmp/whole >/tmp/head
+losetup /dev/loop4 /tmp/whole
+for n in $(seq 50); do [ -b /dev/loop4p2 ] && break; sleep 0.2; done
+refused() { code vblk serve --control /run/x --disk "$1,socket=/run/xs"; }
+kill $!
+wait $! || exit 9
+serve --disk /dev/loop4p1,socket=/run/p1,name=p1 --disk /dev/loop4p2,socket=/run/p2,name=p2
+is $(code vblk disk show p1 --control /run/c) 0
+said 'size       4M'
+is $(code vblk disk show p2 --control /run/c) 0
+said 'size       2M'
+is $(refused /dev/loop4) 1
+said 'in use'
+is $(refused /dev/loop4p2) 1
+is $(code tenant fill /run/p1 7) 0
+is $(code tenant fill /run/p2 8) 0
+is $(code tenant verify /run/p1 7) 0
+tenant pattern 7 4194304 >/tmp/pattern
+tenant pattern 8 2097152 >>/tmp/pattern
+head -c 1048576 /tmp/whole | cmp - /tmp/head
+tail -c +1048577 /tmp/whole | head -c 6291456 | cmp - /tmp/pattern
+is $(tail -c 1048576 /tmp/whole | tr -d '\000' | wc -c) 0
+is $(code tenant trim /run/p1) 0
+tail -c +3145729 /tmp/whole | head -c 4194304 >/tmp/kept
+tail -c +2097153 /tmp/pattern | cmp - /tmp/kept
+kill $!
+wait $! || exit 9
+# Somebody has the whole disk: by which its partitions are in use as well.
+dmsetup create held --table "0 16384 linear /dev/loop4 0"
+is $(refused /dev/loop4p1) 1
+said 'stands on /dev/loop4'
+dmsetup remove held
+serve --disk /dev/loop4p2,socket=/run/p2,name=p2
+is $(code tenant verify /run/p2 8) 0
+echo "partitions"
+"#;
 
 /// `fill` ends with a FLUSH that was acknowledged. What the log has then is all that a power cut at
 /// that moment would leave, and it must be the whole pattern; killing vblk in between changes
@@ -60,9 +105,10 @@ echo "frail"
     let vm = Vm::builder("devices")
         .volumes()
         .memory(&[768])
-        .script(&format!("{FUNCTIONS}{scenario}"))
+        .kernel_arguments("loop.max_part=8")
+        .script(&format!("{FUNCTIONS}{scenario}{PARTITIONS}"))
         .boot()?;
-    finish(vm, &["durable", "frail"])
+    finish(vm, &["durable", "frail", "partitions"])
 }
 
 fn nvme(name: &str, image: &Path) -> String {

@@ -1,5 +1,6 @@
 //! vblk on logical volumes, in a guest, since device-mapper is needed: linear, striped and thin
-//! ones, snapshots of them, volumes by their segments, and what is refused.
+//! ones, snapshots of them, volumes by their segments that are moved or cached meanwhile, and what
+//! is refused.
 
 use anyhow::Result;
 use towpath_tests::vm::Vm;
@@ -9,8 +10,8 @@ use crate::{FUNCTIONS, finish};
 const SCENARIO: &str = r#"
 mkdir -p /etc/lvm
 cat >/etc/lvm/lvm.conf <<END
-global { thin_check_executable="" }
-activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 }
+global { thin_check_executable="" cache_check_executable="" }
+activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 }
 devices { use_devicesfile=0 }
 backup { backup=0 archive=0 }
 END
@@ -107,6 +108,60 @@ is $(serve lvm:vg/str,map=segments) 1
 said 'it has snapshots'
 grep -q 'do not hold any more' /tmp/log
 echo "moved"
+
+# Moved, and put behind a cache, while they are served by their segments.
+lvm lvcreate -y -Wn -L 8m -n mov vg /dev/loop0
+lvm lvcreate -y -Wn -L 8m -n slow vg /dev/loop0
+by_segments() {
+    vblk serve --control /run/c2 --disk lvm:vg/mov,map=segments,socket=/run/mov,name=mov \
+        --disk lvm:vg/slow,socket=/run/slow,name=slow,map=$1 2>/tmp/log2 &
+    second=$!
+    until vblk disk list --control /run/c2 >/tmp/list; do sleep 0.2; done
+}
+fell_back() {
+    until vblk disk show $1 --control /run/c2 | grep -q 'through device-mapper'; do sleep 0.2; done
+    until [ $(grep -c 'in flight by the old map' /tmp/log2) -ge $2 ]; do sleep 0.2; done
+}
+by_segments segments
+is $(code tenant fill /run/mov 5) 0
+is $(code tenant fill /run/slow 6) 0
+# A pvmove that does not look before an hour has passed is under way until told otherwise.
+lvm pvmove -i +3600 -n mov /dev/loop0 /dev/loop1 & moving=$!
+fell_back mov 1
+is $(serve lvm:vg/mov,map=segments) 1
+said 'pvmove'
+is $(code tenant verify /run/mov 5) 0
+is $(code tenant fill /run/mov 7 1024) 0
+kill $moving
+wait $moving || true
+lvm pvmove -i 1
+lvm lvs --noheadings -o devices vg/mov | grep -q loop1
+dd if=/dev/mapper/vg-mov iflag=direct bs=1M count=8 >/tmp/moved 2>/dev/null
+tenant pattern 7 4194304 >/tmp/pattern
+tenant pattern 5 8388608 | tail -c 4194304 >>/tmp/pattern
+cmp /tmp/moved /tmp/pattern
+echo "pvmove"
+lvm lvcreate -y --type cache-pool -L 8m -n fast vg /dev/loop1
+lvm lvconvert -y --type cache --cachepool vg/fast vg/slow
+fell_back slow 2
+is $(serve lvm:vg/slow,map=segments) 1
+said 'map = "file"'
+is $(code tenant verify /run/slow 6) 0
+is $(code tenant fill /run/slow 8 1024) 0
+kill $second
+wait $second || exit 9
+# Where they are now is as good as where they were.
+by_segments file
+grep -q 'do not hold any more' /tmp/log2 && exit 9
+is $(code tenant verify /run/slow 8 1024) 0
+is $(code tenant verify /run/mov 7 1024) 0
+is $(code tenant fill /run/mov 9) 0
+tenant pattern 9 8388608 >/tmp/pattern
+dd if=/dev/mapper/vg-mov iflag=direct bs=1M count=8 2>/dev/null | cmp - /tmp/pattern
+kill $second
+wait $second || exit 9
+lvm lvremove -y vg/slow vg/mov
+echo "cache"
 lvm lvremove -y vg/lin-monday
 lvm lvextend -L 24m vg/lin
 is $(code vblk disk resize lin --control /run/c) 0
@@ -136,6 +191,8 @@ fn vblk_serves_logical_volumes_and_lets_lvm_take_snapshots() -> Result<()> {
         "served",
         "snapshots",
         "moved",
+        "pvmove",
+        "cache",
         "full",
         "done",
     ];
