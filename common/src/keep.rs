@@ -241,6 +241,17 @@ impl Kept {
             .ok_or_else(|| KeepError::MissingFd(name.to_owned()))
     }
 
+    /// Nobody goes on with it. A socket that front-ends connect to refuses them from now on,
+    /// although the manager holds it until it has heard of this: who wants its place does not find
+    /// it taken by another process.
+    pub fn abandon(mut self, mut place: Place) {
+        if let Some(listener) = self.take("listener").filter(|_| self.kind() == LISTENER) {
+            // One that is no socket has nobody to refuse.
+            let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+        }
+        place.clear();
+    }
+
     /// All of it as one descriptor.
     ///
     /// # Errors

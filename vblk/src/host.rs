@@ -390,13 +390,13 @@ impl Service for Host {
                 .iter()
                 .any(|d| d.config.name.as_str() == name)
         };
-        for (mut place, kept) in self.manager.claim_rest(|kept| waits(kept.name())) {
+        for (place, kept) in self.manager.claim_rest(|kept| waits(kept.name())) {
             warn!(
                 kind = kept.kind(),
                 name = kept.name(),
                 "left by a predecessor, not wanted"
             );
-            place.clear();
+            kept.abandon(place);
         }
         Ok(Report::default())
     }

@@ -36,6 +36,21 @@ pub struct Listening {
     pub(super) listener: Option<UnixListener>,
     /// Where the listening socket is kept: front-ends that come during a restart wait in it.
     pub(super) place: Option<Place>,
+    /// Nobody listened there before.
+    fresh: bool,
+}
+
+impl Drop for Listening {
+    /// One that is not served after all leaves nothing: neither its file, nor, with the manager, a
+    /// socket that nobody accepts from.
+    fn drop(&mut self) {
+        if self.fresh && self.listener.take().is_some() {
+            let _ = std::fs::remove_file(&self.endpoint.path);
+            if let Some(place) = &mut self.place {
+                place.clear();
+            }
+        }
+    }
 }
 
 impl Endpoint {
@@ -52,6 +67,7 @@ impl Endpoint {
             endpoint: self,
             listener,
             place: None,
+            fresh: true,
         })
     }
 
@@ -72,6 +88,7 @@ impl Endpoint {
                     endpoint: self,
                     listener: Some(fd.into()),
                     place: Some(place),
+                    fresh: false,
                 });
             }
             place.clear();

@@ -118,7 +118,7 @@ impl Server {
     /// # Errors
     /// As [`Server::start`].
     pub fn start_kept<D>(
-        listening: Listening,
+        mut listening: Listening,
         device: Arc<D>,
         keeping: Keeping,
     ) -> std::io::Result<Server>
@@ -138,11 +138,8 @@ impl Server {
             notify: Mutex::new(None),
             keeper,
         });
-        let Listening {
-            endpoint,
-            listener,
-            place,
-        } = listening;
+        let endpoint = listening.endpoint.clone();
+        let (listener, place) = (listening.listener.take(), listening.place.take());
         let (mine, path) = (Arc::clone(&shared), endpoint.path.clone());
         let thread = std::thread::Builder::new()
             .name(thread_name(device.name()))

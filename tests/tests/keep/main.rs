@@ -10,6 +10,7 @@ mod model;
 mod newer;
 mod ports;
 mod switch;
+mod switch_model;
 mod trouble;
 mod uplinks;
 mod vm;

@@ -435,13 +435,13 @@ impl Host {
             // A dead worker has no uplinks.
             let _ = worker.handle().post(Change::ReleaseUplinks);
         }
-        for (mut place, kept) in self.keeper.claim_rest(|_| false) {
+        for (place, kept) in self.keeper.claim_rest(|_| false) {
             warn!(
                 kind = kept.kind(),
                 name = kept.name(),
                 "left by a predecessor, not wanted"
             );
-            place.clear();
+            kept.abandon(place);
         }
     }
 }

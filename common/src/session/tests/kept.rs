@@ -162,3 +162,43 @@ fn a_front_end_that_goes_ends_its_quarantine() {
     let mut guest = succession.guest();
     guest.echo(0, b"another one is served");
 }
+
+#[test]
+fn a_socket_that_nobody_wants_any_more_is_free_at_once() {
+    let dir = Scratch::new();
+    let endpoint = || Endpoint {
+        path: dir.path().join("s"),
+        mode: Mode::Server,
+    };
+    let keeper = Keeper::here(Vec::new());
+    // Killed before it served anybody.
+    std::mem::forget(endpoint().listen_kept(&keeper).unwrap());
+    // The manager hears of it later.
+    let held = keeper.shelf();
+    assert!(endpoint().listen().is_err(), "it listens");
+    let next = Keeper::here(keeper.shelf());
+    for (place, kept) in next.claim_rest(|_| false) {
+        kept.abandon(place);
+    }
+    assert!(next.shelf().is_empty());
+    endpoint().listen().unwrap();
+    drop(held);
+}
+
+/// As in a reload that is refused because of something else.
+#[test]
+fn a_socket_that_is_not_served_after_all_leaves_nothing() {
+    let dir = Scratch::new();
+    let endpoint = || Endpoint {
+        path: dir.path().join("s"),
+        mode: Mode::Server,
+    };
+    let keeper = Keeper::here(Vec::new());
+    drop(endpoint().listen_kept(&keeper).unwrap());
+    assert!(keeper.shelf().is_empty() && !endpoint().path.exists());
+    // A predecessor's goes on waiting for one that serves it.
+    std::mem::forget(endpoint().listen_kept(&keeper).unwrap());
+    let next = Keeper::here(keeper.shelf());
+    drop(endpoint().listen_kept(&next).unwrap());
+    assert!(next.shelf().len() == 1 && endpoint().path.exists());
+}
