@@ -174,14 +174,11 @@ impl Ready {
                         let text = String::from_utf8_lossy(&message[..length]);
                         Ok(text.lines().any(|line| line == "READY=1"))
                     }
-                    // The latter for one that was stopped and goes on.
-                    Err(error)
-                        if [ErrorKind::WouldBlock, ErrorKind::Interrupted]
-                            .contains(&error.kind()) =>
-                    {
-                        Ok(false)
-                    }
-                    Err(error) => Err(error.into()),
+                    Err(error) => match error.kind() {
+                        // The latter for one that was stopped and goes on.
+                        ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(false),
+                        _ => Err(error.into()),
+                    },
                 }
             }
             Self::Listens(path) => {
