@@ -9,8 +9,8 @@
 //!
 //! While busy the thread takes no lock, touches no heap, writes no log and makes no system call but
 //! those of its plane's engine and notifications, and yields between two looks while kernel threads
-//! hold all its work. It sleeps only after every source of work was
-//! armed *and then* looked at once more, so no wake-up is lost; it always wakes within
+//! hold all its work, and for a moment after a command. It sleeps only after every source of work
+//! was armed *and then* looked at once more, so no wake-up is lost; it always wakes within
 //! [`HEARTBEAT`], so that a watchdog can tell an idle worker from a stuck one.
 
 mod poller;
@@ -39,6 +39,10 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Default time to poll after the last work before sleeping: longer than a flash read, so that one
 /// request after the other is served without sleeping in between.
 pub const SPIN: Duration = Duration::from_micros(200);
+
+/// For how long after a command a worker offers its processor between two steps: whoever asked may
+/// have to go on there, and mostly asks again, as for each queue of a session that is resumed.
+const COURTESY: Duration = Duration::from_millis(1);
 
 /// When a worker sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,10 +344,15 @@ impl<P: Plane> Loop<P> {
         let (mut steps, mut busy) = (0u32, 0u64);
         let mut now = self.clock.now();
         let mut last_work = now;
+        let courtesy = self.clock.rate().of(COURTESY);
+        let mut asked = None;
         loop {
-            if self.inbox.pending() && !self.commands(now) {
-                self.plane.housekeep(now);
-                return;
+            if self.inbox.pending() {
+                if !self.commands(now) {
+                    self.plane.housekeep(now);
+                    return;
+                }
+                asked = Some(now);
             }
             let worked = self.plane.step(now);
             let before = std::mem::replace(&mut now, self.clock.now());
@@ -354,6 +363,10 @@ impl<P: Plane> Loop<P> {
             }
             if steps.is_multiple_of(HOUSEKEEP) {
                 self.housekeep(now, busy);
+            }
+            if let Some(at) = asked {
+                std::thread::yield_now();
+                asked = Some(at).filter(|at| now.since(*at) < courtesy);
             }
             let Some(spin) = spin else { continue };
             if worked {
