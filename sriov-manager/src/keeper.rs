@@ -256,6 +256,10 @@ impl Keeper {
                 Ok(_) => {
                     lock(&self.report).counters.events += 1;
                     ours |= is_ours(&buffer);
+                    // It may be back before anybody looks, as bare as a new one.
+                    if let Some(pulled) = pulled(&buffer) {
+                        lock(&self.settled).remove(&pulled);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return ours,
                 // Some were lost; whatever they were about is looked at.
@@ -301,9 +305,36 @@ fn is_ours(event: &[u8]) -> bool {
     parts.any(|part| matches!(part, b"SUBSYSTEM=pci" | b"SUBSYSTEM=net"))
 }
 
+/// The PCI function that an event says is gone.
+fn pulled(event: &[u8]) -> Option<PciAddr> {
+    let parts = || event.split(|byte| *byte == 0);
+    let says = |word: &[u8]| parts().any(|part| part == word);
+    if !says(b"ACTION=remove") || !says(b"SUBSYSTEM=pci") {
+        return None;
+    }
+    let name = parts().find_map(|part| part.strip_prefix(b"PCI_SLOT_NAME="))?;
+    std::str::from_utf8(name).ok()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_function_that_is_gone_is_named() {
+        let event = |action: &str, subsystem: &str| {
+            let at = "0000:01:00.0";
+            format!(
+                "{action}@/devices/pci/{at}\0ACTION={action}\0SUBSYSTEM={subsystem}\0\
+                 PCI_SLOT_NAME={at}\0"
+            )
+        };
+        let pulled = |text: String| pulled(text.as_bytes()).map(|pf| pf.to_string());
+        assert_eq!(pulled(event("remove", "pci")).unwrap(), "0000:01:00.0");
+        assert_eq!(pulled(event("add", "pci")), None);
+        assert_eq!(pulled(event("remove", "net")), None);
+        assert_eq!(pulled("ACTION=remove\0SUBSYSTEM=pci\0".to_owned()), None);
+    }
 
     #[test]
     fn events_of_pci_and_interfaces_are_ours() {
