@@ -40,8 +40,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// request after the other is served without sleeping in between.
 pub const SPIN: Duration = Duration::from_micros(200);
 
-/// For how long after a command a worker offers its processor between two steps: whoever asked may
-/// have to go on there, and mostly asks again, as for each queue of a session that is resumed.
+/// For how long after a command a worker without work offers its processor between two looks:
+/// whoever asked may have to go on there, and mostly asks again, as for each queue of a session
+/// that is resumed. One with work does so once a command: its guests come first.
 const COURTESY: Duration = Duration::from_millis(1);
 
 /// When a worker sleeps.
@@ -345,14 +346,15 @@ impl<P: Plane> Loop<P> {
         let mut now = self.clock.now();
         let mut last_work = now;
         let courtesy = self.clock.rate().of(COURTESY);
-        let mut asked = None;
+        let mut asked_at = None;
         loop {
             if self.inbox.pending() {
                 if !self.commands(now) {
                     self.plane.housekeep(now);
                     return;
                 }
-                asked = Some(now);
+                asked_at = Some(now);
+                std::thread::yield_now();
             }
             let worked = self.plane.step(now);
             let before = std::mem::replace(&mut now, self.clock.now());
@@ -364,15 +366,12 @@ impl<P: Plane> Loop<P> {
             if steps.is_multiple_of(HOUSEKEEP) {
                 self.housekeep(now, busy);
             }
-            if let Some(at) = asked {
-                std::thread::yield_now();
-                asked = Some(at).filter(|at| now.since(*at) < courtesy);
-            }
             let Some(spin) = spin else { continue };
             if worked {
                 continue;
             }
-            if self.plane.is_patient() {
+            asked_at = asked_at.filter(|at| now.since(*at) < courtesy);
+            if asked_at.is_some() || self.plane.is_patient() {
                 std::thread::yield_now();
             }
             if now.0.saturating_sub(last_work.0) >= spin.0 {
