@@ -235,7 +235,9 @@ impl Host {
         let taken = {
             let running = lock(&self.disks);
             // A socket that a disk of ours listens on is free once that one is stopped.
-            running.iter().any(|r| r.config.socket == config.socket)
+            let ours = |r: &&Running| r.config.socket == config.socket;
+            let mut ours = running.iter().filter(ours);
+            ours.any(|r| r.server.as_ref().is_none_or(|s| s.deaf().is_none()))
         };
         let listening = if taken {
             None
@@ -438,7 +440,9 @@ impl Service for Host {
     }
 
     fn disks(&self) -> Vec<DiskStatus> {
-        let mut disks: Vec<_> = lock(&self.disks).iter().map(status::disk).collect();
+        // One that comes back is in one of both lists at any time.
+        let running = lock(&self.disks);
+        let mut disks: Vec<_> = running.iter().map(status::disk).collect();
         disks.extend(self.absent_status());
         disks
     }

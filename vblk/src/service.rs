@@ -231,7 +231,8 @@ pub struct DiskStatus {
     pub connected: bool,
     /// The connection.
     pub session: Option<SessionStatus>,
-    /// Why a message was refused, or why the last connection was ended by vblk.
+    /// Why a message was refused, or why the last connection was ended by vblk; while no front-end
+    /// can connect, why that is.
     #[serde(default)]
     pub last_error: Option<String>,
     /// What is wrong with its storage, if something is.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use towpath_common::clock::{Cycles, Rate};
 use towpath_common::config::Name;
-use towpath_common::session::{F_LOG_ALL, F_PROTOCOL_FEATURES, Status};
+use towpath_common::session::{F_LOG_ALL, F_PROTOCOL_FEATURES, Server, Status};
 use towpath_common::stats::HistogramSnapshot;
 
 use crate::backup;
@@ -104,10 +104,7 @@ fn request_type(kind: Kind) -> RequestType {
 pub(crate) fn disk(running: &Running) -> DiskStatus {
     let config = &running.config;
     let disk = running.device.disk();
-    let status = running
-        .server
-        .as_ref()
-        .map(towpath_common::session::Server::status);
+    let status = running.server.as_ref().map(Server::status);
     let status = status.unwrap_or_default();
     DiskStatus {
         name: config.name.clone(),

@@ -57,6 +57,10 @@ events! {
     QUARANTINED "quarantined" "9e0eadd757bf44e495c3222fedfeace9";
     /// Such a session is tried again.
     QUARANTINE_ENDED "quarantine_ended" "0502d2588de94f98baf7d4bcb8ff1e9f";
+    /// A listening socket was lost in a restart, and cannot be bound again.
+    SOCKET_LOST "socket_lost" "155e9a48ee27405dbf3fa216ed6189c7";
+    /// It is bound again.
+    SOCKET_BACK "socket_back" "d4337451b2de49ba9390f0b2c52546c9";
     /// A driver broke the rules of its ring, which is stopped.
     RING_BROKEN "ring_broken" "a7eb8a4be7084de4a1c7bc6771198371";
     /// A worker makes no progress.

@@ -38,17 +38,22 @@ pub struct Listening {
     pub(super) place: Option<Place>,
     /// Nobody listened there before.
     fresh: bool,
+    /// Why nobody can connect for now, although a predecessor listened there.
+    pub(super) deaf: Option<String>,
 }
 
 impl Drop for Listening {
     /// One that is not served after all leaves nothing: neither its file, nor, with the manager, a
     /// socket that nobody accepts from.
     fn drop(&mut self) {
-        if self.fresh && self.listener.take().is_some() {
+        if !self.fresh {
+            return;
+        }
+        if self.listener.take().is_some() {
             let _ = std::fs::remove_file(&self.endpoint.path);
-            if let Some(place) = &mut self.place {
-                place.clear();
-            }
+        }
+        if let Some(place) = &mut self.place {
+            place.clear();
         }
     }
 }
@@ -68,20 +73,24 @@ impl Endpoint {
             listener,
             place: None,
             fresh: true,
+            deaf: None,
         })
     }
 
     /// The same with the socket that a predecessor listened on, if it left one with `keeper`, which
-    /// keeps it from now on.
+    /// keeps it from now on. If that one is lost and cannot be bound again, the front-end that is
+    /// connected is served all the same, and it is tried again ([`super::Server::deaf`]).
     ///
     /// # Errors
-    /// As [`Endpoint::listen`].
+    /// As [`Endpoint::listen`], if no predecessor listened there.
     pub fn listen_kept(self, keeper: &Keeper) -> std::io::Result<Listening> {
         if self.mode == Mode::Client || !keeper.keeps() {
             return self.listen();
         }
         let name = self.path.display().to_string();
-        if let Some((mut place, mut kept)) = keeper.claim(LISTENER, &name) {
+        let left = keeper.claim(LISTENER, &name);
+        let served = left.is_some();
+        if let Some((mut place, mut kept)) = left {
             // Somebody may have removed the file, and nobody would find the socket any more.
             if let Some(fd) = kept.take("listener").filter(|_| is_socket(&self.path)) {
                 return Ok(Listening {
@@ -89,23 +98,43 @@ impl Endpoint {
                     listener: Some(fd.into()),
                     place: Some(place),
                     fresh: false,
+                    deaf: None,
                 });
             }
             place.clear();
         }
-        let mut listening = self.listen()?;
-        if let Some(listener) = &listening.listener {
-            let mut place = keeper.place();
-            let kept = Document::new(LISTENER, &name, &()).and_then(|mut kept| {
-                kept.keep("listener", listener)?;
-                place.put(&kept)
-            });
-            if let Err(error) = kept {
-                warn!(socket = name, %error, "front-ends that come during a restart are refused");
-            }
-            listening.place = Some(place);
-        }
+        let mut listening = match self.clone().listen() {
+            Err(error) if served => Listening {
+                endpoint: self,
+                listener: None,
+                place: None,
+                fresh: true,
+                deaf: Some(error.to_string()),
+            },
+            bound => bound?,
+        };
+        let mut place = keeper.place();
+        keep(
+            &mut place,
+            &listening.endpoint.path,
+            listening.listener.as_ref(),
+        );
+        listening.place = Some(place);
         Ok(listening)
+    }
+}
+
+/// Keep the listening socket at `path`; without one, that there was to be one.
+pub(super) fn keep(place: &mut Place, path: &Path, listener: Option<&UnixListener>) {
+    let name = path.display().to_string();
+    let kept = Document::new(LISTENER, &name, &()).and_then(|mut kept| {
+        if let Some(listener) = listener {
+            kept.keep("listener", listener)?;
+        }
+        place.put(&kept)
+    });
+    if let Err(error) = kept {
+        warn!(socket = name, %error, "front-ends that come during a restart are refused");
     }
 }
 
@@ -114,7 +143,7 @@ fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }
 
-fn bind(path: &Path) -> std::io::Result<UnixListener> {
+pub(super) fn bind(path: &Path) -> std::io::Result<UnixListener> {
     use std::io::{Error, ErrorKind};
     let named =
         |e: Error, what: &str| Error::new(e.kind(), format!("{what} {}: {e}", path.display()));

@@ -12,11 +12,13 @@
 //! and the worker needs no lock and never sees half a change.
 
 mod adopt;
+mod deaf;
 mod divert;
 mod endpoint;
 mod error;
 mod handler;
 mod kept;
+mod notifier;
 mod resume;
 mod serve;
 mod state;
@@ -31,7 +33,8 @@ pub use adopt::adopt;
 pub use endpoint::{Endpoint, Listening, Mode};
 pub use error::SessionError;
 pub use kept::Keeping;
-pub use serve::{Notifier, Server};
+pub use notifier::Notifier;
+pub use serve::Server;
 pub use state::{Session, Status};
 pub use vring::Addresses;
 

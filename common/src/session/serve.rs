@@ -18,16 +18,18 @@ use crate::logging::events;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
+use super::deaf::Deaf;
 use super::divert::{Next, next};
 use super::endpoint::{Endpoint, Listening, Mode, connect};
 use super::error::SessionError;
 use super::kept::{Keeping, Kept};
+use super::notifier::{Notifier, Notify};
 use super::state::{Session, Status, lock};
 use super::{Alarm, Device};
 use crate::keep::{Keeper, Place};
 
 /// First and longest pause between two attempts to reach a front-end's socket.
-const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+pub(super) const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
 /// Stack of a session's thread: messages are at most 4 KiB, and 64 disks are 64 threads.
 const STACK: usize = 256 * 1024;
@@ -45,7 +47,6 @@ pub struct Server {
     shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
     endpoint: Endpoint,
-    place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -61,43 +62,12 @@ pub(super) struct Shared {
     /// The connection in use, to hang it up.
     current: Mutex<Option<Arc<Alarm>>>,
     pub(super) status: Arc<Mutex<Status>>,
-    notify: Mutex<Option<Box<dyn Notify>>>,
+    pub(super) notify: Mutex<Option<Box<dyn Notify>>>,
     pub(super) keeper: Keeper,
-}
-
-/// A session that can be told something, whatever its device.
-trait Notify: Send + std::fmt::Debug {
-    fn config_changed(&self) -> bool;
-    fn refresh(&self);
-}
-
-impl<D: Device + std::fmt::Debug> Notify for Arc<Mutex<Session<D>>> {
-    fn config_changed(&self) -> bool {
-        self.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .notify_config_change()
-    }
-
-    fn refresh(&self) {
-        // One that is being talked to is kept after that.
-        if let Ok(mut session) = self.try_lock() {
-            session.refresh();
-        }
-    }
-}
-
-/// Tells the front-end of a [`Server`] what changed.
-#[derive(Debug)]
-pub struct Notifier(Arc<Shared>);
-
-impl Notifier {
-    /// As [`Server::config_changed`].
-    #[must_use]
-    pub fn config_changed(&self) -> bool {
-        let notify = &self.0.notify;
-        let notify = notify.lock().unwrap_or_else(PoisonError::into_inner);
-        notify.as_ref().is_some_and(|n| n.config_changed())
-    }
+    /// Where the listening socket is kept.
+    pub(super) place: Mutex<Option<Place>>,
+    /// There is none for now.
+    pub(super) deaf: Deaf,
 }
 
 impl Server {
@@ -137,10 +107,16 @@ impl Server {
             status: Arc::default(),
             notify: Mutex::new(None),
             keeper,
+            place: Mutex::new(listening.place.take()),
+            deaf: Deaf::of(listening.deaf.take()),
         });
         let endpoint = listening.endpoint.clone();
-        let (listener, place) = (listening.listener.take(), listening.place.take());
+        let mode = endpoint.mode;
+        let listener = listening.listener.take();
         let (mine, path) = (Arc::clone(&shared), endpoint.path.clone());
+        if shared.deaf.why().is_some() {
+            Shared::listen_later(&shared, device.name(), &path)?;
+        }
         let thread = std::thread::Builder::new()
             .name(thread_name(device.name()))
             .stack_size(STACK)
@@ -150,7 +126,7 @@ impl Server {
                 {
                     mine.resume(left, &device);
                 }
-                match listener {
+                match listener.or_else(|| mine.late_listener(mode)) {
                     Some(listener) => mine.accept_loop(&listener, &device),
                     None => mine.connect_loop(&path, &device),
                 }
@@ -159,14 +135,25 @@ impl Server {
             shared,
             thread: Some(thread),
             endpoint,
-            place,
         })
+    }
+
+    /// Why no front-end can connect for now, if a predecessor's listening socket was lost and
+    /// cannot be bound again. The one that is connected is served, and it is tried again.
+    #[must_use]
+    pub fn deaf(&self) -> Option<String> {
+        self.shared.deaf.why()
     }
 
     /// What the session looks like now.
     #[must_use]
     pub fn status(&self) -> Status {
-        lock(&self.shared.status).clone()
+        let mut status = lock(&self.shared.status).clone();
+        if let Some(why) = self.deaf() {
+            let why = format!("no front-end can connect: {why}; it is tried again all the time");
+            status.last_error = Some(why);
+        }
+        status
     }
 
     /// Tell the front-end that configuration space changed; false if it cannot be told. Waits
@@ -179,7 +166,7 @@ impl Server {
     /// What tells the front-end, for a caller that must not hold on to the server meanwhile.
     #[must_use]
     pub fn notifier(&self) -> Notifier {
-        Notifier(Arc::clone(&self.shared))
+        Notifier::of(&self.shared)
     }
 
     /// Hang up, drain and end the thread; the socket file of a server is removed.
@@ -234,13 +221,13 @@ impl Server {
             return;
         };
         self.wake();
-        if let Some(place) = &mut self.place {
+        if let Some(place) = self.shared.place().as_mut() {
             place.clear();
         }
         if let Some(alarm) = self.shared.current().as_ref() {
             alarm.raise();
         }
-        if self.endpoint.mode == Mode::Server {
+        if self.endpoint.mode == Mode::Server && self.shared.deaf.why().is_none() {
             let _ = std::fs::remove_file(&self.endpoint.path);
         }
         let _ = thread.join();
@@ -256,6 +243,10 @@ impl Drop for Server {
 impl Shared {
     fn current(&self) -> std::sync::MutexGuard<'_, Option<Arc<Alarm>>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn place(&self) -> std::sync::MutexGuard<'_, Option<Place>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn stopping(&self) -> bool {
@@ -274,7 +265,7 @@ impl Shared {
     }
 
     /// Wait until `fd` is readable; false if the server is to stop, or after `timeout`.
-    fn wait(&self, fd: Option<&UnixListener>, timeout: Option<Duration>) -> bool {
+    pub(super) fn wait(&self, fd: Option<&UnixListener>, timeout: Option<Duration>) -> bool {
         let mut fds = vec![PollFd::new(&self.bell, PollFlags::IN)];
         if let Some(fd) = fd {
             fds.push(PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));

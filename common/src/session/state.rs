@@ -42,7 +42,7 @@ pub struct Status {
     /// It ended this process too often, and is not served: its connection is held, its requests
     /// wait. [`super::Server::release`] tries it again.
     pub quarantined: bool,
-    /// Why the last session ended or a message was refused.
+    /// Why no front-end can connect, else why the last session ended or a message was refused.
     pub last_error: Option<String>,
 }
 

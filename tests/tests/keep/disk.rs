@@ -32,12 +32,12 @@ fn pattern(slot: usize, version: u64) -> Vec<u8> {
     word.iter().copied().cycle().take(BYTES).collect()
 }
 
-struct Load {
+pub(crate) struct Load {
     queue: BlkQueue,
     memory: towpath_common::testing::GuestMemory,
     doing: Vec<Doing>,
     /// Requests completed, by slot.
-    finished: u64,
+    pub(crate) finished: u64,
 }
 
 impl Load {
@@ -56,7 +56,7 @@ impl Load {
     }
 
     /// Take what came back, check it, go on.
-    fn turn(&mut self, done: &mut Vec<Done>) -> Result<usize> {
+    pub(crate) fn turn(&mut self, done: &mut Vec<Done>) -> Result<usize> {
         done.clear();
         self.queue.reap(done)?;
         for completion in done.iter() {
@@ -88,7 +88,7 @@ impl Load {
 }
 
 /// A disk at the socket `disk`, under load.
-fn load(vblk: &Vblk) -> Result<(BlkClient, Load)> {
+pub(crate) fn load(vblk: &Vblk) -> Result<(BlkClient, Load)> {
     let options = ClientOptions {
         queue_size: 128,
         shape: Shape {

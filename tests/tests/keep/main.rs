@@ -3,6 +3,7 @@
 //! `make test` kills some forty times a test; `TOWPATH_KILLS=1000` in the environment is the long
 //! run: so often, and 50 times where real guests run.
 
+mod deaf;
 mod disk;
 mod fio;
 mod harness;

@@ -36,6 +36,14 @@ pub(crate) struct Absent {
     opening: Option<Opening>,
 }
 
+/// What became of an absent disk.
+enum Tried {
+    /// It is being opened.
+    Opening(Option<Opening>),
+    /// It is open.
+    Open(Disk),
+}
+
 fn begin(config: &config::Disk) -> Result<Opening, ServiceError> {
     let (done, opening) = channel();
     let disk = config.clone();
@@ -50,6 +58,18 @@ fn begin(config: &config::Disk) -> Result<Opening, ServiceError> {
             name: config.name.clone(),
             source: source.into(),
         }),
+    }
+}
+
+/// Look after one that is being opened, or begin.
+fn try_once(config: &config::Disk, opening: Option<Opening>) -> Result<Tried, ServiceError> {
+    let Some(opening) = opening else {
+        return Ok(Tried::Opening(Some(begin(config)?)));
+    };
+    match opening.try_recv() {
+        Err(TryRecvError::Empty) => Ok(Tried::Opening(Some(opening))),
+        Err(TryRecvError::Disconnected) => Err(gone(config)),
+        Ok(opened) => opened.map(Tried::Open),
     }
 }
 
@@ -126,47 +146,43 @@ impl Host {
         });
     }
 
-    /// Try again; true if there are disks left to try.
+    /// Try again; true if there are disks left to try. Each is shown as absent until it is served.
     pub(super) fn retry_absent(&self) -> bool {
         let Ok(_one_at_a_time) = self.applying.try_lock() else {
             return true;
         };
-        let waiting = std::mem::take(&mut *lock(&self.absent));
-        let mut left = Vec::new();
-        for mut disk in waiting {
-            let opened = match disk.opening.as_ref().map(Receiver::try_recv) {
-                None => begin(&disk.config).map(|opening| {
-                    disk.opening = Some(opening);
-                    None
-                }),
-                Some(Err(TryRecvError::Empty)) => Ok(None),
-                Some(Err(TryRecvError::Disconnected)) => Err(gone(&disk.config)),
-                Some(Ok(opened)) => opened.map(Some),
+        let waiting: Vec<config::Disk> = {
+            let absent = lock(&self.absent);
+            absent.iter().map(|disk| disk.config.clone()).collect()
+        };
+        for config in waiting {
+            // Nothing else takes them out meanwhile: that needs `applying` as well.
+            let opening = {
+                let mut absent = lock(&self.absent);
+                let disk = absent.iter_mut().find(|d| d.config.name == config.name);
+                disk.and_then(|disk| disk.opening.take())
             };
-            let served = opened.and_then(|opened| match opened {
-                None => Ok(false),
-                Some(open) => self.serve_late(&disk.config, open).map(|()| true),
+            let tried = try_once(&config, opening).and_then(|tried| match tried {
+                Tried::Opening(opening) => Ok(opening),
+                Tried::Open(open) => self.serve_late(&config, open).map(|()| None),
             });
-            match served {
-                Ok(true) => {
-                    let name = &disk.config.name;
-                    info!(name: DISK_BACK, disk = %name, "opened at last, and served again");
-                    continue;
-                }
-                Ok(false) => {}
+            let mut absent = lock(&self.absent);
+            // One that is served now is not among them any more.
+            let Some(disk) = absent.iter_mut().find(|d| d.config.name == config.name) else {
+                continue;
+            };
+            match tried {
+                Ok(opening) => disk.opening = opening,
                 Err(error) => {
                     let why = error.to_string();
                     if why != disk.why {
-                        error!(name: DISK_ABSENT, disk = %disk.config.name, %why, "not served yet");
+                        error!(name: DISK_ABSENT, disk = %config.name, %why, "not served yet");
                     }
-                    (disk.why, disk.opening) = (why, None);
+                    disk.why = why;
                 }
             }
-            left.push(disk);
         }
-        let some = !left.is_empty();
-        *lock(&self.absent) = left;
-        some
+        !lock(&self.absent).is_empty()
     }
 
     fn serve_late(&self, config: &config::Disk, disk: Disk) -> Result<(), ServiceError> {
@@ -179,6 +195,9 @@ impl Host {
             server.go();
         }
         disks.push(running);
+        lock(&self.absent).retain(|disk| disk.config.name != config.name);
+        drop(disks);
+        info!(name: DISK_BACK, disk = %config.name, "opened at last, and served again");
         Ok(())
     }
 

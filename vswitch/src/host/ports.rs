@@ -218,8 +218,13 @@ impl Host {
                 continue;
             }
             // A socket that a port of ours listens on is free once that one is stopped.
-            let ours =
-                |r: &Running| matches!(&r.kind, Kind::Guest(p, _) if p.socket == port.socket);
+            let ours = |r: &Running| match &r.kind {
+                Kind::Guest(p, server) => {
+                    let deaf = server.as_ref().is_some_and(|s| s.deaf().is_some());
+                    p.socket == port.socket && !deaf
+                }
+                Kind::Uplink(..) => false,
+            };
             let listening = if running.iter().any(ours) {
                 None
             } else {

@@ -202,3 +202,50 @@ fn a_socket_that_is_not_served_after_all_leaves_nothing() {
     drop(endpoint().listen_kept(&next).unwrap());
     assert!(next.shelf().len() == 1 && endpoint().path.exists());
 }
+
+/// Something else lies where the socket was, as after an operator's mistake.
+#[test]
+fn a_guest_goes_on_where_nobody_can_listen_any_more() {
+    let (succession, mut keeper, mut server, mut guest) = begin();
+    let path = succession.dir.path().join("s");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    // Nor can the next one.
+    for round in 0..2u8 {
+        server.leave();
+        guest.offer(0, &[round]);
+        keeper = Keeper::here(keeper.shelf());
+        server = succession.serve(&keeper).1;
+        server.go();
+        guest.settle(0);
+        guest.echo(0, b"and on");
+        let why = server.status().last_error.unwrap();
+        assert!(why.starts_with("no front-end can connect"), "{why}");
+        assert!(why.contains("is not a socket"), "{why}");
+    }
+    std::fs::remove_dir(&path).unwrap();
+    eventually("a socket", || server.deaf().is_none());
+    guest.echo(0, b"all the time");
+    assert_eq!(server.status().last_error, None);
+    drop(guest);
+    eventually("the session to end", || !server.status().connected);
+    succession.guest().echo(0, b"another one");
+    server.stop();
+    assert!(keeper.shelf().is_empty() && !path.exists());
+}
+
+#[test]
+fn what_lies_where_a_socket_was_is_not_ours_to_remove() {
+    let (succession, keeper, server, _guest) = begin();
+    let path = succession.dir.path().join("s");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, b"somebody's").unwrap();
+    server.leave();
+    let keeper = Keeper::here(keeper.shelf());
+    let (_, server) = succession.serve(&keeper);
+    server.go();
+    eventually("the session", || server.status().connected);
+    server.stop();
+    assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+    eventually("nothing to be kept", || keeper.shelf().is_empty());
+}
