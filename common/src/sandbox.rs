@@ -30,6 +30,9 @@ mod seccomp;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use seccompiler::BpfProgram;
 
 use crate::logging::events::NOT_CONFINED;
 
@@ -109,6 +112,42 @@ pub fn check_bell() -> Result<(), SandboxError> {
     Bell::new().map(drop).map_err(SandboxError::Bell)
 }
 
+/// Filters that are made and not installed yet.
+static MADE: Mutex<Option<Made>> = Mutex::new(None);
+
+struct Made {
+    mode: Seccomp,
+    own: Vec<Call>,
+    programs: Vec<BpfProgram>,
+}
+
+/// Make the filters for [`limit_calls`] ahead: it takes a millisecond, which guests would wait for
+/// while one daemon follows another. What is wrong with them is told there.
+pub fn prepare_calls(mode: Seccomp, own: &[Call]) {
+    if mode != Seccomp::Off
+        && let Ok(programs) = seccomp::programs(mode, &[calls::SHARED, own])
+    {
+        let own = own.to_vec();
+        *made() = Some(Made {
+            mode,
+            own,
+            programs,
+        });
+    }
+}
+
+fn made() -> MutexGuard<'static, Option<Made>> {
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The filters, made ahead or now.
+fn programs(mode: Seccomp, own: &[Call]) -> Result<Vec<BpfProgram>, SandboxError> {
+    match made().take() {
+        Some(made) if made.mode == mode && made.own == own => Ok(made.programs),
+        _ => seccomp::programs(mode, &[calls::SHARED, own]),
+    }
+}
+
 /// Limit all threads of this process to the calls that daemons share and `own`, as `mode` has it.
 /// A kernel without seccomp is said in the log.
 ///
@@ -119,8 +158,7 @@ pub fn limit_calls(mode: Seccomp, own: &[Call]) -> Result<(), SandboxError> {
         tracing::warn!(name: NOT_CONFINED, "system calls are not limited (seccomp = \"off\")");
         return Ok(());
     }
-    let programs = seccomp::programs(mode, &[calls::SHARED, own])?;
-    for program in &programs {
+    for program in &programs(mode, own)? {
         match seccomp::install(program) {
             Ok(()) => {}
             Err(error) if is_impossible(&error) => {

@@ -55,6 +55,20 @@ const CALLS: &[Call] = &[
     call(libc::SYS_fremovexattr, "the same"),
 ];
 
+/// All system calls that this process makes.
+fn calls() -> Vec<Call> {
+    let mut calls = CALLS.to_vec();
+    if std::env::var_os(mortal::VARIABLE).is_some() {
+        calls.push(call(libc::SYS_kill, "a test has the daemon kill itself"));
+    }
+    calls
+}
+
+/// What of [`start`] needs nothing that a predecessor has.
+pub fn prepare(config: &Config) {
+    sandbox::prepare_calls(config.daemon.seccomp, &calls());
+}
+
 /// [`host::start`] with no more rights than `config`, read from `file`, needs from now on.
 ///
 /// # Errors
@@ -79,11 +93,7 @@ pub fn start(
         landlock::limit(&reach)?;
     }
     sandbox::check_bell()?;
-    let mut calls = CALLS.to_vec();
-    if std::env::var_os(mortal::VARIABLE).is_some() {
-        calls.push(call(libc::SYS_kill, "a test has the daemon kill itself"));
-    }
-    sandbox::limit_calls(mode, &calls)?;
+    sandbox::limit_calls(mode, &calls())?;
     host::start(config, keeper)
 }
 

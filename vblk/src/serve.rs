@@ -30,6 +30,7 @@ use towpath_common::notify;
 use crate::config::{Config, Diff, Sources};
 use crate::control;
 use crate::events;
+use crate::sandbox;
 use crate::service::{Report, Service, ServiceError};
 
 /// Time between two tries to open a disk.
@@ -84,6 +85,7 @@ pub fn serve(
     let config = Config::load(&sources)?;
     logging::init("vblk", config.daemon.log.as_ref(), events::EVENTS)?;
     raise_open_files();
+    sandbox::prepare(&config);
     let Some(keeper) = Keeper::inherit() else {
         return Ok(());
     };

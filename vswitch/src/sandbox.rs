@@ -51,6 +51,11 @@ const CALLS: &[Call] = &[
     ),
 ];
 
+/// What of [`start`] needs nothing that a predecessor has.
+pub fn prepare(config: &Config) {
+    sandbox::prepare_calls(config.daemon.seccomp, CALLS);
+}
+
 /// [`host::start`] with no more rights than `config`, read from `file`, needs from now on.
 ///
 /// # Errors

@@ -17,7 +17,7 @@
 mod keep;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, TryLockError};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
@@ -33,6 +33,7 @@ use towpath_common::notify;
 use crate::config::{Change, Config, Diff, Mirror, Sources};
 use crate::control;
 use crate::events;
+use crate::sandbox;
 use crate::service::{Report, Service, ServiceError};
 
 /// How often uplinks that are down are tried again.
@@ -65,6 +66,8 @@ pub struct Daemon {
     /// What is applied now; locked for as long as a reload or a change takes.
     config: Mutex<Config>,
     started: Instant,
+    /// Uplinks that are down are tried again.
+    retrying: Once,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -88,6 +91,7 @@ pub fn serve(
     let config = Config::load(&sources)?;
     logging::init("vswitch", config.daemon.log.as_ref(), events::EVENTS)?;
     raise_open_files();
+    sandbox::prepare(&config);
     let Some(keeper) = Keeper::inherit() else {
         return Ok(());
     };
@@ -98,11 +102,12 @@ pub fn serve(
     let service = start(&config, keeper)?;
     let report = service.apply(&config)?;
     log_warnings(&report);
-    retry_on(&service);
+    let uplinks = !config.uplinks.is_empty();
     let daemon = Arc::new(Daemon {
         started: started + waited,
         ..Daemon::new(sources, service, config)
     });
+    daemon.look_after(uplinks);
     let routes = control::routes(Arc::clone(&daemon));
     Ok(life::live(&socket, routes, daemon.hooks())?)
 }
@@ -133,6 +138,14 @@ impl Daemon {
             service,
             config: Mutex::new(config),
             started: Instant::now(),
+            retrying: Once::new(),
+        }
+    }
+
+    /// From the first uplink on, those that are down are tried again.
+    fn look_after(&self, uplinks: bool) {
+        if uplinks {
+            self.retrying.call_once(|| retry_on(&self.service));
         }
     }
 
@@ -260,6 +273,7 @@ impl Daemon {
         // The process keeps its settings until it is restarted; a later diff says so again.
         new.keep_what_needs_a_restart(current);
         let report = self.service.apply(&new)?;
+        self.look_after(!new.uplinks.is_empty());
         log_warnings(&report);
         *current = new;
         Ok(judge(diff, &report))

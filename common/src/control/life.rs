@@ -13,6 +13,7 @@ use std::io;
 use std::path::Path;
 
 use axum::Router;
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::ControlSocket;
@@ -20,7 +21,7 @@ use super::server::{self, Patience};
 use crate::logging::events;
 use crate::notify::{self, Signal, Signals, Watchdog};
 
-/// One for a reload, one for the drain, which must not wait for the reload.
+/// For a reload, and a request to the API beside it.
 const BLOCKING_THREADS: usize = 2;
 
 /// How a life may end badly.
@@ -105,13 +106,13 @@ async fn run(socket: &ControlSocket, routes: Router, hooks: Hooks) -> Result<(),
     }
     notify::stopping();
     tracing::info!(name: events::STOPPING, "stopping: completing what is in flight");
-    let mut drain = spawn_blocking(drain);
+    let mut drained = beside(drain)?;
     loop {
         tokio::select! {
             // The API goes on answering while what is in flight is completed.
             ended = &mut api => ended?,
-            drained = &mut drain => {
-                drained.map_err(io::Error::other)?;
+            done = &mut drained => {
+                done.map_err(|_| io::Error::other("the drain panicked"))?;
                 tracing::info!(name: events::STOPPED, "stopped");
                 return Ok(());
             }
@@ -120,6 +121,20 @@ async fn run(socket: &ControlSocket, routes: Router, hooks: Hooks) -> Result<(),
             },
         }
     }
+}
+
+/// Do it on a thread that ends with it. One of a pool's would be woken for its end, and could wait
+/// for a processor on which a guest polls, and all guests with it: a successor begins when the
+/// process has ended.
+fn beside(work: Box<dyn FnOnce() + Send>) -> io::Result<oneshot::Receiver<()>> {
+    let (done, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("drain".to_owned());
+    thread.spawn(move || {
+        work();
+        // Nobody listens if a second signal came.
+        let _ = done.send(());
+    })?;
+    Ok(ended)
 }
 
 #[cfg(test)]

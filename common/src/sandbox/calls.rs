@@ -6,7 +6,7 @@ use libc as c;
 
 /// A condition on an argument's lower 32 bits, which is all that the kernel looks at of the
 /// arguments named here: `argument & mask == value`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Argument {
     /// Which, from 0.
     pub index: u8,
@@ -35,7 +35,7 @@ impl Argument {
 }
 
 /// A system call that is made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     /// Its number on this machine.
     pub number: c_long,

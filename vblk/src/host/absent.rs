@@ -41,7 +41,7 @@ enum Tried {
     /// It is being opened.
     Opening(Option<Opening>),
     /// It is open.
-    Open(Disk),
+    Open(Box<Disk>),
 }
 
 fn begin(config: &config::Disk) -> Result<Opening, ServiceError> {
@@ -69,7 +69,7 @@ fn try_once(config: &config::Disk, opening: Option<Opening>) -> Result<Tried, Se
     match opening.try_recv() {
         Err(TryRecvError::Empty) => Ok(Tried::Opening(Some(opening))),
         Err(TryRecvError::Disconnected) => Err(gone(config)),
-        Ok(opened) => opened.map(Tried::Open),
+        Ok(opened) => opened.map(|disk| Tried::Open(Box::new(disk))),
     }
 }
 
@@ -164,7 +164,7 @@ impl Host {
             };
             let tried = try_once(&config, opening).and_then(|tried| match tried {
                 Tried::Opening(opening) => Ok(opening),
-                Tried::Open(open) => self.serve_late(&config, open).map(|()| None),
+                Tried::Open(open) => self.serve_late(&config, *open).map(|()| None),
             });
             let mut absent = lock(&self.absent);
             // One that is served now is not among them any more.
