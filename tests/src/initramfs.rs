@@ -70,6 +70,7 @@ impl Kit {
             Self::Nfs => &["nfsd", "nfsv4"],
             Self::Lvm => &[
                 "crc32c_generic",
+                "ext4",
                 "loop",
                 "dm-mod",
                 "dm-snapshot",
