@@ -23,8 +23,22 @@ const PROBE: Duration = Duration::from_secs(20);
 pub enum Accel {
     /// In hardware.
     Kvm,
-    /// Translated, some 20 times slower, everywhere.
+    /// Translated, some 20 times slower, everywhere; one processor of the guest runs at a time.
     Tcg,
+    /// The same, with a thread for each processor of the guest: for what measures them beside each
+    /// other, and may be run once more when QEMU dies (see [`fmt::Display`]).
+    TcgThreads,
+}
+
+impl Accel {
+    /// What runs processors of a guest beside each other.
+    #[must_use]
+    pub fn threads(self) -> Self {
+        match self {
+            Self::Tcg => Self::TcgThreads,
+            other => other,
+        }
+    }
 }
 
 impl fmt::Display for Accel {
@@ -34,6 +48,7 @@ impl fmt::Display for Accel {
             // One thread for all processors: with several, QEMU 10.0 now and then dies on a race of
             // its own while memory regions change (iotlb_to_section).
             Self::Tcg => "tcg,thread=single",
+            Self::TcgThreads => "tcg,thread=multi",
         })
     }
 }

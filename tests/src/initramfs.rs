@@ -37,6 +37,8 @@ pub enum Kit {
     Fio,
     /// Logical volumes and other devices: `lvm`, `dmsetup`, `vblk` and `tenant`.
     Lvm,
+    /// Logical volumes on virtio disks that are measured: `lvm`, `vblk` and the bench `storage`.
+    Volumes,
     /// An NVMe device of the guest's own, served and used there: `vblk` and `tenant`.
     Storage,
     /// An NFS server and its client in one: `vblk` and `tenant`.
@@ -63,10 +65,12 @@ impl Kit {
             ],
             Self::Net => &["virtio_net", "8021q"],
             Self::Whole => &["crc32c_generic", "virtio_blk", "ext4", "virtio_net"],
+            Self::Volumes => &["virtio_blk", "dm-mod"],
             Self::Storage => &["nvme"],
             Self::Nfs => &["nfsd", "nfsv4"],
             Self::Lvm => &[
                 "crc32c_generic",
+                "ext4",
                 "loop",
                 "dm-mod",
                 "dm-snapshot",
@@ -102,6 +106,10 @@ impl Kit {
             Self::Lvm => (
                 &["lvm", "dmsetup"],
                 &[("vblk", "vblk"), ("towpath-tests", "tenant")],
+            ),
+            Self::Volumes => (
+                &["lvm"],
+                &[("vblk", "vblk"), ("towpath-benches", "storage")],
             ),
             Self::Storage | Self::Nfs => (&[], &[("vblk", "vblk"), ("towpath-tests", "tenant")]),
             Self::Sriov => (&["ip"], &[("sriov-manager", "sriov-manager")]),

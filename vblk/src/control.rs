@@ -17,7 +17,8 @@ use crate::metrics;
 use crate::mirror::MirrorOrder;
 use crate::serve::{Daemon, count_disks};
 use crate::service::{
-    DiskStats, DiskStatus, GroupStatus, Resized, ServiceError, SlowRequest, Snapshot, WorkerStatus,
+    DiskState, DiskStats, DiskStatus, GroupStatus, Resized, ServiceError, SlowRequest, Snapshot,
+    WorkerStatus,
 };
 use crate::settings::Settings;
 
@@ -52,6 +53,9 @@ pub struct Stats {
 pub struct NamedStats {
     /// The disk.
     pub name: Name,
+    /// How it is; daemons before this did not say.
+    #[serde(default)]
+    pub state: Option<DiskState>,
     /// Its counters.
     pub stats: DiskStats,
 }
@@ -405,6 +409,7 @@ async fn stats(State(daemon): State<Arc<Daemon>>) -> Answer<Stats> {
     let disks = daemon.service().disks().into_iter();
     let disks = disks
         .map(|disk| NamedStats {
+            state: Some(DiskState::of(&disk)),
             name: disk.name,
             stats: disk.stats,
         })

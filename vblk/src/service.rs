@@ -6,6 +6,7 @@
 //! a worker wait.
 
 mod outcome;
+mod state;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -24,6 +25,7 @@ use crate::mirror::{MirrorOrder, MirrorStatus};
 use crate::settings::Settings;
 
 pub use outcome::{Resized, SlowRequest, Snapshot};
+pub use state::DiskState;
 
 /// What the control plane may ask of the data plane. All verbs may be called from any thread.
 pub trait Service: Backups + Send + Sync {

@@ -17,7 +17,8 @@ use crate::config::{Change, Diff, Mirror};
 use crate::metrics;
 use crate::serve::{Daemon, count_ports};
 use crate::service::{
-    FdbEntry, FdbFilter, FdbStats, PortStats, PortStatus, VlanFlow, VlanStatus, WorkerStatus,
+    FdbEntry, FdbFilter, FdbStats, PortState, PortStats, PortStatus, VlanFlow, VlanStatus,
+    WorkerStatus,
 };
 use crate::why;
 use crate::why::api::Desk;
@@ -68,6 +69,9 @@ pub struct Stats {
 pub struct NamedStats {
     /// The port.
     pub name: Name,
+    /// How it is; daemons before this did not say.
+    #[serde(default)]
+    pub state: Option<PortState>,
     /// Its counters.
     pub stats: PortStats,
 }
@@ -221,6 +225,7 @@ async fn release(State(daemon): State<Arc<Daemon>>, Part(name): Part) -> Answer<
 async fn stats(State(daemon): State<Arc<Daemon>>) -> Answer<Stats> {
     let service = daemon.service();
     let named = |port: PortStatus| NamedStats {
+        state: Some(PortState::of(&port)),
         name: port.name,
         stats: port.stats,
     };

@@ -7,6 +7,8 @@
 //! Directions are the switch's, as in Open vSwitch: "rx" came from a port, "tx" went to it. A
 //! guest's transmitted frames are its port's rx.
 
+mod state;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 
@@ -22,6 +24,8 @@ use crate::mac::Mac;
 use crate::mirror::MirrorRole;
 use crate::port::tap::InterfaceName;
 use crate::vlan::{Vid, VlanSet};
+
+pub use state::PortState;
 
 /// What the control plane may ask of the data plane. All verbs may be called from any thread.
 pub trait Service: Send + Sync {

@@ -11,14 +11,15 @@ use towpath_benches::report::Report;
 use towpath_benches::runner::{Figure, run_all, tell};
 use towpath_benches::storage::plan::{Row, Who, rows};
 use towpath_benches::storage::runner::Runner;
-use towpath_benches::storage::{crowd, scene::Scene};
+use towpath_benches::storage::{crowd, guest, scene::Scene};
 use towpath_common::limits::raise_open_files;
 
 /// How weights and a cap divide a worker: no rates.
 const SHARES: &str = "shares";
 
 /// Measures vblk on each kind of storage, and many disks on one worker; prints ratios and writes
-/// JSON. Needs root, for loop devices and a mount.
+/// JSON. Needs root, for loop devices, a mount and logical volumes; the latter are measured in a
+/// guest if this kernel has no device-mapper.
 #[derive(Debug, Parser)]
 struct Options {
     #[command(flatten)]
@@ -29,6 +30,9 @@ struct Options {
     /// Where files on disk go; the file system must know `O_DIRECT`.
     #[arg(long, default_value = "target")]
     dir: PathBuf,
+    /// Two devices for logical volumes, which lose what they have [default: loop devices].
+    #[arg(long, value_delimiter = ',')]
+    devices: Vec<PathBuf>,
     /// The vblk binary [default: beside this one].
     #[arg(long)]
     vblk: Option<PathBuf>,
@@ -79,36 +83,60 @@ fn main() -> Result<()> {
     let effort = options.common.effort()?;
     // Hundreds of sessions have some thousands of descriptors.
     raise_open_files();
-    let kinds = kinds(&options, effort)?;
-    let many = many(&options, effort)?;
-    write_json(&options.json, &format!("[{kinds},{many}]"))
+    let (elsewhere, here): (Vec<Row>, Vec<Row>) = rows()
+        .into_iter()
+        .filter(|row| options.wants(&row.name))
+        .partition(|row| row.kind.is_volume() && !guest::has_device_mapper());
+    let mut reports = vec![kinds(&options, effort, &here)?];
+    reports.extend(in_a_guest(&options, effort, &elsewhere));
+    reports.push(many(&options, effort)?);
+    write_json(&options.json, &format!("[{}]", reports.join(",")))
 }
 
 /// The rows of kinds: prints their table, returns them as JSON.
-fn kinds(options: &Options, effort: Effort) -> Result<String> {
-    let rows: Vec<Row> = rows()
-        .into_iter()
-        .filter(|row| options.wants(&row.name))
-        .collect();
+fn kinds(options: &Options, effort: Effort, rows: &[Row]) -> Result<String> {
     let mut report = Report::default();
     if rows.is_empty() {
-        return Ok(report.json(&rows, effort)?);
+        return Ok(report.json(rows, effort)?);
     }
     std::fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;
     let mut runner = Runner {
         launcher: options.launcher()?,
         front: options.common.front_cpu,
         effort,
-        scene: Scene::new(&options.dir, options.size << 20, options.common.front_cpu)?,
+        scene: Scene::new(
+            &options.dir,
+            options.size << 20,
+            options.common.front_cpu,
+            options.devices.clone(),
+        )?,
     };
     let measure = |row: &Row, who| runner.measure(row, who);
     let tell = |rep, index: usize, who, figure: &Result<Figure>| {
         tell(rep, &rows[index].name, who, figure);
         report.add(index, who, figure.as_ref().ok().copied());
     };
-    run_all(effort.reps, &rows, &present(), measure, tell)?;
-    println!("{}\n", report.table(&rows, &effort));
-    Ok(report.json(&rows, effort)?)
+    run_all(effort.reps, rows, &present(rows), measure, tell)?;
+    println!("{}\n", report.table(rows, &effort));
+    Ok(report.json(rows, effort)?)
+}
+
+/// The rows that this kernel is not made for: prints their table, returns them as JSON. They are
+/// left out, as a row that fails is, if there can be no guest.
+fn in_a_guest(options: &Options, effort: Effort, rows: &[Row]) -> Option<String> {
+    if rows.is_empty() {
+        return None;
+    }
+    match guest::measure(rows, effort, options.size << 20) {
+        Ok(told) => {
+            println!("{}", told.text);
+            Some(told.json.to_string())
+        }
+        Err(error) => {
+            eprintln!("FAILED: {error:#}");
+            None
+        }
+    }
 }
 
 /// The rows of many disks, and shares.
@@ -138,8 +166,8 @@ fn many(options: &Options, effort: Effort) -> Result<String> {
     Ok(report.json(&rows, effort)?)
 }
 
-/// Who takes part; says why somebody does not.
-fn present() -> Vec<Who> {
+/// Who takes part in `rows`; says why somebody does not.
+fn present(rows: &[Row]) -> Vec<Who> {
     let is_there = |who: &Who| {
         let found = match who {
             Who::Qsd => found("qemu-storage-daemon", "qemu-system-common"),
@@ -151,5 +179,7 @@ fn present() -> Vec<Who> {
         }
         found.is_ok()
     };
-    Who::ALL.iter().copied().filter(is_there).collect()
+    let asked = |who: &Who| rows.iter().any(|row| row.contenders().contains(who));
+    let all = Who::ALL.iter().copied().filter(asked);
+    all.filter(is_there).collect()
 }

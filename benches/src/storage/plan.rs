@@ -12,6 +12,11 @@ pub enum Kind {
     Device,
     /// A file of an ext4 on a block device, by its extents.
     Extents,
+    /// A linear logical volume, half of it on each of two devices, by its segments.
+    Segments,
+    /// A logical volume in stripes on the same two, by its segments.
+    #[serde(rename = "segments-striped")]
+    StripedSegments,
     /// An export of an NBD server on a unix socket, which has its bytes on tmpfs.
     Nbd,
     /// Chunks in turn on four files.
@@ -22,9 +27,11 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the report.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Device,
         Self::Extents,
+        Self::Segments,
+        Self::StripedSegments,
         Self::Nbd,
         Self::Stripe,
         Self::Mirror,
@@ -36,10 +43,18 @@ impl Kind {
         match self {
             Self::Device => "device",
             Self::Extents => "extents",
+            Self::Segments => "segments",
+            Self::StripedSegments => "segments-striped",
             Self::Nbd => "nbd",
             Self::Stripe => "stripe4",
             Self::Mirror => "mirror2",
         }
+    }
+
+    /// Whether the kernel must have device-mapper for it.
+    #[must_use]
+    pub fn is_volume(self) -> bool {
+        matches!(self, Self::Segments | Self::StripedSegments)
     }
 }
 
@@ -54,7 +69,8 @@ pub enum Who {
     Fio,
     /// qemu-storage-daemon with an iothread and its own driver for the kind.
     Qsd,
-    /// vblk through the file system where the row is of extents.
+    /// vblk through the file system where the row is of extents, through device-mapper where it is
+    /// of segments.
     File,
     /// vblk.
     Vblk,
@@ -99,6 +115,7 @@ impl Entry for Row {
             Kind::Device => &[Who::Raw, Who::Qsd, Who::Vblk],
             Kind::Nbd => &[Who::Raw, Who::Fio, Who::Qsd, Who::Vblk],
             Kind::Extents => &[Who::Raw, Who::Qsd, Who::File, Who::Vblk],
+            Kind::Segments | Kind::StripedSegments => &[Who::Raw, Who::File, Who::Vblk],
             Kind::Stripe | Kind::Mirror => &[Who::Raw, Who::Vblk],
         }
     }
@@ -107,7 +124,9 @@ impl Entry for Row {
         let ratio = |to, least| Goal::Ratio { to, least };
         match self.kind {
             Kind::Nbd => vec![ratio(Who::Qsd, 1.5)],
-            Kind::Device | Kind::Extents if self.workload.depth >= 32 => {
+            Kind::Device | Kind::Extents | Kind::Segments | Kind::StripedSegments
+                if self.workload.depth >= 32 =>
+            {
                 vec![ratio(Who::Raw, 0.99)]
             }
             _ => Vec::new(),
@@ -177,5 +196,7 @@ mod tests {
         assert_eq!(of("device/read/32"), Some(1));
         assert_eq!(of("nbd/write/1"), Some(1));
         assert_eq!(of("device/read/1"), Some(0));
+        assert_eq!(of("segments/write/128"), Some(1));
+        assert_eq!(of("segments-striped/seqread/8"), Some(0));
     }
 }

@@ -101,7 +101,9 @@ impl Runner {
                     server.display()
                 )
             }
-            Kind::Stripe | Kind::Mirror => bail!("qemu-storage-daemon has no {}", kind.name()),
+            Kind::Segments | Kind::StripedSegments | Kind::Stripe | Kind::Mirror => {
+                bail!("qemu-storage-daemon has no {}", kind.name())
+            }
         };
         let mut command = Command::new("qemu-storage-daemon");
         command.args(["--object", "iothread,id=t0", "--blockdev"]);
@@ -117,7 +119,14 @@ impl Runner {
         let address = self.scene.address(kind)?;
         let more = match kind {
             Kind::Extents if who == Who::Vblk => ",cache=direct,map=extents".to_owned(),
-            Kind::Extents | Kind::Stripe | Kind::Device => ",cache=direct".to_owned(),
+            Kind::Segments | Kind::StripedSegments if who == Who::Vblk => {
+                ",cache=direct,map=segments".to_owned()
+            }
+            Kind::Device
+            | Kind::Extents
+            | Kind::Segments
+            | Kind::StripedSegments
+            | Kind::Stripe => ",cache=direct".to_owned(),
             Kind::Mirror => format!(",cache=direct,record={}", self.record(&address)?),
             Kind::Nbd => String::new(),
         };

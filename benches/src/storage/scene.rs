@@ -1,4 +1,5 @@
-//! Where the bytes of each kind lie: files, loop devices, a mounted ext4, an NBD server.
+//! Where the bytes of each kind lie: files, loop devices, a mounted ext4, logical volumes, an NBD
+//! server.
 //!
 //! Everything is made when a row first needs it, written throughout, and goes with the value.
 
@@ -13,6 +14,7 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::plan::Kind;
+use super::volumes::Volumes;
 use crate::process::{LOOK, Process};
 use crate::raw::Layout;
 use crate::runner::{scratch, written};
@@ -33,6 +35,9 @@ pub struct Scene {
     device: Option<LoopDevice>,
     /// Before the device under it.
     mounted: Option<Mounted>,
+    /// Devices that logical volumes may be made on, instead of loop devices.
+    spare: Vec<PathBuf>,
+    volumes: Option<Volumes>,
     server: Option<Process>,
     memory: TempDir,
     disk: TempDir,
@@ -40,7 +45,7 @@ pub struct Scene {
 
 /// A loop device with direct I/O; taken apart with the value.
 #[derive(Debug)]
-struct LoopDevice(PathBuf);
+pub(super) struct LoopDevice(PathBuf);
 
 /// An ext4 on a loop device; unmounted with the value.
 #[derive(Debug)]
@@ -66,12 +71,16 @@ pub fn tool(command: &mut Command) -> Result<String> {
 }
 
 impl LoopDevice {
-    fn new(image: &Path) -> Result<Self> {
+    pub(super) fn new(image: &Path) -> Result<Self> {
         let mut losetup = Command::new("losetup");
         losetup
             .args(["--find", "--show", "--direct-io=on"])
             .arg(image);
         Ok(Self(tool(&mut losetup)?.into()))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -93,8 +102,9 @@ impl Drop for Mounted {
 
 impl Scene {
     /// For disks of `size` bytes, whole MiB; files go to a directory in `dir`, and to `/dev/shm`
-    /// for the NBD server.
-    pub fn new(dir: &Path, size: u64, server_cpu: usize) -> Result<Self> {
+    /// for the NBD server. Logical volumes are made on `spare`, which loses what it has, or on loop
+    /// devices if it is empty.
+    pub fn new(dir: &Path, size: u64, server_cpu: usize, spare: Vec<PathBuf>) -> Result<Self> {
         let dir = dir
             .canonicalize()
             .with_context(|| dir.display().to_string())?;
@@ -103,6 +113,8 @@ impl Scene {
             server_cpu,
             device: None,
             mounted: None,
+            spare,
+            volumes: None,
             server: None,
             memory: scratch(Path::new("/dev/shm"))?,
             disk: scratch(&dir)?,
@@ -128,6 +140,7 @@ impl Scene {
         Ok(match kind {
             Kind::Device => (vec![self.device()?], whole),
             Kind::Extents => (vec![self.pinnable()?], whole),
+            Kind::Segments | Kind::StripedSegments => (vec![self.volumes()?.path(kind)], whole),
             Kind::Nbd => {
                 let path = self.memory.path().join("export");
                 written(&path, size)?;
@@ -150,6 +163,7 @@ impl Scene {
         };
         Ok(match kind {
             Kind::Device | Kind::Extents => list(&files),
+            Kind::Segments | Kind::StripedSegments => self.volumes()?.address(kind),
             Kind::Nbd => format!("nbd:unix:{}", self.export(&files)?.display()),
             Kind::Stripe => format!("stripe:{}K:{}", CHUNK >> 10, list(&files)),
             Kind::Mirror => format!("mirror:{}", list(&files)),
@@ -205,6 +219,18 @@ impl Scene {
         Ok(path)
     }
 
+    fn volumes(&mut self) -> Result<&Volumes> {
+        if self.volumes.is_none() {
+            let volumes = if self.spare.is_empty() {
+                Volumes::on_loops(&[self.at("pv0"), self.at("pv1")], self.size)?
+            } else {
+                Volumes::new(&self.spare, self.size)?
+            };
+            self.volumes = Some(volumes);
+        }
+        self.volumes.as_ref().context("no volumes")
+    }
+
     fn export(&mut self, files: &[PathBuf]) -> Result<PathBuf> {
         let socket = self.socket();
         if self.server.is_none() {
@@ -245,7 +271,7 @@ mod tests {
     #[test]
     fn files_are_written_throughout_and_named_as_vblk_wants() {
         let dir = tempfile::tempdir().unwrap();
-        let mut scene = Scene::new(dir.path(), 8 << 20, 0).unwrap();
+        let mut scene = Scene::new(dir.path(), 8 << 20, 0, Vec::new()).unwrap();
         let (files, layout) = scene.files(Kind::Stripe).unwrap();
         assert_eq!(layout, Layout::Stripe(CHUNK));
         for file in &files {

@@ -14,6 +14,9 @@
 //! kept; a disk that was configured anew does. A rate over that moment would be a guess, so there
 //! is none: the row says `-` until there are two readings of the same count.
 //!
+//! **State.** A row says in a word how the port or disk is now ([`State`]): one without traffic may
+//! be without a guest, or broken. It is no rate, so it is there after a restart, too.
+//!
 //! **Ceiling.** Workers count the time they spend on work. The work of an interval divided by that
 //! time is what a worker would do if it were busy all the time *with work of this kind*; the best
 //! of the intervals seen, times the workers, is called the ceiling. It is measured on this machine
@@ -32,7 +35,7 @@ pub use live::{Subject, TopError, run};
 pub use options::{BadInterval, Interval, Options, TopArgs};
 pub use rate::{Span, percentile_ns};
 pub use sample::{
-    Column, Format, Load, Measure, Order, Reading, Row, Sample, Thing, UnknownColumn,
+    Column, Format, Load, Measure, Order, Reading, Row, Sample, State, Thing, Tone, UnknownColumn,
 };
 pub use sample::{Efficiency, WorkerTotals};
 pub use screen::{Next, View};

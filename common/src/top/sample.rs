@@ -56,11 +56,35 @@ pub struct Reading {
     pub workers: Vec<WorkerTotals>,
 }
 
+/// How a port or disk is, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The word.
+    pub word: &'static str,
+    /// What an operator is to make of it.
+    pub tone: Tone,
+}
+
+/// What an operator is to make of a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    /// It works.
+    Good,
+    /// Nobody uses it.
+    Idle,
+    /// It works, but not as it should.
+    Warning,
+    /// It does not work.
+    Bad,
+}
+
 /// The totals of one port or disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Thing {
     /// What it is called.
     pub name: String,
+    /// How it is; `None` if its daemon is too old to say.
+    pub state: Option<State>,
     /// Totals, in an order that its daemon gives.
     pub totals: Vec<u64>,
     /// Requests by time: upper bound in ns, and how many are at or below it, ascending.
@@ -102,6 +126,8 @@ pub struct Sample {
 pub struct Row {
     /// What it is called.
     pub name: String,
+    /// How it was at the second reading, if its daemon says.
+    pub state: Option<State>,
     /// A number a column; `None`: nothing happened that could be measured.
     pub numbers: Vec<Option<f64>>,
     /// What went wrong most often, and how often a second.

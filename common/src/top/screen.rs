@@ -9,8 +9,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row as Cells, Table};
 
 use super::options::Interval;
-use super::sample::{Column, Format, Load, Order, Sample};
-use super::write::{Words, cells, efficiency, widths};
+use super::sample::{Column, Format, Load, Order, Row, Sample, Tone};
+use super::write::{WORDS_BEFORE, Words, cells, efficiency, widths};
 use crate::clock::Rate;
 
 const KEYS: &str =
@@ -199,7 +199,7 @@ impl View {
                 *name = cut(name);
             }
         }
-        let sorted = self.order.column.map_or(0, |column| column + 1);
+        let sorted = self.order.column.map_or(0, |column| column + WORDS_BEFORE);
         if let Some(title) = lines.first_mut().and_then(|header| header.get_mut(sorted)) {
             // Names stand upwards, numbers downwards, unless reversed.
             let up = self.order.column.is_none() != self.order.reverse;
@@ -207,6 +207,8 @@ impl View {
         }
         let widths = widths(&lines);
         let last = widths.len().saturating_sub(1);
+        let wide = widths.iter().sum::<usize>() + 2 * last;
+        let spacing = if wide > usize::from(area.width) { 1 } else { 2 };
         let constraints = widths.iter().enumerate().map(|(index, &width)| {
             let width = u16::try_from(width).unwrap_or(u16::MAX);
             if index == last {
@@ -215,8 +217,8 @@ impl View {
                 Constraint::Length(width)
             }
         });
-        let cell = |(index, text): (usize, String)| {
-            let numbers = index > 0 && index < last;
+        let cell = |index: usize, text: String| {
+            let numbers = index >= WORDS_BEFORE && index < last;
             let side = if numbers {
                 Alignment::Right
             } else {
@@ -225,14 +227,36 @@ impl View {
             Cell::new(Line::from(text).alignment(side))
         };
         let mut lines = lines.into_iter();
-        let row = |line: Vec<String>| Cells::new(line.into_iter().enumerate().map(cell));
-        let header = row(lines.next().unwrap_or_default());
+        let header = lines.next().unwrap_or_default().into_iter().enumerate();
+        let header = Cells::new(header.map(|(index, text)| cell(index, text)));
         let header = header.style(Style::new().add_modifier(Modifier::REVERSED));
-        let rows: Vec<Cells<'_>> = lines.skip(self.scroll).map(row).collect();
+        let row = |(line, row): (Vec<String>, &Row)| {
+            let style = row.state.map_or(Style::new(), |state| style(state.tone));
+            let cells = line.into_iter().enumerate().map(|(index, text)| {
+                let cell = cell(index, text);
+                if index + 1 == WORDS_BEFORE {
+                    cell.style(style)
+                } else {
+                    cell
+                }
+            });
+            Cells::new(cells)
+        };
+        let rows = lines.zip(&sample.rows).skip(self.scroll).map(row);
         let table = Table::new(rows, constraints)
             .header(header)
-            .column_spacing(2);
+            .column_spacing(spacing);
         frame.render_widget(table, area);
+    }
+}
+
+/// The style of a state.
+fn style(tone: Tone) -> Style {
+    match tone {
+        Tone::Good => Style::new().fg(Color::Green),
+        Tone::Idle => Style::new().add_modifier(Modifier::DIM),
+        Tone::Warning => Style::new().fg(Color::Yellow),
+        Tone::Bad => Style::new().fg(Color::Red).add_modifier(Modifier::BOLD),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use ratatui::style::{Color, Modifier};
 
 use super::*;
 use crate::clock::Rate;
@@ -43,9 +44,27 @@ const WORDS: Words = Words {
     cause: "FAILED WITH",
 };
 
+const UP: State = State {
+    word: "up",
+    tone: Tone::Good,
+};
+const NO_GUEST: State = State {
+    word: "no guest",
+    tone: Tone::Idle,
+};
+const DEGRADED: State = State {
+    word: "degraded",
+    tone: Tone::Warning,
+};
+const FAILED: State = State {
+    word: "failed",
+    tone: Tone::Bad,
+};
+
 fn row(name: &str, numbers: [Option<f64>; 4]) -> Row {
     Row {
         name: name.to_owned(),
+        state: Some(UP),
         numbers: numbers.to_vec(),
         cause: None,
     }
@@ -53,10 +72,14 @@ fn row(name: &str, numbers: [Option<f64>; 4]) -> Row {
 
 fn rows() -> Vec<Row> {
     vec![
-        row("b", [Some(5.0), None, Some(0.5), None]),
+        Row {
+            state: None,
+            ..row("b", [Some(5.0), None, Some(0.5), None])
+        },
         row("a", [Some(5.0), Some(1_500.0), Some(0.0), None]),
         Row {
             cause: Some(("EIO".to_owned(), 12.0)),
+            state: Some(FAILED),
             ..row("c", [Some(123_456.0), Some(2e6), Some(1.0), Some(2.0)])
         },
     ]
@@ -112,10 +135,10 @@ fn rows_stand_by_a_column_and_equals_by_name() {
 #[test]
 fn a_table_has_numbers_to_the_right() {
     let expected = "\
-DISK  IO/s    P99  HELD  EACH  FAILED WITH
-b        5      -   50%     -
-a        5  1.5µs    0%     -
-c     123k  2.0ms  100%   2.0  EIO 12/s
+DISK  STATE   IO/s    P99  HELD  EACH  FAILED WITH
+b     -          5      -   50%     -
+a     up         5  1.5µs    0%     -
+c     failed  123k  2.0ms  100%   2.0  EIO 12/s
 workers busy: 0 (CPU 3) 50%, 1 -
 requests: 250k/s, 2.0µs of a worker each (6000 cycles); 25% of 1000k/s, the best seen here for all \
 workers
@@ -131,6 +154,8 @@ fn an_object_has_numbers_as_they_are() {
     assert_eq!(object["disks"][0]["p99"], serde_json::Value::Null);
     assert_eq!(object["disks"][2]["p99"], 2e6);
     assert_eq!(object["disks"][2]["worst"]["cause"], "EIO");
+    assert_eq!(object["disks"][0]["state"], serde_json::Value::Null);
+    assert_eq!(object["disks"][2]["state"], "failed");
     assert_eq!(object["workers"][0]["cpu"], 3);
     assert_eq!(object["efficiency"]["share_of_ceiling"], 0.25);
 }
@@ -170,6 +195,7 @@ fn reading(steps: u64, requests: u64, errors: u64) -> Reading {
     Reading {
         things: vec![Thing {
             name: "web".to_owned(),
+            state: Some(UP),
             totals: vec![requests, requests * 1_000_000_000],
             causes: [("EIO".to_owned(), errors)].into(),
             ..Thing::default()
@@ -224,6 +250,7 @@ fn a_daemon_that_counts_anew_gives_no_rate_over_its_restart() {
         let (over, after) = (seen[1].as_ref(), seen[2].as_ref());
         assert_eq!(first(over), None, "{requests}");
         let over = over.unwrap();
+        assert_eq!(over.rows[0].state, Some(UP), "a state is no rate");
         assert_eq!((over.workers[0].busy, over.efficiency), (None, None));
         assert_eq!(first(after), Some(3.0));
     }
@@ -296,15 +323,71 @@ fn the_screen_shows_workers_rows_and_keys() {
         "vblk top  every 1 s  3 disks by IO/s",
         "worker 0 CPU 3 █████░░░░░  50%  worker 1 ░░░░░░░░░░    -",
         "requests: 250k/s, 2.0µs of a worker each (6000 cycles); 25% of 1000k/s, the best seen he",
-        "DISK  IO/s▼    P99  HELD  EACH  FAILED WITH",
-        "c      123k  2.0ms  100%   2.0  EIO 12/s",
-        "a         5  1.5µs    0%     -",
-        "b         5      -   50%     -",
+        "DISK  STATE   IO/s▼    P99  HELD  EACH  FAILED WITH",
+        "c     failed   123k  2.0ms  100%   2.0  EIO 12/s",
+        "a     up          5  1.5µs    0%     -",
+        "b     -           5      -   50%     -",
         "q quit  ←→ sort by  r reverse  p pause  +- interval  ↑↓ PgUp PgDn scroll  Home top",
     ];
     let shown = drawn(&view, 88, 8);
     let shown: Vec<&str> = shown.iter().map(|line| line.trim_end()).collect();
     assert_eq!(shown, expected);
+}
+
+#[test]
+fn a_state_stands_beside_its_name_in_a_colour() {
+    let mut view = view("name");
+    let with = |name, state| Row {
+        state,
+        ..row(name, [Some(1.0); 4])
+    };
+    view.take(Some(Sample {
+        rows: vec![
+            with("a", Some(UP)),
+            with("b", Some(NO_GUEST)),
+            with("c", Some(DEGRADED)),
+            with("d", Some(FAILED)),
+            with("e", None),
+        ],
+        ..sample()
+    }));
+    let mut terminal = Terminal::new(TestBackend::new(100, 10)).unwrap();
+    terminal.draw(|frame| view.draw(frame)).unwrap();
+    let buffer = terminal.backend().buffer();
+    let seen = (4..9).map(|y| {
+        // The name is wide as its title, with a mark of the order, and two blanks.
+        let word = (7..15).map(|x| buffer[(x, y)].symbol()).collect::<String>();
+        let style = buffer[(7, y)].style();
+        let (name, number) = (&buffer[(0, y)], &buffer[(18, y)]);
+        assert_eq!(name.style(), number.style(), "the state alone has a colour");
+        (word.trim_end().to_owned(), style.fg, style.add_modifier)
+    });
+    let expected = [
+        ("up", Color::Green, Modifier::empty()),
+        ("no guest", Color::Reset, Modifier::DIM),
+        ("degraded", Color::Yellow, Modifier::empty()),
+        ("failed", Color::Red, Modifier::BOLD),
+        ("-", Color::Reset, Modifier::empty()),
+    ];
+    let expected = expected.map(|(word, color, how)| (word.to_owned(), Some(color), how));
+    assert_eq!(seen.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn columns_move_together_where_there_is_little_room() {
+    let mut view = view("name");
+    view.take(Some(sample()));
+    let header = |width| {
+        let lines = drawn(&view, width, 9).into_iter();
+        lines
+            .filter(|line| line.starts_with("DISK"))
+            .collect::<String>()
+    };
+    assert_eq!(
+        header(60),
+        "DISK▲  STATE   IO/s    P99  HELD  EACH  FAILED WITH"
+    );
+    assert_eq!(header(50), "DISK▲ STATE  IO/s   P99 HELD EACH FAILED WITH");
 }
 
 #[test]

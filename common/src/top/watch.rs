@@ -85,6 +85,7 @@ impl Watch {
         };
         Row {
             name: now.name.clone(),
+            state: now.state,
             numbers: self.columns.iter().map(number).collect(),
             cause: old.and_then(grown),
         }

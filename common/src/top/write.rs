@@ -95,17 +95,27 @@ pub(super) fn efficiency(sample: &Sample, work: &str, rate: Rate) -> String {
     )
 }
 
+/// How something is; `-` if nobody says.
+fn state(row: &Row) -> &'static str {
+    row.state.map_or("-", |state| state.word)
+}
+
+/// Columns to the left of the numbers: the name and the state.
+pub(super) const WORDS_BEFORE: usize = 2;
+
 /// The cells of the table, its header first.
 pub(super) fn cells(words: &Words, columns: &[Column], rows: &[Row]) -> Vec<Vec<String>> {
     let titles = columns.iter().map(|column| column.title.to_owned());
-    let header = std::iter::once(words.thing.to_uppercase())
+    let header = [words.thing.to_uppercase(), "STATE".to_owned()]
+        .into_iter()
         .chain(titles)
         .chain([words.cause.to_owned()])
         .collect();
     let lines = rows.iter().map(|row| {
         let numbers = columns.iter().zip(&row.numbers);
         let numbers = numbers.map(|(column, number)| column.format.write(*number));
-        std::iter::once(row.name.clone())
+        [row.name.clone(), state(row).to_owned()]
+            .into_iter()
             .chain(numbers)
             .chain([cause(row)])
             .collect()
@@ -123,7 +133,7 @@ pub(super) fn widths(cells: &[Vec<String>]) -> Vec<usize> {
     (0..columns).map(width).collect()
 }
 
-/// One table: names to the left, numbers to the right; then the workers.
+/// One table: names and states to the left, numbers to the right; then the workers.
 pub fn text(words: &Words, columns: &[Column], sample: &Sample, rate: Rate) -> String {
     let cells = cells(words, columns, &sample.rows);
     let widths = widths(&cells);
@@ -132,7 +142,7 @@ pub fn text(words: &Words, columns: &[Column], sample: &Sample, rate: Rate) -> S
     for line in &cells {
         let padded = line.iter().zip(&widths).enumerate();
         let padded = padded.map(|(index, (cell, &width))| match index {
-            0 => format!("{cell:<width$}"),
+            index if index < WORDS_BEFORE => format!("{cell:<width$}"),
             index if index == last => cell.clone(),
             _ => format!("{cell:>width$}"),
         });
@@ -149,6 +159,8 @@ pub fn json(words: &Words, columns: &[Column], sample: &Sample) -> Value {
     let rows = sample.rows.iter().map(|row| {
         let mut all = Map::new();
         all.insert("name".to_owned(), row.name.clone().into());
+        let state = row.state.map(|state| state.word);
+        all.insert("state".to_owned(), state.into());
         for (column, number) in columns.iter().zip(&row.numbers) {
             all.insert(column.key.to_owned(), (*number).into());
         }

@@ -152,6 +152,23 @@ impl Builder {
         self
     }
 
+    /// A guest that measures logical volumes on `disks` ([`Kit::Volumes`]): images in memory, the
+    /// first of which is `/dev/vda`.
+    #[must_use]
+    pub fn measured_volumes(mut self, disks: &[&Path]) -> Self {
+        self.kit = Kit::Volumes;
+        let disk = |(index, path): (usize, &&Path)| {
+            let path = path.display();
+            format!(
+                "-object iothread,id=io{index} \
+                 -drive file={path},format=raw,if=none,id=pv{index},cache=unsafe \
+                 -device virtio-blk-pci,drive=pv{index},iothread=io{index}"
+            )
+        };
+        self.devices = disks.iter().enumerate().map(disk).collect();
+        self
+    }
+
     /// The guest is a Debian: `image` is its disk, which it does not change, and `files` the
     /// archive on its second one, as [`crate::debian`] makes them.
     #[must_use]

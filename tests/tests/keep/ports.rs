@@ -2,6 +2,7 @@
 //! machines that talk TCP to each other.
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Signal, kill_process};
@@ -15,6 +16,10 @@ use crate::harness::{Random, child, kills, resumed, until};
 /// Bytes of a TCP stream, each way: some kills come in each.
 const STREAM: u64 = 15_000_000;
 
+/// Packets of a stream from one kill to the next. The API is away while the daemon is. With
+/// segmentation offload, a packet is up to 64 KiB.
+const STRETCH: u64 = 40;
+
 /// Frames counted at port `name`: from its guest, or to it.
 fn packets(vswitch: &Vswitch, name: &str, which: &str) -> Result<u64> {
     let port = vswitch.get(&format!("/v1/ports/{name}"))?;
@@ -25,11 +30,34 @@ fn packets(vswitch: &Vswitch, name: &str, which: &str) -> Result<u64> {
         .sum())
 }
 
-/// The longest of the streams' waits that a guest has printed, in its milliseconds.
-fn longest(printed: &[String]) -> Option<u64> {
+/// The longest wait of each stream that a guest has printed the end of, in its milliseconds.
+fn waits(printed: &[String]) -> Vec<u64> {
     let ends = printed.iter().filter(|line| line.starts_with("tcp ok"));
-    let waits = ends.filter_map(|line| line.rsplit_once("stall=")?.1.parse().ok());
-    waits.max()
+    ends.filter_map(|line| line.rsplit_once("stall=")?.1.parse().ok())
+        .collect()
+}
+
+/// What kills are compared with: streams, one after the other, of as many packets.
+fn streams_without_kills(
+    guest: &mut Guest,
+    vswitch: &Vswitch,
+    stream: &str,
+    enough: u64,
+) -> Result<()> {
+    let began = Instant::now();
+    let end = packets(vswitch, "p1", "rx")? + enough;
+    while packets(vswitch, "p1", "rx")? < end {
+        guest.run(stream)?;
+    }
+    let waits = waits(&guest.vm().printed());
+    println!(
+        "no kill in {} streams of {STREAM} bytes each way, {:.0} s; the longest wait for 64 KiB in \
+         the guest {} ms",
+        waits.len(),
+        began.elapsed().as_secs_f32(),
+        waits.iter().max().context("no stream ended")?
+    );
+    Ok(())
 }
 
 /// Nobody has connected to the port since its first session began.
@@ -126,26 +154,23 @@ fn guests_talk_on_while_their_vswitch_is_killed() -> Result<()> {
     let before = [changes(&mut one)?, changes(&mut two)?];
     let times = kills(8).min(50);
     let stream = format!("talk tcp 10.0.0.2 7 {STREAM} {STREAM}");
+    let enough = u64::try_from(times)? * STRETCH;
+    streams_without_kills(&mut one, &vswitch, &stream, enough)?;
+    let quiet = waits(&one.vm().printed()).len();
+    let began = Instant::now();
+    let mut from = packets(&vswitch, "p1", "rx")?;
+    let mut over = quiet;
     let mut call = Some(one.start(&stream)?);
-    let (mut from, mut over) = (0, 0);
     for kill in 0..times {
         from = until("the stream to run", || {
-            let printed = one.vm().printed();
-            if printed
-                .iter()
-                .filter(|line| line.starts_with("tcp ok"))
-                .count()
-                > over
-            {
+            if waits(&one.vm().printed()).len() > over {
                 over += 1;
                 let ended = call.take().context("no stream runs")?;
                 one.end(ended)?;
                 call = Some(one.start(&stream)?);
             }
-            // The API is away while the daemon is. With segmentation offload, a packet is up to
-            // 64 KiB of the stream.
             let now = packets(&vswitch, "p1", "rx").unwrap_or(0);
-            Ok((now > from + 40).then_some(now))
+            Ok((now > from + STRETCH).then_some(now))
         })?;
         let pid = child(keeper).context("no daemon runs")?;
         // Every fourth is a planned restart.
@@ -157,12 +182,13 @@ fn guests_talk_on_while_their_vswitch_is_killed() -> Result<()> {
         kill_process(pid, signal)?;
     }
     one.end(call.context("no stream runs")?)?;
-    let printed = one.vm().printed();
+    let waits = waits(&one.vm().printed()).split_off(quiet);
     println!(
-        "{times} kills in {} streams of {STREAM} bytes each way; the longest wait for 64 KiB in \
-         the guest {} ms",
-        over + 1,
-        longest(&printed).context("no stream ended")?
+        "{times} kills in {} streams of {STREAM} bytes each way, {:.0} s; the longest wait for \
+         64 KiB in the guest {} ms",
+        waits.len(),
+        began.elapsed().as_secs_f32(),
+        waits.iter().max().context("no stream ended")?
     );
     let after = [changes(&mut one)?, changes(&mut two)?];
     ensure!(before == after, "links went down: {before:?}, {after:?}");

@@ -1,5 +1,6 @@
 //! vblk on devices of a guest's own: one that fails and comes back, one that is taken away, one
-//! that is polled, one in partitions, and one whose log tells what was durable when.
+//! that is polled, one in partitions, one of which is mounted, and one whose log tells what was
+//! durable when.
 
 use anyhow::Result;
 use std::path::Path;
@@ -50,6 +51,44 @@ dmsetup remove held
 serve --disk /dev/loop4p2,socket=/run/p2,name=p2
 is $(code tenant verify /run/p2 8) 0
 echo "partitions"
+"#;
+
+/// After what [`PARTITIONS`] does: a disk whose partition is mounted.
+const MOUNTED: &str = r#"
+kill $!
+wait $! || exit 9
+mke2fs /dev/loop4p1 4096 >&2
+mount -t ext4 /dev/loop4p1 /mnt
+for how in "" ,ro; do
+    is $(refused /dev/loop4p1$how) 1
+    said '/dev/loop4p1 is in use.*it is mounted at /mnt'
+    is $(refused /dev/loop4$how) 1
+    said '/dev/loop4 is in use.*/dev/loop4p1 is mounted at /mnt'
+done
+# Its neighbour is nobody's.
+serve --disk /dev/loop4p2,socket=/run/p2,name=p2
+is $(code tenant verify /run/p2 8) 0
+kill $!
+wait $! || exit 9
+# What nobody writes to may be read by others.
+mount -o remount,ro /mnt
+is $(refused /dev/loop4p1) 1
+said 'it is mounted at /mnt'
+serve --disk /dev/loop4,ro,socket=/run/whole,name=whole
+is $(code vblk disk show whole --control /run/c) 0
+said 'size       8M'
+kill $!
+wait $! || exit 9
+umount /mnt
+serve --disk /dev/loop4p1,socket=/run/p1,name=p1
+is $(code tenant fill /run/p1 9) 0
+is $(code tenant verify /run/p1 9) 0
+kill $!
+wait $! || exit 9
+serve --disk /dev/loop4,socket=/run/whole,name=whole
+is $(code vblk disk show whole --control /run/c) 0
+said 'size       8M'
+echo "mounted"
 "#;
 
 /// `fill` ends with a FLUSH that was acknowledged. What the log has then is all that a power cut at
@@ -106,9 +145,9 @@ echo "frail"
         .volumes()
         .memory(&[768])
         .kernel_arguments("loop.max_part=8")
-        .script(&format!("{FUNCTIONS}{scenario}{PARTITIONS}"))
+        .script(&format!("{FUNCTIONS}{scenario}{PARTITIONS}{MOUNTED}"))
         .boot()?;
-    finish(vm, &["durable", "frail", "partitions"])
+    finish(vm, &["durable", "frail", "partitions", "mounted"])
 }
 
 fn nvme(name: &str, image: &Path) -> String {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use towpath_common::top::{
-    Column, Format, Measure, Reading, Subject, Thing, TopArgs, TopError, Words, WorkerTotals, run,
+    Column, Format, Measure, Reading, State, Subject, Thing, Tone, TopArgs, TopError, Words,
+    WorkerTotals, run,
 };
-use vblk::control::Stats;
+use vblk::control::{NamedStats, Stats};
 use vblk::metrics::errno_name;
-use vblk::service::{Direction, DiskStats, RequestType};
+use vblk::service::{Direction, DiskState, RequestType};
 
 use super::Target;
 
@@ -22,6 +23,14 @@ Columns, by their names for --sort and in JSON (there, bytes are bytes and times
   in_flight         requests under way, on average
   limited           share of the time in which limits let nothing through
   errors            requests that failed a second; the last column has the most frequent errno
+STATE is how a disk is now, the worst of what holds (\"state\" in JSON):
+  not served        its storage cannot be opened yet
+  failed            FLUSH or everything fails until `vblk disk clear`
+  quarantined       its connection ended the daemon too often; `vblk disk release` serves it again
+  broken            a ring of its connection is latched as broken
+  held              requests wait for its storage to get better
+  degraded          something is wrong with its storage; `vblk disk show` says what
+  no guest, up      nothing of that, without and with a front-end
 A row shows - after a restart of the daemon, until there are two readings to compare.
 
 Below the table (above it on a screen): the share of time each worker spent on work; what of a
@@ -123,10 +132,7 @@ impl Subject for Disks {
     ];
 
     fn reading(stats: Stats) -> Reading {
-        let things = stats
-            .disks
-            .iter()
-            .map(|disk| thing(disk.name.as_str(), &disk.stats));
+        let things = stats.disks.iter().map(thing);
         let workers = stats.workers.iter().map(|worker| WorkerTotals {
             cpu: worker.cpu.map(|cpu| usize::from(cpu.get())),
             steps: worker.steps,
@@ -139,7 +145,22 @@ impl Subject for Disks {
     }
 }
 
-fn thing(name: &str, stats: &DiskStats) -> Thing {
+fn state(state: DiskState) -> State {
+    let (word, tone) = match state {
+        DiskState::NotServed => ("not served", Tone::Bad),
+        DiskState::Failed => ("failed", Tone::Bad),
+        DiskState::Quarantined => ("quarantined", Tone::Bad),
+        DiskState::Broken => ("broken", Tone::Bad),
+        DiskState::Held => ("held", Tone::Warning),
+        DiskState::Degraded => ("degraded", Tone::Warning),
+        DiskState::NoGuest => ("no guest", Tone::Idle),
+        DiskState::Up => ("up", Tone::Good),
+    };
+    State { word, tone }
+}
+
+fn thing(disk: &NamedStats) -> Thing {
+    let stats = &disk.stats;
     let of = |kind| stats.requests(kind);
     let others = [
         RequestType::Discard,
@@ -156,7 +177,8 @@ fn thing(name: &str, stats: &DiskStats) -> Thing {
         .iter()
         .map(|(errno, count)| (errno_name(*errno).into_owned(), *count));
     Thing {
-        name: name.to_owned(),
+        name: disk.name.to_string(),
+        state: disk.state.map(state),
         totals: vec![
             of(RequestType::Read),
             of(RequestType::Write),
@@ -179,8 +201,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use towpath_common::top::Watch;
-    use vblk::control::NamedStats;
-    use vblk::service::{Latency, QueueStats, WorkerStatus};
+    use vblk::service::{DiskStats, Latency, QueueStats, WorkerStatus};
 
     use super::*;
 
@@ -206,6 +227,7 @@ mod tests {
         Stats {
             disks: vec![NamedStats {
                 name: "web".parse().unwrap(),
+                state: Some(DiskState::Degraded),
                 stats: disk,
             }],
             workers: vec![WorkerStatus {
@@ -244,6 +266,7 @@ mod tests {
         ];
         assert_eq!(shown, expected);
         assert_eq!(row.cause, Some(("EIO".to_owned(), 100.0)));
+        assert_eq!(row.state, Some(state(DiskState::Degraded)));
         let efficiency = sample.efficiency.unwrap();
         assert!(
             (efficiency.each_ns() - 500_000.0).abs() < 1.0,
@@ -256,5 +279,31 @@ mod tests {
         for column in Disks::COLUMNS {
             assert!(HELP.contains(column.key), "{}", column.key);
         }
+    }
+
+    #[test]
+    fn help_names_every_state() {
+        use DiskState::*;
+        for one in [
+            NotServed,
+            Failed,
+            Quarantined,
+            Broken,
+            Held,
+            Degraded,
+            NoGuest,
+            Up,
+        ] {
+            let word = state(one).word;
+            assert!(HELP.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_says_nothing_of_states_is_shown_without() {
+        let mut answer = serde_json::to_value(after(1)).unwrap();
+        answer["disks"][0].as_object_mut().unwrap().remove("state");
+        let stats: Stats = serde_json::from_value(answer).unwrap();
+        assert_eq!(Disks::reading(stats).things[0].state, None);
     }
 }

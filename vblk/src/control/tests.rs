@@ -183,12 +183,51 @@ fn statistics_keep_their_names_in_json() {
         stats.disks[1].stats.queues[0].requests[&RequestType::Read],
         4
     );
+    assert_eq!(stats.disks[1].state, Some(DiskState::Failed));
     let text = running.raw("/v1/stats");
+    assert!(text.contains("\"state\":\"failed\""), "{text}");
     assert!(
         text.contains("\"requests\":{\"read\":4,\"flush\":1}"),
         "{text}"
     );
     assert!(text.contains("\"errors\":{\"5\":2,\"999\":1}"), "{text}");
+}
+
+#[test]
+fn a_disk_is_the_worst_that_holds() {
+    let disks: Answer<Vec<DiskStatus>> = Running::start().client.get("/v1/disks").unwrap();
+    let mut disk = disks.data.unwrap().swap_remove(0);
+    let session = disk.session.as_mut().unwrap();
+    session.quarantined = true;
+    session.queues[0].broken = Some("loop".to_owned());
+    disk.trouble = Some("its server is away".to_owned());
+    disk.size_bytes = 0;
+    let mut seen = vec![DiskState::of(&disk)];
+    let cures: [fn(&mut DiskStatus); 7] = [
+        |disk| disk.size_bytes = 1,
+        |disk| disk.failed = None,
+        |disk| disk.session.as_mut().unwrap().quarantined = false,
+        |disk| disk.session.as_mut().unwrap().queues[0].broken = None,
+        |disk| disk.held = 0,
+        |disk| disk.trouble = None,
+        |disk| (disk.connected, disk.session) = (false, None),
+    ];
+    for cure in cures {
+        cure(&mut disk);
+        seen.push(DiskState::of(&disk));
+    }
+    use DiskState::*;
+    let expected = [
+        NotServed,
+        Failed,
+        Quarantined,
+        Broken,
+        Held,
+        Degraded,
+        Up,
+        NoGuest,
+    ];
+    assert_eq!(seen, expected);
 }
 
 #[test]

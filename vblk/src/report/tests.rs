@@ -79,13 +79,14 @@ pub(crate) fn sample_disk(reads: u64) -> DiskStatus {
 
 fn sample(reads: u64) -> Stats {
     let DiskStatus { name, stats, .. } = sample_disk(reads);
+    let state = None;
     let worker = WorkerStatus {
         busy_ratio: 0.125,
         queues: 2,
         ..WorkerStatus::default()
     };
     Stats {
-        disks: vec![NamedStats { name, stats }],
+        disks: vec![NamedStats { name, state, stats }],
         workers: vec![worker],
     }
 }

@@ -2,10 +2,11 @@
 
 use clap::Args;
 use towpath_common::top::{
-    Column, Format, Measure, Reading, Subject, Thing, TopArgs, TopError, Words, WorkerTotals, run,
+    Column, Format, Measure, Reading, State, Subject, Thing, Tone, TopArgs, TopError, Words,
+    WorkerTotals, run,
 };
-use vswitch::control::Stats;
-use vswitch::service::PortStats;
+use vswitch::control::{NamedStats, Stats};
+use vswitch::service::PortState;
 
 use super::Target;
 
@@ -17,6 +18,14 @@ the switch's: rx came from a port, tx went to it.
   batch                   frames in a burst from the port, on average
   discards                frames dropped a second; the last column has the most frequent reason
   broken                  rings latched as broken, a second
+STATE is how a port is now, the worst of what holds (\"state\" in JSON):
+  quarantined             its connection ended the daemon too often; `vswitch port release` serves
+                          it again
+  broken                  a ring of its connection is latched as broken
+  no guest                no front-end is connected
+  no link                 one is, but its driver has enabled no ring
+  down                    the interface of an uplink is down or gone; `vswitch port show` says why
+  up                      frames can pass
 A row shows - after a restart of the daemon, until there are two readings to compare.
 
 Below the table (above it on a screen): the share of time each worker spent on work; what of a
@@ -122,10 +131,7 @@ impl Subject for Ports {
     ];
 
     fn reading(stats: Stats) -> Reading {
-        let things = stats
-            .ports
-            .iter()
-            .map(|port| thing(port.name.as_str(), &port.stats));
+        let things = stats.ports.iter().map(thing);
         let workers = stats.workers.iter().map(|worker| WorkerTotals {
             cpu: worker.cpu.map(|cpu| usize::from(cpu.get())),
             steps: worker.steps,
@@ -138,10 +144,24 @@ impl Subject for Ports {
     }
 }
 
-fn thing(name: &str, stats: &PortStats) -> Thing {
+fn state(state: PortState) -> State {
+    let (word, tone) = match state {
+        PortState::Quarantined => ("quarantined", Tone::Bad),
+        PortState::Broken => ("broken", Tone::Bad),
+        PortState::NoGuest => ("no guest", Tone::Idle),
+        PortState::NoLink => ("no link", Tone::Idle),
+        PortState::Down => ("down", Tone::Bad),
+        PortState::Up => ("up", Tone::Good),
+    };
+    State { word, tone }
+}
+
+fn thing(port: &NamedStats) -> Thing {
+    let stats = &port.stats;
     let (rx, tx) = (stats.rx(), stats.tx());
     Thing {
-        name: name.to_owned(),
+        name: port.name.to_string(),
+        state: port.state.map(state),
         totals: vec![
             rx.packets,
             rx.bytes,
@@ -161,8 +181,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use towpath_common::top::Watch;
-    use vswitch::control::NamedStats;
-    use vswitch::service::{FdbStats, Flow, QueueStats, WorkerStatus};
+    use vswitch::service::{FdbStats, Flow, PortStats, QueueStats, WorkerStatus};
 
     use super::*;
 
@@ -187,6 +206,7 @@ mod tests {
         Stats {
             ports: vec![NamedStats {
                 name: "web".parse().unwrap(),
+                state: Some(PortState::NoLink),
                 stats: port,
             }],
             vlans: Vec::new(),
@@ -223,6 +243,7 @@ mod tests {
         ];
         assert_eq!(shown, expected);
         assert_eq!(row.cause, Some(("storm".to_owned(), 500_000.0)));
+        assert_eq!(row.state, Some(state(PortState::NoLink)));
         let efficiency = sample.efficiency.unwrap();
         assert!(
             (efficiency.per_busy_second - 2e6).abs() < 1.0,
@@ -235,5 +256,22 @@ mod tests {
         for column in Ports::COLUMNS {
             assert!(HELP.contains(column.key), "{}", column.key);
         }
+    }
+
+    #[test]
+    fn help_names_every_state() {
+        use PortState::*;
+        for one in [Quarantined, Broken, NoGuest, NoLink, Down, Up] {
+            let word = state(one).word;
+            assert!(HELP.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_says_nothing_of_states_is_shown_without() {
+        let mut answer = serde_json::to_value(after(1)).unwrap();
+        answer["ports"][0].as_object_mut().unwrap().remove("state");
+        let stats: Stats = serde_json::from_value(answer).unwrap();
+        assert_eq!(Ports::reading(stats).things[0].state, None);
     }
 }

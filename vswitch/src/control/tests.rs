@@ -185,6 +185,35 @@ fn vlans_and_totals_are_shown() {
     let stats = stats.data.unwrap();
     assert_eq!(stats.ports[1].stats.rx().packets, 10);
     assert_eq!(stats.vlans[0].tx_packets, 7);
+    assert_eq!(stats.ports[1].state, Some(PortState::Up));
+}
+
+#[test]
+fn a_port_is_the_worst_that_holds() {
+    let ports: Answer<Vec<PortStatus>> = Running::start().client.get("/v1/ports").unwrap();
+    let mut port = ports.data.unwrap().swap_remove(0);
+    let session = port.session.as_mut().unwrap();
+    session.quarantined = true;
+    session.rings[0].broken = Some("loop".to_owned());
+    let mut seen = vec![PortState::of(&port)];
+    let changes: [fn(&mut PortStatus); 6] = [
+        |port| port.session.as_mut().unwrap().quarantined = false,
+        |port| port.session.as_mut().unwrap().rings[0].broken = None,
+        |port| port.link = false,
+        |port| (port.connected, port.session) = (false, None),
+        |port| {
+            let tap = "tap0".parse().unwrap();
+            port.attachment = crate::service::Attachment::Tap { tap };
+        },
+        |port| port.link = true,
+    ];
+    for change in changes {
+        change(&mut port);
+        seen.push(PortState::of(&port));
+    }
+    use PortState::*;
+    let expected = [Quarantined, Broken, Up, NoLink, NoGuest, Down, Up];
+    assert_eq!(seen, expected);
 }
 
 #[test]

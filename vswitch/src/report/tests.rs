@@ -103,13 +103,14 @@ fn uplink() -> PortStatus {
 
 fn sample(packets: u64) -> Stats {
     let PortStatus { name, stats, .. } = sample_port(packets);
+    let state = None;
     let worker = WorkerStatus {
         busy_ratio: 0.125,
         queues: 2,
         ..WorkerStatus::default()
     };
     Stats {
-        ports: vec![NamedStats { name, stats }],
+        ports: vec![NamedStats { name, state, stats }],
         vlans: Vec::new(),
         fdb: FdbStats {
             entries: 2,
