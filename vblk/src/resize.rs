@@ -79,13 +79,13 @@ impl Host {
             at_rest.flush()?;
         }
         if !cut {
-            room.make(new)?;
+            room.grow(new)?;
         }
         if let Some(expected) = expected {
             expected.renew();
         }
         allow(&device, key, new);
-        if cut && let Err(error) = room.make(new) {
+        if cut && let Err(error) = room.cut(new) {
             // Nobody was told yet.
             allow(&device, key, old);
             return Err(error.into());

@@ -7,14 +7,15 @@
 
 use std::sync::Arc;
 
-use rustix::fs::{SeekFrom, ftruncate, seek};
+use rustix::fs::{SeekFrom, fsync, ftruncate, seek};
 use rustix::io::Errno;
 
 use super::Storage;
+use super::mirror::{Mirror, MirrorError};
 use super::nbd::Export;
 use super::stripe::Stripe;
 use crate::config::Source;
-use crate::disk::Disk;
+use crate::disk::{BlockSize, Disk};
 
 /// Why a disk cannot have a size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -77,6 +78,9 @@ pub(crate) enum RoomError {
          again"
     )]
     Share { name: String, has: u64, needs: u64 },
+    /// Its record, or a disk that has not all.
+    #[error("{0}")]
+    Mirror(String),
     /// A file that is not to be written.
     #[error("it is served read-only: grow its file by other means")]
     ReadOnly,
@@ -134,11 +138,13 @@ impl Part {
         }
     }
 
-    fn set_length(&self, len: u64) -> Result<(), RoomError> {
+    fn set_length(&self, len: u64, durable: bool) -> Result<(), RoomError> {
         let Some(file) = self.disk.file() else {
             return Ok(());
         };
-        ftruncate(file, len).map_err(|errno| RoomError::Length {
+        let set = ftruncate(file, len);
+        let kept = set.and_then(|()| if durable { fsync(file) } else { Ok(()) });
+        kept.map_err(|errno| RoomError::Length {
             name: self.name.clone(),
             what: "set",
             errno,
@@ -157,10 +163,6 @@ fn unable(storage: &Storage) -> RoomError {
             "its segments were read when it was opened: lvextend makes it fall back to \
              device-mapper with the size it has; serve it anew"
         }
-        Storage::Mirror(_) => {
-            "the size of a mirror does not change while it is served: grow its disks and make a \
-             new record"
-        }
         _ => "nothing is known of its size but what was found when it was opened",
     })
 }
@@ -169,6 +171,8 @@ fn unable(storage: &Storage) -> RoomError {
 #[derive(Debug)]
 pub(crate) struct Room {
     disk: Arc<Disk>,
+    /// Bytes of it.
+    was: u64,
     /// None of a null disk, which has any size.
     parts: Vec<Part>,
 }
@@ -186,10 +190,20 @@ impl Room {
                 let parts = all.map(|(one, child)| Part::look(one.to_string(), child));
                 parts.collect::<Result<_, _>>()?
             }
+            (Storage::Mirror(mirror), Source::Mirror(of)) => {
+                let refused = |e: MirrorError| RoomError::Mirror(e.to_string());
+                mirror.expect_whole().map_err(refused)?;
+                let all = of.iter().zip(mirror.disks());
+                let parts = all.map(|(one, member)| match member {
+                    Some(member) => Part::look(one.to_string(), &member),
+                    None => Err(RoomError::Mirror(format!("{one} is not there"))),
+                });
+                parts.collect::<Result<_, _>>()?
+            }
             _ => vec![Part::look(source.to_string(), disk)?],
         };
-        let disk = Arc::clone(disk);
-        Ok(Room { disk, parts })
+        let (disk, was) = (Arc::clone(disk), disk.size());
+        Ok(Room { disk, was, parts })
     }
 
     fn stripe(&self) -> Option<&Stripe> {
@@ -199,13 +213,27 @@ impl Room {
         }
     }
 
+    fn mirror(&self) -> Option<&Mirror> {
+        match self.disk.storage() {
+            Storage::Mirror(mirror) => Some(mirror),
+            _ => None,
+        }
+    }
+
+    /// What a size is a multiple of, in bytes.
+    fn block(&self) -> BlockSize {
+        let block = self.disk.block();
+        // A mirror's disks may be opened with other blocks later, and its record knows its size.
+        self.mirror().map_or(block, |_| block.max(BlockSize::PAGE))
+    }
+
     /// The largest size there is room for now.
     pub(crate) fn size(&self) -> u64 {
         let smallest = self.parts.iter().map(|part| part.has).min();
         match (smallest, self.stripe()) {
             (None, _) => self.disk.size(),
             (Some(has), Some(stripe)) => stripe.size_over(has),
-            (Some(has), None) => self.disk.block().floor(has),
+            (Some(has), None) => self.block().floor(has),
         }
     }
 
@@ -248,14 +276,15 @@ impl Room {
             }
             None => {}
         }
-        if !self.parts.iter().any(is_file) {
+        // The record of a mirror says how much of its disks is used.
+        if self.mirror().is_none() && !self.parts.iter().any(is_file) {
             return Err(RoomError::Devices { room, size });
         }
         Ok(())
     }
 
     fn check_granule(&self, size: u64) -> Result<(), RoomError> {
-        let block = self.disk.block();
+        let block = self.block();
         if let Some(stripe) = self.stripe() {
             let (chunk, count) = (stripe.chunk(), self.parts.len());
             let granule = stripe.granule();
@@ -295,13 +324,50 @@ impl Room {
         (!expected.is_empty()).then_some(Expected(expected))
     }
 
+    /// Make room for `size` bytes, which are more than there were.
+    ///
+    /// # Errors
+    /// [`RoomError`]; the disk has the size it had then.
+    pub(crate) fn grow(&self, size: u64) -> Result<(), RoomError> {
+        self.make(size)?;
+        self.note(size)
+    }
+
+    /// Cut off what lies past `size` bytes, which nobody asks for any more.
+    ///
+    /// # Errors
+    /// [`RoomError`]; the disk has the size it had then.
+    pub(crate) fn cut(&self, size: u64) -> Result<(), RoomError> {
+        self.note(size)?;
+        match self.make(size) {
+            Err(error) if self.mirror().is_some() => {
+                // Its record knows the size.
+                tracing::warn!(%error, "a file of a mirror is longer than it need be");
+                Ok(())
+            }
+            made => made,
+        }
+    }
+
+    /// Have a mirror write down its size, durably.
+    fn note(&self, size: u64) -> Result<(), RoomError> {
+        let Some(mirror) = self.mirror() else {
+            return Ok(());
+        };
+        // Files that ended where the mirror did were extended by zeroes.
+        let ended = |part: &Part| part.is_given() && part.has == self.was;
+        let noted = mirror.resize(size, self.parts.iter().all(ended));
+        noted.map_err(|e| RoomError::Mirror(e.to_string()))
+    }
+
     /// Give the parts that are files the length that a disk of `size` bytes needs: those that are
-    /// shorter, or, where all have more than that, all.
+    /// shorter, or, where all have more than that, all. A mirror that grows leaves them longer.
     ///
     /// # Errors
     /// [`RoomError`]; all are as they were then.
-    pub(crate) fn make(&self, size: u64) -> Result<(), RoomError> {
-        let (needs, cut) = (self.share(size), self.size() > size);
+    fn make(&self, size: u64) -> Result<(), RoomError> {
+        let needs = self.share(size);
+        let cut = self.size() > size && (self.mirror().is_none() || size < self.was);
         let wrong = |part: &&Part| {
             if cut {
                 part.has > needs
@@ -312,15 +378,16 @@ impl Room {
         let given = self.parts.iter().filter(|part| part.is_given());
         let mut done: Vec<&Part> = Vec::new();
         for part in given.filter(wrong) {
-            if let Err(error) = part.set_length(needs) {
+            done.push(part);
+            // A mirror's record must not know of bytes that a power cut takes away.
+            if let Err(error) = part.set_length(needs, self.mirror().is_some()) {
                 for part in done {
-                    if let Err(error) = part.set_length(part.has) {
+                    if let Err(error) = part.set_length(part.has, false) {
                         tracing::warn!(disk = part.name, %error, "it has another length now");
                     }
                 }
                 return Err(error);
             }
-            done.push(part);
         }
         for part in &self.parts {
             let is_given = done.iter().any(|given| std::ptr::eq(*given, part));
