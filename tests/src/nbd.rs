@@ -31,10 +31,24 @@ pub fn qemu_nbd_for_one(socket: &Path, image: &Path) -> Result<Process> {
 fn serve(socket: &Path, image: &Path, clients: &str) -> Result<Process> {
     let mut command = Command::new(paths::program("qemu-nbd")?);
     command.args(["-t", "-e", clients, "-f", "raw", "-k"]);
-    let server = Process::start(command.arg(socket).arg(image))?;
+    start(command.arg(socket).arg(image), socket)
+}
+
+/// `nbdkit` with the raw `image`, once it listens on `socket`. It tells each connection how long
+/// the image is then.
+pub fn nbdkit(socket: &Path, image: &Path) -> Result<Process> {
+    // It does not take a socket that is left of another one.
+    let _ = std::fs::remove_file(socket);
+    let mut command = Command::new(paths::program("nbdkit")?);
+    command.args(["-f", "-U"]).arg(socket).arg("file");
+    start(command.arg(image), socket)
+}
+
+fn start(command: &mut Command, socket: &Path) -> Result<Process> {
+    let server = Process::start(command)?;
     let until = Instant::now() + PATIENCE;
     while UnixStream::connect(socket).is_err() {
-        ensure!(Instant::now() < until, "qemu-nbd does not listen");
+        ensure!(Instant::now() < until, "the NBD server does not listen");
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(server)

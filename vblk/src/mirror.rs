@@ -79,7 +79,8 @@ fn mirror(disk: &Disk) -> Option<&Mirror> {
 /// How `disk` is, if it is a mirror.
 pub(crate) fn status(disk: &Disk) -> Option<MirrorStatus> {
     let shared = mirror(disk)?.shared();
-    let bytes = |regions: usize| (regions as u64).saturating_mul(shared.region);
+    let region = shared.region.load(Relaxed);
+    let bytes = |regions: usize| (regions as u64).saturating_mul(region);
     let disks = shared.names.iter().zip(&shared.gauges);
     let disks = disks.map(|(name, gauge)| {
         let state = match gauge.standing() {

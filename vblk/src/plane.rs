@@ -37,7 +37,7 @@ use crate::stats::{DiskShared, Events, Latency};
 pub use change::{Change, DiskKey, NewDisk};
 use doze::Naps;
 use loan::Loans;
-pub use loan::{Fetch, Fetched};
+pub use loan::{Fetch, Fetched, Flush};
 use towpath_common::bell::Bell;
 use turns::{Price, Turn, Turns};
 

@@ -9,20 +9,27 @@
 //! `--shrink`.
 //!
 //! A block device has the size it has: it is extended by its own tools first, and vblk looks again.
+//! So is an export, which is connected to anew then; the disk is flushed and at rest for that.
+//! What is behind a disk, and what of it can be given another length, is [`Room`]'s.
 
 use std::sync::Arc;
 
-use rustix::fs::{SeekFrom, ftruncate, seek};
-
-use crate::disk::Disk;
+use crate::device::BlkDevice;
 use crate::host::{Host, lock};
 use crate::pause::pause;
-use crate::plane::Change;
+use crate::plane::{Change, DiskKey};
 use crate::service::{Resized, ServiceError};
+use crate::storage::room::{Room, RoomError};
 use crate::tune::find;
 
 fn refused(why: impl Into<String>) -> ServiceError {
     ServiceError::Refused(why.into())
+}
+
+impl From<RoomError> for ServiceError {
+    fn from(error: RoomError) -> ServiceError {
+        ServiceError::Refused(error.to_string())
+    }
 }
 
 impl Host {
@@ -32,17 +39,19 @@ impl Host {
         size: Option<u64>,
         shrink: bool,
     ) -> Result<Resized, ServiceError> {
-        let (device, key, busy, may_shrink, notify) = {
+        let (device, key, busy, config, notify) = {
             let mut disks = lock(&self.disks);
             let running = find(&mut disks, name)?;
             let notify = running.server.as_ref().map(|server| server.notifier());
             let device = Arc::clone(&running.device);
             let busy = Arc::clone(&running.busy);
-            (device, running.key, busy, running.config.shrink, notify)
+            (device, running.key, busy, running.config.clone(), notify)
         };
         let _alone = busy.try_lock().map_err(|_| ServiceError::busy(name))?;
         let disk = device.disk();
-        let (old, new) = (disk.size(), wanted(disk, size)?);
+        let room = Room::of(disk, &config.path)?;
+        let (old, new) = (disk.size(), size.unwrap_or_else(|| room.size()));
+        room.check(new)?;
         let mut resized = Resized {
             old_bytes: old,
             new_bytes: new,
@@ -52,36 +61,34 @@ impl Host {
             return Ok(resized);
         }
         let cut = new < old;
-        if cut && !(shrink && may_shrink) {
+        if cut && !(shrink && config.shrink) {
             return Err(refused(format!(
                 "from {old} to {new} bytes it would lose data: allow it by `shrink = true` in the \
                  disk's configuration and by --shrink"
             )));
         }
-        // A file is cut while nobody asks for what is cut off.
-        let _at_rest = if cut {
+        let expected = if cut { None } else { room.expect(new) };
+        // A file is cut while nobody asks for what is cut off, and connections are made anew while
+        // nothing is in flight on them.
+        let at_rest = if cut || expected.is_some() {
             Some(pause(&device, key)?)
         } else {
             None
         };
+        if let (Some(at_rest), Some(_)) = (&at_rest, &expected) {
+            at_rest.flush()?;
+        }
         if !cut {
-            set_length(disk, new)?;
+            room.grow(new)?;
         }
-        disk.set_size(new);
-        if let Some(tracker) = disk.tracker() {
-            tracker.bitmap().resized(old, new);
+        if let Some(expected) = expected {
+            expected.renew();
         }
-        for worker in device.workers() {
-            // A worker that is gone checks nothing any more.
-            let _ = worker.call(|reply| Change::Resize(key, reply));
-        }
-        if cut && let Err(error) = set_length(disk, new) {
+        allow(&device, key, new);
+        if cut && let Err(error) = room.cut(new) {
             // Nobody was told yet.
-            disk.set_size(old);
-            for worker in device.workers() {
-                let _ = worker.call(|reply| Change::Resize(key, reply));
-            }
-            return Err(error);
+            allow(&device, key, old);
+            return Err(error.into());
         }
         device.resized();
         resized.told = notify.is_some_and(|notify| notify.config_changed());
@@ -91,46 +98,16 @@ impl Host {
     }
 }
 
-/// The size the disk is to have.
-fn wanted(disk: &Disk, size: Option<u64>) -> Result<u64, ServiceError> {
-    let block = disk.block();
-    let there = match disk.file() {
-        Some(file) => seek(file, SeekFrom::End(0))
-            .map_err(|e| refused(format!("its size cannot be found: {e}")))?,
-        None if disk.is_null() => size.unwrap_or(disk.size()),
-        None => {
-            return Err(refused(
-                "only files, block devices and null disks change their size",
-            ));
-        }
-    };
-    let new = size.unwrap_or_else(|| block.floor(there));
-    if new == 0 || !block.divides(new) {
-        let block = block.bytes();
-        return Err(refused(format!(
-            "{new} bytes are not whole blocks of {block}"
-        )));
+/// Let requests go as far as `size` from now on, and no farther.
+fn allow(device: &BlkDevice, key: DiskKey, size: u64) {
+    let disk = device.disk();
+    let old = disk.size();
+    disk.set_size(size);
+    if let Some(tracker) = disk.tracker() {
+        tracker.bitmap().resized(old, size);
     }
-    if disk.is_device() && new != block.floor(there) {
-        return Err(refused(format!(
-            "the device has {there} bytes, not {new}: resize it first (lvextend, …), then say \
-             `vblk disk resize` without a size"
-        )));
-    }
-    if disk.read_only() && new > there {
-        return Err(refused(
-            "it is served read-only: grow its file by other means",
-        ));
-    }
-    Ok(new)
-}
-
-/// Give a regular file the length `len`, unless it is longer because it is read-only.
-fn set_length(disk: &Disk, len: u64) -> Result<(), ServiceError> {
-    match disk.file() {
-        Some(file) if !disk.is_device() && !disk.read_only() => {
-            ftruncate(file, len).map_err(|e| refused(format!("its file: {e}")))
-        }
-        _ => Ok(()),
+    for worker in device.workers() {
+        // A worker that is gone checks nothing any more.
+        let _ = worker.call(|reply| Change::Resize(key, reply));
     }
 }

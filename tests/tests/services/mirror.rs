@@ -2,11 +2,13 @@
 //! back, lost, found again. The guest writes throughout and sees no error.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use towpath_common::testing::blk::{BlkClient, ClientOptions};
 use towpath_tests::daemon::Vblk;
 use towpath_tests::nbd::qemu_nbd;
 
@@ -182,4 +184,82 @@ fn a_disk_behind_a_server_is_lost_with_it_and_comes_back_by_itself() -> Result<(
     drop(back);
     ensure!(equal(&near, &far)?, "a disk that came back differs");
     guest.check(&fs::File::open(&far)?)
+}
+
+/// The bytes of a file, from `at` on.
+fn tail(path: &Path, at: usize) -> Result<Vec<u8>> {
+    Ok(fs::read(path)?.split_off(at))
+}
+
+#[test]
+fn a_mirror_grows_and_shrinks_while_it_is_served_and_stays_so() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir()?;
+    let files = ["a", "b"].map(|name| dir.path().join(name));
+    for file in &files {
+        create_image(file, 4 * MIB)?;
+    }
+    let here = dir.path().display().to_string();
+    let mut vblk = serve(dir, &format!("mirror:{here}/a|{here}/b"), ",shrink")?;
+    let mut client = BlkClient::connect(&vblk.path("disk"), ClientOptions::default())?;
+    ensure!(client.capacity()? == 4 * MIB / 512);
+    client.write(4 * MIB / 512 - 8, &[3; 4096])?;
+
+    // Files that are extended here hold the same: nothing is copied.
+    vblk.client(&["disk", "resize", "m", "8M"])?;
+    ensure!(client.capacity()? == 8 * MIB / 512);
+    client.write(8 * MIB / 512 - 8, &[4; 4096])?;
+    let lengths = || {
+        files
+            .each_ref()
+            .map(|f| fs::metadata(f).map_or(0, |m| m.len()))
+    };
+    ensure!(lengths() == [8 * MIB; 2], "{:?}", lengths());
+    ensure!(fs::read(&files[0])? == fs::read(&files[1])?);
+
+    // Of what somebody else has put there nobody knows: the first one is believed.
+    for (file, byte) in files.iter().zip([5, 6]) {
+        let mut file = fs::File::options().append(true).open(file)?;
+        file.write_all(&vec![byte; 8 << 20])?;
+    }
+    vblk.client(&["disk", "resize", "m"])?;
+    ensure!(client.capacity()? == 16 * MIB / 512);
+    for at in (8..16).cycle().take(64) {
+        let mut back = [0; 4096];
+        client.read(at * MIB / 512, &mut back)?;
+        ensure!(back == [5; 4096], "{at}: {}", back[0]);
+    }
+    client.write(12 * MIB / 512, &[7; 4096])?;
+    let until = Instant::now() + PATIENCE;
+    while vblk.client(&["disk", "resize", "m", "16M"]).is_err() {
+        ensure!(Instant::now() < until, "it is not copied");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(tail(&files[1], 8 << 20)? == tail(&files[0], 8 << 20)?);
+
+    // The record knows, whoever serves it next.
+    drop(client);
+    vblk.daemon().kill()?;
+    vblk.start_again()?;
+    let mut client = BlkClient::connect(&vblk.path("disk"), ClientOptions::default())?;
+    ensure!(client.capacity()? == 16 * MIB / 512);
+    client.write(16 * MIB / 512 - 8, &[8; 4096])?;
+    let refused = vblk.client(&["disk", "resize", "m", "8M"]).unwrap_err();
+    ensure!(refused.to_string().contains("--shrink"), "{refused}");
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = vblk.client(&["disk", "resize", "m", "8M", "--shrink"]) {
+        ensure!(error.to_string().contains("catches up"), "{error}");
+        ensure!(Instant::now() < until, "it is not copied");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(client.capacity()? == 8 * MIB / 512);
+    ensure!(lengths() == [8 * MIB; 2], "{:?}", lengths());
+    let mut back = [0; 4096];
+    client.read(8 * MIB / 512 - 8, &mut back)?;
+    ensure!(back == [4; 4096]);
+    ensure!(client.write(8 * MIB / 512, &[1; 4096]).is_err());
+    drop(client);
+    vblk.daemon().stop()?;
+    ensure!(fs::read(&files[0])? == fs::read(&files[1])?);
+    Ok(())
 }

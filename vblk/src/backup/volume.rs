@@ -30,14 +30,14 @@ const TICK: Timespec = Timespec {
 
 /// Memory for one request, as an engine wants it: a block, and the status.
 #[derive(Debug)]
-pub(super) struct Buffer {
-    pub(super) mem: Arc<Mem>,
+pub(crate) struct Buffer {
+    pub(crate) mem: Arc<Mem>,
     pub(super) data: Segment,
-    pub(super) status: Segment,
+    pub(crate) status: Segment,
 }
 
 impl Buffer {
-    pub(super) fn new() -> io::Result<Buffer> {
+    pub(crate) fn new() -> io::Result<Buffer> {
         let len = BLOCK + 4096;
         let file = memfd_create(
             "vblk-volume",

@@ -9,7 +9,7 @@ use towpath_common::ring::Ring;
 use towpath_common::sched::Share;
 use towpath_common::session::{Attach, Update};
 
-use super::loan::{Fetch, Fetched};
+use super::loan::{Fetch, Fetched, Flush};
 use crate::disk::Disk;
 use crate::engine::Guest;
 use crate::qos::Throttle;
@@ -47,6 +47,8 @@ pub enum Change {
     Resume(DiskKey),
     /// Read from the disk for a copy; answered when it ended.
     Fetch(DiskKey, Fetch, ReplyTo<Fetched>),
+    /// Make durable what the disk acknowledged; answered when that ended.
+    Flush(DiskKey, Flush, ReplyTo<Fetched>),
     /// Check requests against what the disk is now; answered when all later ones are.
     Resize(DiskKey, ReplyTo<()>),
     /// The slowest recent requests, and the time.

@@ -55,6 +55,7 @@ impl<E: Engine> BlkPlane<E> {
                 }
             }
             Change::Fetch(key, fetch, reply) => self.fetch(key, &fetch, reply, now),
+            Change::Flush(key, flush, reply) => self.flush(key, &flush, reply, now),
             Change::Resize(key, reply) => {
                 if let Some((_, disk)) = self.find(key) {
                     disk.limits = disk.disk.limits();

@@ -1,7 +1,8 @@
 //! Reads for a copier of a disk that nobody but its worker may read: a mirror, whose writes are on
-//! their way to several disks, or an export whose server promises nothing about two connections.
+//! their way to several disks, or an export whose server promises nothing about two connections. And
+//! flushes, for whoever wants all that was acknowledged to be durable.
 //!
-//! A read is a request like a guest's, with an origin that is no queue. Its memory is the copier's,
+//! Either is a request like a guest's, with an origin that is no queue. Its memory is the copier's,
 //! and ours for as long as it is in flight; nothing is left on the worker by a copier that goes
 //! away.
 
@@ -31,7 +32,16 @@ pub struct Fetch {
     pub status: Segment,
 }
 
-/// How a read ended; EBUSY if the worker has no room for it now.
+/// One flush.
+#[derive(Debug)]
+pub struct Flush {
+    /// Memory of the asker's.
+    pub guest: Guest,
+    /// Where the status goes.
+    pub status: Segment,
+}
+
+/// How a read or flush ended; EBUSY if the worker has no room for it now.
 pub type Fetched = Result<(), Errno>;
 
 /// Answers owed to copiers, by the ids of their requests.
@@ -82,29 +92,49 @@ impl<E: Engine> BlkPlane<E> {
         reply: ReplyTo<Fetched>,
         now: Cycles,
     ) {
+        let segments = [fetch.data];
+        let command = Command::Read {
+            offset: fetch.offset,
+            data: Data::over(&segments, fetch.data.len().into()),
+        };
+        let status = fetch.status;
+        self.lend(key, &fetch.guest, &Request { command, status }, reply, now);
+    }
+
+    /// Begin a flush, likewise.
+    pub(super) fn flush(
+        &mut self,
+        key: DiskKey,
+        flush: &Flush,
+        reply: ReplyTo<Fetched>,
+        now: Cycles,
+    ) {
+        let (command, status) = (Command::Flush, flush.status);
+        self.lend(key, &flush.guest, &Request { command, status }, reply, now);
+    }
+
+    fn lend(
+        &mut self,
+        key: DiskKey,
+        guest: &Guest,
+        request: &Request<'_>,
+        reply: ReplyTo<Fetched>,
+        now: Cycles,
+    ) {
         let Some((_, disk)) = self.find(key) else {
             return;
         };
         let disk = disk.id;
-        let Ok(mem) = self.io.adopt(&fetch.guest) else {
+        let Ok(mem) = self.io.adopt(guest) else {
             reply.send(Err(Errno::NOMEM));
             return;
         };
         if let Some(id) = self.loans.begin(reply) {
-            let segments = [fetch.data];
-            let command = Command::Read {
-                offset: fetch.offset,
-                data: Data::over(&segments, fetch.data.len().into()),
-            };
-            let request = Request {
-                command,
-                status: fetch.status,
-            };
             let origin = Origin {
                 queue: NO_QUEUE,
                 id,
             };
-            match self.io.start(&request, origin, mem, disk, now) {
+            match self.io.start(request, origin, mem, disk, now) {
                 Started::Done(f) | Started::Copied(f) => self.loans.answer(id, verdict(&f)),
                 Started::InFlight => {}
             }

@@ -57,6 +57,7 @@ pub mod mirror;
 pub mod nbd;
 mod open;
 pub mod pinned;
+pub(crate) mod room;
 pub mod stripe;
 
 use std::os::fd::OwnedFd;

@@ -51,6 +51,8 @@ pub enum StripeError {
 pub struct Stripe {
     children: Box<[Arc<Disk>]>,
     map: Map,
+    /// Bytes on a child before the next one's turn.
+    chunk: u64,
 }
 
 impl Stripe {
@@ -76,21 +78,21 @@ impl Stripe {
             let block = shape.block.bytes();
             return Err(StripeError::Block { chunk, block });
         }
-        let chunks = shape.size >> shift;
-        if chunks == 0 {
+        if shape.size < chunk {
             let size = shape.size;
             return Err(StripeError::TooSmall { size, chunk });
         }
-        let shape = Shape {
-            size: (chunks << shift).saturating_mul(count as u64),
-            ..shape
-        };
         let stripe = Stripe {
             map: Map::Stripe {
                 shift,
                 children: count,
             },
             children: children.into(),
+            chunk,
+        };
+        let shape = Shape {
+            size: stripe.size_over(shape.size),
+            ..shape
         };
         Ok(Disk::of(Storage::Stripe(stripe), shape, serial))
     }
@@ -105,6 +107,25 @@ impl Stripe {
     #[must_use]
     pub fn map(&self) -> &Map {
         &self.map
+    }
+
+    /// Bytes on one of them before the next one's turn.
+    #[must_use]
+    pub fn chunk(&self) -> u64 {
+        self.chunk
+    }
+
+    /// What its size is a multiple of: a chunk on each of them.
+    #[must_use]
+    pub fn granule(&self) -> u64 {
+        self.chunk * self.children.len() as u64
+    }
+
+    /// Its size if the smallest of them has `smallest` bytes.
+    #[must_use]
+    pub fn size_over(&self, smallest: u64) -> u64 {
+        let granule = self.granule();
+        (smallest / self.chunk).min(u64::MAX / granule) * granule
     }
 }
 

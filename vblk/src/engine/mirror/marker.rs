@@ -68,6 +68,23 @@ impl Mirror {
         matches!(self.busy, Some(Busy::Head { .. }))
     }
 
+    /// Give the state to whoever serves the mirror next.
+    pub(in crate::engine) fn give_back(&mut self) {
+        if let Some(state) = self.state.take() {
+            self.shared.give_back(state);
+        }
+        self.shared.flying.store(0, Relaxed);
+    }
+
+    /// Give the state to somebody who wants it and brings it back, once nothing is under way. What
+    /// is still to be written down is in it.
+    pub(super) fn lend(&mut self) {
+        if self.jobs.len() == self.free.len() && self.busy.is_none() {
+            self.region = None;
+            self.give_back();
+        }
+    }
+
     /// Write what is to be written down next.
     pub(super) fn record_on<E: Engine>(&mut self, router: &mut Router<E>) {
         let leaves = self.is_over() && !self.rested;

@@ -329,7 +329,10 @@ impl Mirror {
             self.state = self.shared.take();
         }
         self.pause = false;
-        while let Some(order) = self.shared.orders.pop() {
+        // Orders wait for the state, too.
+        while self.state.is_some()
+            && let Some(order) = self.shared.orders.pop()
+        {
             match order {
                 Order::Fail(part) => self.fail(part, 0),
                 Order::Add(part, disk, full) => self.add(router, part, &disk, full),
@@ -357,7 +360,7 @@ impl Mirror {
                 gauge.closed.store(true, Release);
             }
         }
-        if !self.closing {
+        if !self.closing && !self.shared.is_wanted() {
             self.settle(router);
         }
         self.publish();

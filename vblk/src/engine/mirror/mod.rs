@@ -187,7 +187,7 @@ impl Mirror {
         token: Token,
         op: &Op<'_>,
     ) -> Result<(), Errno> {
-        if self.state.is_none() {
+        if self.state.is_none() || self.shared.is_wanted() {
             return Err(Errno::AGAIN);
         }
         let kind = match op.verb {
@@ -432,8 +432,12 @@ impl Mirror {
             }
         }
         self.start_waiting(router);
-        if !self.closing {
+        let wanted = self.shared.is_wanted();
+        if !self.closing && !wanted {
             self.catch_up(router);
+        }
+        if wanted {
+            self.lend();
         }
         self.record_on(router);
     }
@@ -488,13 +492,5 @@ impl Mirror {
             }
             free.push(index);
         }
-    }
-
-    /// Give the state to whoever serves the mirror next.
-    pub(super) fn give_back(&mut self) {
-        if let Some(state) = self.state.take() {
-            self.shared.give_back(state);
-        }
-        self.shared.flying.store(0, Relaxed);
     }
 }

@@ -30,7 +30,7 @@ struct Rig {
     bench: Bench<Engine>,
     clock: ManualClock,
     shared: Arc<Shared>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn names(count: usize) -> Vec<String> {
@@ -95,7 +95,7 @@ fn try_rig(
         bench: Bench::new(Router::new(engine), disk, 64),
         clock,
         shared,
-        _dir: dir,
+        dir,
     })
 }
 
@@ -779,4 +779,66 @@ fn a_mirror_that_ends_says_so_and_takes_it_back_before_the_next_write() {
     rig.idle();
     assert_eq!(rig.write(0, 3, 4096).status, Status::Ok);
     assert_eq!(rig.read(0, 512).1[0], 3);
+}
+
+/// Resize a mirror in another thread, while its worker is turned over.
+fn resize(rig: &mut Rig, size: u64, equal: bool) -> Result<(), String> {
+    let disk = Arc::clone(&rig.bench.target);
+    let asking = std::thread::spawn(move || {
+        let Storage::Mirror(mirror) = disk.storage() else {
+            unreachable!()
+        };
+        mirror.expect_whole().map_err(|e| e.to_string())?;
+        mirror.resize(size, equal).map_err(|e| e.to_string())
+    });
+    while !asking.is_finished() {
+        assert!(rig.step().is_empty());
+    }
+    asking.join().unwrap()
+}
+
+#[test]
+fn a_mirror_has_another_size_while_it_works() {
+    let mut rig = plain(2);
+    assert_eq!(rig.write(0, 8, 4096).status, Status::Ok);
+    resize(&mut rig, 4 * MIB, false).unwrap();
+    assert_eq!(rig.write(MIB, 9, 4096).status, Status::Ok);
+    assert_eq!(rig.read(0, 4096).1, vec![8; 4096]);
+    let path = rig.dir.path().join("record");
+    let written = Record::parse(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!((written.head.size, written.dirty.len()), (4 * MIB, 4));
+    assert!(written.dirty.get(0), "as it was marked");
+    // More again: not known to be equal, so the first one is copied.
+    let at = usize::try_from(5 * MIB).unwrap();
+    rig.bytes(0)[at] = 7;
+    rig.shared.budget.store(i64::MIN / 2, Relaxed);
+    resize(&mut rig, SIZE, false).unwrap();
+    let refused = resize(&mut rig, SIZE, false).unwrap_err();
+    assert!(refused.contains("catches up"), "{refused}");
+    for _ in 0..20 {
+        assert_eq!(rig.read(5 * MIB, 4096).1[0], 7, "from the first one alone");
+    }
+    rig.idle();
+    assert_eq!(rig.shared.gauges[1].behind.load(Relaxed), 0);
+    assert_eq!(rig.bytes(1)[at], 7);
+    // The worker's own record, which is another file here, goes on from there.
+    assert_eq!(rig.write(5 * MIB, 1, 4096).status, Status::Ok);
+    assert_eq!(rig.write(0, 3, 4096).status, Status::Ok);
+}
+
+#[test]
+fn a_mirror_whose_disk_failed_keeps_its_size() {
+    let mut rig = plain(2);
+    rig.engine().expect(Verb::Write, Fault::None);
+    rig.engine().expect(Verb::Write, Fault::None);
+    rig.engine().expect(Verb::Write, Fault::Fail(Errno::IO));
+    assert_eq!(rig.write(0, 9, 4096).status, Status::Ok);
+    rig.idle();
+    assert_eq!(rig.standings(), [Current, Failed]);
+    let refused = resize(&mut rig, 4 * MIB, false).unwrap_err();
+    assert!(
+        refused.contains("disk disk1 of the mirror failed"),
+        "{refused}"
+    );
+    assert_eq!(rig.write(0, 9, 4096).status, Status::Ok);
 }

@@ -24,7 +24,7 @@ use towpath_common::mem::{Mem, Segment};
 
 use super::{Completion, DiskId, Engine, Guest, MemId, Op, Token, Verb};
 use crate::storage::nbd::proto::flag;
-use crate::storage::nbd::{Desk, Export, Orders, Shared};
+use crate::storage::nbd::{Desk, Export, Mail, Orders, Shared};
 use conn::{Conn, Item, State};
 pub(super) use req::What;
 use req::{Req, Stage, buffers};
@@ -67,6 +67,8 @@ pub(super) struct Client {
     /// Added to the tokens of own operations.
     base: u32,
     serial: u32,
+    /// What [`Shared::renewals`] said last.
+    renewals: u64,
     /// Something could not be pushed and must be tried again.
     unsettled: bool,
     closing: bool,
@@ -112,6 +114,7 @@ impl Client {
             queue: VecDeque::new(),
             base,
             serial: 0,
+            renewals: export.shared().renewals(),
             unsettled: true,
             closing: false,
         };
@@ -203,17 +206,33 @@ impl Client {
 
     /// Take what is at the desk.
     fn collect<E: Engine>(&mut self, wire: &mut Wire<'_, E>) {
-        if self.shared.has_given_up() {
-            // What is under way there ends with them, and then fails.
+        let renewals = self.shared.renewals();
+        if self.shared.has_given_up() || renewals != self.renewals {
+            // What is under way there ends with them, and then fails, or is sent anew.
             self.conns.iter_mut().for_each(Conn::shut);
+            self.renewals = renewals;
+            // Those with nothing in flight have ended.
+            for n in 0..self.conns.len() {
+                self.lose(u8::try_from(n).unwrap_or(0), "it was shut");
+            }
         }
-        while let Some((number, socket)) = self.desk.take() {
+        while let Some(Mail {
+            number,
+            socket,
+            size,
+        }) = self.desk.take()
+        {
             let others = self.conns.iter().any(Conn::stands);
             let doubt = others.then_some(self.serial);
             let Some(conn) = self.conns.get_mut(usize::from(number)) else {
                 continue;
             };
             if self.closing || conn.state != State::Down {
+                continue;
+            }
+            if size != self.shared.size() {
+                // Made just before the export was to have another.
+                self.orders.place(number);
                 continue;
             }
             match wire.inner.set_file(conn.place, socket.as_fd()) {

@@ -5,13 +5,16 @@ use std::io::Read;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use super::servers::{Engine, SIZE, bench, work};
 use super::tests::{ALL, asked, chunk, data, greet, simple};
 use super::*;
-use crate::disk::Serial;
+use crate::disk::{Disk, Serial};
+use crate::engine::faulty::{Fault, Faulty};
+use crate::engine::router::Router;
+use crate::engine::uring::Uring;
 use crate::request::Status;
 use crate::testing::{Bench, FLUSH, IN, OUT};
 
@@ -30,6 +33,10 @@ struct Line {
 struct Inside {
     store: Mutex<Vec<u8>>,
     lines: Mutex<Vec<Arc<Line>>>,
+    /// Bytes that new connections are told of.
+    size: AtomicU64,
+    /// Held while nobody new is greeted.
+    gate: Mutex<()>,
 }
 
 /// A server with a thread for each connection and one store.
@@ -45,6 +52,7 @@ impl Server {
         let path = dir.path().join("nbd");
         let listener = UnixListener::bind(&path).unwrap();
         let inside = Arc::new(Inside::default());
+        inside.size.store(SIZE, Ordering::SeqCst);
         inside
             .store
             .lock()
@@ -54,7 +62,8 @@ impl Server {
         // Both kinds of threads end with the test's process at the latest.
         std::thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
-                greet(&mut stream, flags, SIZE);
+                drop(all.gate.lock().unwrap());
+                greet(&mut stream, flags, all.size.load(Ordering::SeqCst));
                 let line = Arc::new(Line {
                     stream: stream.try_clone().unwrap(),
                     asked: AtomicUsize::new(0),
@@ -72,10 +81,14 @@ impl Server {
         }
     }
 
-    fn bench(&self, connections: u8) -> Bench<Engine> {
+    fn disk(&self, connections: u8) -> Disk {
         let address = format!("nbd:unix:{}", self.path.display());
         let serial = Serial::new("nbd").unwrap();
-        bench(Export::disk(&address.parse().unwrap(), false, connections, serial).unwrap())
+        Export::disk(&address.parse().unwrap(), false, connections, serial).unwrap()
+    }
+
+    fn bench(&self, connections: u8) -> Bench<Engine> {
+        bench(self.disk(connections))
     }
 
     fn lines(&self) -> MutexGuard<'_, Vec<Arc<Line>>> {
@@ -87,7 +100,7 @@ impl Server {
     }
 
     /// Turn the worker over until there were `count` connections in all.
-    fn await_lines(&self, bench: &mut Bench<Engine>, count: usize) {
+    fn await_lines(&self, bench: &mut Bench<impl super::Engine>, count: usize) {
         while self.lines().len() < count {
             turn(bench);
         }
@@ -146,14 +159,14 @@ impl Line {
 }
 
 /// A turn of the worker.
-fn turn(bench: &mut Bench<Engine>) {
+fn turn(bench: &mut Bench<impl super::Engine>) {
     bench.io.submit();
     bench.io.reap(|f| panic!("{:?} ended", f.kind));
     std::thread::yield_now();
 }
 
 /// Start writes of 4 KiB, one for each of `blocks`, of `byte`.
-fn start_writes(bench: &mut Bench<Engine>, blocks: std::ops::Range<u64>, byte: u8) {
+fn start_writes(bench: &mut Bench<impl super::Engine>, blocks: std::ops::Range<u64>, byte: u8) {
     for block in blocks {
         let seg = bench.ram.place(4096, 4096, 0);
         bench.ram.fill(&[seg], &[byte; 4096]);
@@ -162,7 +175,7 @@ fn start_writes(bench: &mut Bench<Engine>, blocks: std::ops::Range<u64>, byte: u
     }
 }
 
-fn all_well(bench: &mut Bench<Engine>) {
+fn all_well(bench: &mut Bench<impl super::Engine>) {
     let ends = bench.drain();
     assert!(ends.iter().all(|e| e.status == Status::Ok), "{ends:?}");
 }
@@ -172,7 +185,7 @@ fn flush(bench: &mut Bench<Engine>) -> Option<i32> {
     bench.run(&flush).errno
 }
 
-fn losses(bench: &Bench<Engine>) -> u64 {
+fn losses(bench: &Bench<impl super::Engine>) -> u64 {
     bench.target.storage().health().losses
 }
 
@@ -287,4 +300,78 @@ fn a_connection_made_anew_is_used_once_another_has_answered() {
     work(&mut bench, &mut model, 4, &mut 8);
     assert!(server.asked()[2] > 0, "{:?}", server.asked());
     assert_eq!((flush(&mut bench), losses(&bench)), (None, 1));
+}
+
+#[test]
+fn a_connection_that_is_dying_vouches_for_what_it_acknowledged() {
+    let server = Server::new(MULTI);
+    let engine = Faulty::new(Uring::new(256).unwrap());
+    let mut bench = Bench::new(Router::new(engine), server.disk(2), 64);
+    // Both acknowledge a write that nobody flushes.
+    while server.asked().len() < 2 || server.asked().contains(&0) {
+        start_writes(&mut bench, 0..2, 1);
+        all_well(&mut bench);
+    }
+    // The first one answers once more; what it receives after that does not end with it.
+    let faulty = bench.io.engine_mut().inner_mut();
+    faulty.expect(Verb::Read, Fault::Hang);
+    start_writes(&mut bench, 0..1, 2);
+    all_well(&mut bench);
+    // The server is started anew: the second connection ends, and then the first one, slowly.
+    let gate = server.inside.gate.lock().unwrap();
+    server.line(1).close();
+    while losses(&bench) < 1 {
+        turn(&mut bench);
+    }
+    server.line(0).close();
+    let flush = bench.ram.request(FLUSH, 0, &[]);
+    assert_eq!(bench.start(&flush), Ok(None));
+    while losses(&bench) < 2 {
+        turn(&mut bench);
+    }
+    // What comes meanwhile is no sign that the writes are still there.
+    drop(gate);
+    server.await_lines(&mut bench, 3);
+    for _ in 0..1000 {
+        turn(&mut bench);
+    }
+    bench.io.engine_mut().inner_mut().let_go();
+    let ends = bench.drain();
+    assert!(ends.len() == 1 && ends[0].errno == Some(5), "{ends:?}");
+    assert_eq!(server.asked()[2], 0, "{:?}", server.asked());
+}
+
+#[test]
+fn an_export_that_has_grown_is_connected_to_anew() {
+    for flushed in [true, false] {
+        let server = Server::new(MULTI);
+        let mut bench = server.bench(2);
+        server.await_lines(&mut bench, 2);
+        start_writes(&mut bench, 0..2, 5);
+        all_well(&mut bench);
+        if flushed {
+            assert_eq!(flush(&mut bench), None);
+        }
+        let crate::storage::Storage::Nbd(export) = bench.target.storage() else {
+            unreachable!()
+        };
+        server.inside.size.store(2 * SIZE, Ordering::SeqCst);
+        let grown = vec![6; usize::try_from(SIZE).unwrap()];
+        server.inside.store.lock().unwrap().extend(grown);
+        assert_eq!(export.look().unwrap(), 2 * SIZE);
+        assert_eq!(export.shared().size(), SIZE, "nobody asked for it yet");
+        export.expect(2 * SIZE);
+        export.renew();
+        bench.target.set_size(2 * SIZE);
+        // Two from before, the one that looked, and two more.
+        server.await_lines(&mut bench, 5);
+        let seg = bench.ram.place(4096, 4096, 0);
+        let read = bench.ram.request(IN, SIZE / 512, &[seg]);
+        assert_eq!(bench.run(&read).status, Status::Ok);
+        assert_eq!(bench.ram.bytes(&[seg]), vec![6; 4096]);
+        assert_eq!(losses(&bench), 0, "they were left, not lost");
+        // Which is why the disk is flushed before.
+        let expected = if flushed { None } else { Some(5) };
+        assert_eq!(flush(&mut bench), expected);
+    }
 }

@@ -611,3 +611,37 @@ fn a_disk_that_is_stopped_does_not_wait_for_a_silent_server() {
     drop(bench);
     server.join();
 }
+
+fn export_of(bench: &Bench<Engine>) -> &Export {
+    let crate::storage::Storage::Nbd(export) = bench.target.storage() else {
+        unreachable!()
+    };
+    export
+}
+
+/// An export of so many bytes that serves every request of one connection.
+fn of_size(size: u64) -> (u16, u64, Script) {
+    let serves = move |s: &mut UnixStream| {
+        let mut store = vec![6; usize::try_from(size).unwrap()];
+        serve(s, &mut store, usize::MAX);
+    };
+    (ALL, size, Box::new(serves))
+}
+
+#[test]
+fn a_connection_from_before_the_export_had_grown_is_not_used() {
+    let server = Server::new(vec![
+        (
+            ALL,
+            SIZE,
+            Box::new(|s: &mut UnixStream| assert!(asked(s).is_none())),
+        ),
+        of_size(2 * SIZE),
+    ]);
+    let mut bench = server.bench();
+    export_of(&bench).expect(2 * SIZE);
+    bench.target.set_size(2 * SIZE);
+    assert!(read_back(&mut bench, SIZE / 512, 4096).1 == vec![6; 4096]);
+    drop(bench);
+    server.join();
+}

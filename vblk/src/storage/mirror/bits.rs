@@ -39,6 +39,18 @@ impl Bits {
         bits
     }
 
+    /// The same where there are `len` regions, each as large as `1 << by` of these.
+    #[must_use]
+    pub fn scaled(&self, by: u32, len: usize) -> Bits {
+        let mut bits = Bits::new(len);
+        let mut at = 0;
+        while let Some(i) = self.next(at) {
+            bits.set(i >> by);
+            at = i + 1;
+        }
+        bits
+    }
+
     /// Regions there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -28,6 +28,7 @@ pub mod bits;
 mod keeper;
 mod orders;
 pub mod record;
+mod resize;
 mod rest;
 mod state;
 
@@ -180,8 +181,10 @@ pub struct Shared {
     bell: OwnedFd,
     /// The state, while no worker has it.
     parcel: Mutex<Option<Box<State>>>,
+    /// The control plane wants the state.
+    wanted: AtomicBool,
     /// Bytes of a region.
-    pub(crate) region: u64,
+    pub(crate) region: AtomicU64,
     pub(crate) clock: Clock,
     pub(crate) prefer: AtomicUsize,
     pub(crate) timeout: AtomicU64,
@@ -210,8 +213,11 @@ impl Shared {
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
-    /// The state, if it is here.
+    /// The state, if it is here and nobody else is to have it.
     pub(crate) fn take(&self) -> Option<Box<State>> {
+        if self.is_wanted() {
+            return None;
+        }
         self.parcel
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -266,6 +272,8 @@ struct Inside {
     record: Arc<Disk>,
     record_path: PathBuf,
     shape: Shape,
+    /// Bytes of the mirror now.
+    size: AtomicU64,
 }
 
 impl Mirror {
@@ -355,6 +363,7 @@ impl Mirror {
             record: file,
             record_path: path.to_owned(),
             shape,
+            size: AtomicU64::new(size),
         });
         keeper::start(&inside, &shared).map_err(MirrorError::System)?;
         let mirror = Mirror { shared, inside };
@@ -456,7 +465,8 @@ fn shared(
         orders: ArrayQueue::new(2 * MAX_MEMBERS),
         bell: rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?,
         parcel: Mutex::default(),
-        region: 1 << state.head.shift,
+        wanted: AtomicBool::new(false),
+        region: AtomicU64::new(1 << state.head.shift),
         clock,
         prefer: AtomicUsize::new(usize::MAX),
         timeout: AtomicU64::new(0),

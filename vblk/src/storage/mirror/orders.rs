@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::record::{self, Record, RecordError};
 use super::{Gauge, Inside, Mirror, MirrorError, Order, Shared, Standing, fits, unknown};
 use crate::disk::Disk;
+use crate::storage::Shape;
 
 impl Mirror {
     /// Which disk an operator means: its number, counted from 1, or its name.
@@ -97,7 +98,11 @@ impl Inside {
             name: member.name.clone(),
             why,
         })?;
-        fits(member, &disk, &self.shape)?;
+        let shape = Shape {
+            size: self.size.load(Ordering::Acquire),
+            ..self.shape
+        };
+        fits(member, &disk, &shape)?;
         gauge.rest.store(super::rest::of(&disk), Ordering::Relaxed);
         let disk = Arc::new(disk);
         if let Some(place) = self.disks().get_mut(index) {
@@ -129,25 +134,54 @@ pub(super) fn read(file: &Disk, path: &Path) -> Result<Record, MirrorError> {
 
 /// Write `record` to `file`, durably.
 pub(super) fn write(file: &Disk, record: &Record, path: &Path) -> Result<(), MirrorError> {
+    // Bits first: a head that calls a disk current counts on them.
+    put(file, record::BITS_AT, &record.bits(), path)?;
+    put(file, record.head.place(), &record.head.encode(), path)
+}
+
+/// Write `is` over `was`, which has another size.
+pub(super) fn rewrite(
+    file: &Disk,
+    was: &Record,
+    is: &Record,
+    path: &Path,
+) -> Result<(), MirrorError> {
+    for (at, bytes) in steps(was, is) {
+        put(file, at, &bytes, path)?;
+    }
+    Ok(())
+}
+
+/// What to write where, each durably before the next, so that at every moment what is read back has
+/// the size of one of the two and all that is marked in either. What is marked too much stays so.
+pub(super) fn steps(was: &Record, is: &Record) -> [(u64, Vec<u8>); 2] {
+    let (old, new) = (was.bits(), is.bits());
+    let mut both = vec![0; old.len().max(new.len())];
+    for bits in [old, new] {
+        for (to, from) in both.iter_mut().zip(bits) {
+            *to |= from;
+        }
+    }
+    if was.head.shift != is.head.shift {
+        both.fill(0xff);
+    }
+    [
+        (record::BITS_AT, both),
+        (is.head.place(), is.head.encode().to_vec()),
+    ]
+}
+
+/// Write `bytes` to `file`, durably.
+fn put(file: &Disk, at: u64, bytes: &[u8], path: &Path) -> Result<(), MirrorError> {
     let fd = file.file().ok_or_else(unknown)?;
-    let bytes = record.bytes();
-    let bits_at = usize::try_from(record::BITS_AT).unwrap_or(0);
-    let put = |at: usize, bytes: &[u8]| -> Result<(), rustix::io::Errno> {
+    let written = || {
         let mut done = 0;
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            done += rustix::io::pwrite(fd, rest, (at + done) as u64)?;
+            done += rustix::io::pwrite(fd, rest, at + done as u64)?;
         }
         rustix::fs::fdatasync(fd)
     };
-    let head = usize::try_from(record.head.place()).unwrap_or(0);
-    // Bits first: a head that calls a disk current counts on them.
-    let written = put(bits_at, bytes.get(bits_at..).unwrap_or_default()).and_then(|()| {
-        put(
-            head,
-            bytes.get(head..head + record::HEAD).unwrap_or_default(),
-        )
-    });
-    Ok(written.map_err(|e| RecordError::Io {
+    Ok(written().map_err(|e| RecordError::Io {
         what: "write",
         path: path.to_owned(),
         source: e.into(),

@@ -38,8 +38,23 @@ pub const HEAD: usize = 512;
 
 /// Smallest region, as a power of two: 1 MiB.
 const MIN_SHIFT: u32 = 20;
+/// Largest region, as a power of two.
+const MAX_SHIFT: u32 = 40;
 /// Most regions.
 const MAX_REGIONS: u64 = 1 << 16;
+
+/// Most bytes of a mirror: as many regions as there may be, of the largest kind.
+pub const MAX_SIZE: u64 = MAX_REGIONS << MAX_SHIFT;
+
+/// Logarithm of the size of the regions of a new mirror of `size` bytes.
+#[must_use]
+pub fn shift_for(size: u64) -> u32 {
+    let mut shift = MIN_SHIFT;
+    while size.div_ceil(1 << shift) > MAX_REGIONS {
+        shift += 1;
+    }
+    shift
+}
 
 const MAGIC: u64 = u64::from_le_bytes(*b"tpmirr01");
 
@@ -115,14 +130,10 @@ impl Head {
             stranger: !equal && i > 0,
             rest: 0,
         };
-        let mut shift = MIN_SHIFT;
-        while size.div_ceil(1 << shift) > MAX_REGIONS {
-            shift += 1;
-        }
         Head {
             number: 1,
             size,
-            shift,
+            shift: shift_for(size),
             known: names.iter().enumerate().map(known).collect(),
         }
     }
@@ -183,7 +194,7 @@ impl Head {
         let (number, size) = (next()?, next()?);
         let shift = u32::try_from(next()?).ok()?;
         let count = usize::try_from(next()?).ok()?;
-        if !(MIN_SHIFT..=40).contains(&shift) || count > MAX_MEMBERS || size == 0 {
+        if !(MIN_SHIFT..=MAX_SHIFT).contains(&shift) || count > MAX_MEMBERS || size == 0 {
             return None;
         }
         let mut known = Vec::new();
@@ -256,14 +267,16 @@ impl Record {
             }
         };
         put(self.head.place(), &self.head.encode());
-        for (word, at) in self
-            .dirty
-            .words(0, usize::MAX)
-            .iter()
-            .zip((BITS_AT..).step_by(8))
-        {
-            put(at, &word.to_le_bytes());
-        }
+        put(BITS_AT, &self.bits());
+        bytes
+    }
+
+    /// Its bits as they are in the file: whole pages.
+    #[must_use]
+    pub fn bits(&self) -> Vec<u8> {
+        let words = self.dirty.words(0, usize::MAX).iter();
+        let mut bytes: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
+        bytes.resize(bytes.len().next_multiple_of(PAGE as usize), 0);
         bytes
     }
 

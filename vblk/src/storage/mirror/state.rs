@@ -2,7 +2,7 @@
 //! the mirror, and goes from one to the next whole.
 
 use super::bits::Bits;
-use super::record::{Head, Known, Record};
+use super::record::{Head, Known, PAGE_REGIONS, Record, shift_for};
 
 /// How a disk stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl State {
             });
             standings.push(standing);
         }
-        let pages = regions.div_ceil(super::record::PAGE_REGIONS);
+        let pages = regions.div_ceil(PAGE_REGIONS);
         State {
             head: Head {
                 number: found.head.number + 1,
@@ -122,12 +122,64 @@ impl State {
         }
     }
 
+    /// The state of the same disks, all of which have all, with `size` bytes; `equal` if they hold
+    /// the same where that is more.
+    pub(super) fn resized(&self, size: u64, equal: bool) -> State {
+        let mut head = Head {
+            number: self.head.number + 1,
+            size,
+            shift: self.head.shift.max(shift_for(size)),
+            known: self.head.known.clone(),
+        };
+        // Equal where they were; what was added has no part in that.
+        head.known.iter_mut().for_each(|known| known.rest = 0);
+        let (regions, by) = (head.regions(), head.shift - self.head.shift);
+        let scaled = |bits: &Bits| bits.scaled(by, regions);
+        let mut dirty = scaled(&self.dirty);
+        let mut behind: Vec<Bits> = self.behind.iter().map(scaled).collect();
+        if size > self.head.size && !equal {
+            let from = usize::try_from(self.head.size >> head.shift).unwrap_or(usize::MAX);
+            dirty.set_range(from, regions);
+            // As after a crash: the first one is believed.
+            for behind in behind.iter_mut().skip(1) {
+                behind.set_range(from, regions);
+            }
+        }
+        let pages = regions.div_ceil(PAGE_REGIONS);
+        // All are marked in the file where regions have become larger.
+        let due = vec![by > 0; pages];
+        State {
+            head_due: false,
+            at_rest: false,
+            standings: self.standings.clone(),
+            behind,
+            marked: dirty.clone(),
+            dirty,
+            recent: scaled(&self.recent),
+            due,
+            group: group(regions, head.shift),
+            head,
+        }
+    }
+
+    /// True if all disks are current and may be read everywhere.
+    pub(super) fn is_whole(&self) -> bool {
+        let current = self.standings.iter().all(|s| *s == Standing::Current);
+        current && self.behind.iter().all(Bits::is_empty)
+    }
+
+    /// What is written down may be anything; the last head there has this number at most.
+    pub(super) fn write_again(&mut self, number: u64) {
+        (self.head.number, self.head_due) = (number, true);
+        self.due.fill(true);
+    }
+
     /// Mark the group of `region`.
     pub(crate) fn mark(&mut self, region: usize) {
         let (from, to) = self.group_of(region);
         self.dirty.set_range(from, to);
         // Groups do not reach over pages: both are powers of two.
-        if let Some(due) = self.due.get_mut(region / super::record::PAGE_REGIONS) {
+        if let Some(due) = self.due.get_mut(region / PAGE_REGIONS) {
             *due = true;
         }
     }
@@ -225,8 +277,8 @@ impl State {
             // Marked before anything is acknowledged: the head waits for the bits.
             let all = Bits::all(self.dirty.len());
             for (page, due) in self.due.iter_mut().enumerate() {
-                let from = page * super::record::PAGE_REGIONS / 64;
-                let count = super::record::PAGE_REGIONS / 64;
+                let from = page * PAGE_REGIONS / 64;
+                let count = PAGE_REGIONS / 64;
                 *due |= self.dirty.words(from, count) != all.words(from, count);
             }
             self.dirty = all.clone();

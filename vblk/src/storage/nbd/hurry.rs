@@ -48,6 +48,11 @@ impl Shared {
 
     fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
+        self.ring();
+    }
+
+    /// Make the bells of all clients readable.
+    pub(super) fn ring(&self) {
         let desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         desks
             .iter()

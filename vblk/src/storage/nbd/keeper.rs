@@ -14,7 +14,7 @@ use rustix::net::sockopt;
 
 use super::address::{Address, Endpoint};
 use super::handshake::{self, HandshakeError, Info};
-use super::{Desk, NbdError, Shared, tls};
+use super::{Desk, Mail, NbdError, Shared, tls};
 
 /// How long a connect, or one read or write of a handshake, may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -176,13 +176,18 @@ fn deliver(shared: &Shared, order: &Order, first: &mut Option<OwnedFd>) {
     let mut pause = PAUSES.0;
     while let Some(desk) = order.desk.upgrade() {
         let made = match first.take() {
-            Some(socket) => Ok(socket),
+            Some(socket) => Ok((socket, shared.info.size)),
             None => again(shared),
         };
         match made {
-            Ok(socket) => {
+            Ok((socket, size)) => {
                 shared.set_trouble(None);
-                desk.put(order.number, socket);
+                let number = order.number;
+                desk.put(Mail {
+                    number,
+                    socket,
+                    size,
+                });
                 return;
             }
             Err(why) => shared.set_trouble(Some(why)),
@@ -193,17 +198,33 @@ fn deliver(shared: &Shared, order: &Order, first: &mut Option<OwnedFd>) {
     }
 }
 
-/// Connect to the same export once more.
-fn again(shared: &Shared) -> Result<OwnedFd, String> {
+/// Connect to the same export once more; its size, which it is to have.
+fn again(shared: &Shared) -> Result<(OwnedFd, u64), String> {
+    let (socket, size) = look(shared)?;
+    let wanted = shared.size();
+    if size == wanted {
+        return Ok((socket, size));
+    }
+    let remedy = if size > wanted {
+        "; `vblk disk resize` serves all of it"
+    } else {
+        ""
+    };
+    Err(format!(
+        "the server has another export now: it had {wanted} bytes, it has {size}{remedy}"
+    ))
+}
+
+/// Connect to the same export, whatever size it has now.
+pub(super) fn look(shared: &Shared) -> Result<(OwnedFd, u64), String> {
     let (socket, info) = connect(&shared.address).map_err(|e| e.to_string())?;
     let (was, is) = (&shared.info, &info);
-    let same = was.size == is.size
-        && was.flags & !is.flags == 0
+    let same = was.flags & !is.flags == 0
         && is.flags & super::flag::READ_ONLY == was.flags & super::flag::READ_ONLY
         && is.min_block <= was.min_block
         && is.max_block >= was.max_block;
     if same && was.structured == is.structured {
-        Ok(socket)
+        Ok((socket, is.size))
     } else {
         Err(format!(
             "the server has another export now: it was {was:?}, it is {is:?}"

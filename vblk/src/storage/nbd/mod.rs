@@ -26,6 +26,13 @@
 //!
 //! A disk that is stopped while its server does not answer gets a grace of a few seconds; then its
 //! requests fail ([`Hurry`]).
+//!
+//! # When it has grown
+//!
+//! NBD tells the size in the handshake and has no word for another one, and a server may hold a
+//! connection to what it told there. So an export that was given more room is served as it was
+//! until somebody asks for the new size (`vblk disk resize`). Then the disk is brought to rest and
+//! flushed, the size that connections must have becomes the new one, and all are made anew.
 
 pub mod address;
 pub mod handshake;
@@ -113,8 +120,19 @@ pub enum NbdError {
 /// Where a client finds what it ordered.
 #[derive(Debug)]
 pub struct Desk {
-    mail: ArrayQueue<(u8, OwnedFd)>,
+    mail: ArrayQueue<Mail>,
     bell: OwnedFd,
+}
+
+/// A connection, as it is delivered.
+#[derive(Debug)]
+pub struct Mail {
+    /// Which of the client's it is.
+    pub number: u8,
+    /// The connection.
+    pub socket: OwnedFd,
+    /// Bytes of the export as its handshake told.
+    pub size: u64,
 }
 
 impl Desk {
@@ -132,15 +150,15 @@ impl Desk {
         self.bell.as_fd()
     }
 
-    /// A connection and its number.
+    /// A connection that was ordered.
     #[must_use]
-    pub fn take(&self) -> Option<(u8, OwnedFd)> {
+    pub fn take(&self) -> Option<Mail> {
         self.mail.pop()
     }
 
-    fn put(&self, connection: u8, socket: OwnedFd) {
+    fn put(&self, mail: Mail) {
         // A client orders a connection only while it has none of that number: there is room.
-        let _ = self.mail.push((connection, socket));
+        let _ = self.mail.push(mail);
         self.ring();
     }
 
@@ -156,6 +174,10 @@ impl Desk {
 pub struct Shared {
     address: Address,
     info: Info,
+    /// Bytes the export is to have; more than [`Info::size`] once it has grown.
+    size: AtomicU64,
+    /// How often all connections were to be made anew.
+    renewals: AtomicU64,
     /// Writes acknowledged that no FLUSH was about when it was sent, so far.
     acked: AtomicU64,
     /// As `acked` was when the last successful FLUSH was sent.
@@ -183,6 +205,18 @@ impl Shared {
     #[must_use]
     pub fn can(&self, flag: u16) -> bool {
         self.info.flags & flag != 0
+    }
+
+    /// Bytes the export is to have.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// How often all connections were to be made anew, so far.
+    #[must_use]
+    pub(crate) fn renewals(&self) -> u64 {
+        self.renewals.load(Ordering::Acquire)
     }
 
     /// A write was acknowledged that is not known to be durable.
@@ -282,7 +316,9 @@ impl Export {
         let shape = shape(address, &info, read_only)?;
         let shared = Arc::new(Shared {
             address: address.clone(),
+            size: AtomicU64::new(info.size),
             info,
+            renewals: AtomicU64::new(0),
             acked: AtomicU64::new(0),
             stable: AtomicU64::new(0),
             lost: AtomicBool::new(false),
@@ -314,6 +350,26 @@ impl Export {
     /// [`NbdError`].
     pub fn size(address: &Address) -> Result<u64, NbdError> {
         Ok(keeper::connect(address)?.1.size)
+    }
+
+    /// Bytes it has now, by a new connection.
+    ///
+    /// # Errors
+    /// Why it cannot be told: no server, or another export.
+    pub(crate) fn look(&self) -> Result<u64, String> {
+        Ok(keeper::look(&self.shared)?.1)
+    }
+
+    /// It is to have `size` bytes: connections that are made from now on are to such an export.
+    pub(crate) fn expect(&self, size: u64) {
+        self.shared.size.store(size, Ordering::Release);
+    }
+
+    /// All connections are made anew. Nothing is in flight on them, and all that was acknowledged
+    /// was flushed.
+    pub(crate) fn renew(&self) {
+        self.shared.renewals.fetch_add(1, Ordering::AcqRel);
+        self.shared.ring();
     }
 
     /// What all its clients share.
