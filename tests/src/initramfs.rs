@@ -37,7 +37,7 @@ pub enum Kit {
     Fio,
     /// Logical volumes and other devices: `lvm`, `dmsetup`, `vblk` and `tenant`.
     Lvm,
-    /// Logical volumes on virtio disks that are measured: `lvm`, `vblk` and the bench `storage`.
+    /// Logical volumes on disks in the guest's memory that are measured: `lvm`, `vblk` and the bench `storage`.
     Volumes,
     /// An NVMe device of the guest's own, served and used there: `vblk` and `tenant`.
     Storage,
@@ -65,7 +65,7 @@ impl Kit {
             ],
             Self::Net => &["virtio_net", "8021q"],
             Self::Whole => &["crc32c_generic", "virtio_blk", "ext4", "virtio_net"],
-            Self::Volumes => &["virtio_blk", "dm-mod"],
+            Self::Volumes => &["brd", "dm-mod"],
             Self::Storage => &["nvme"],
             Self::Nfs => &["nfsd", "nfsv4"],
             Self::Lvm => &[

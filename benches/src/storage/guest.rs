@@ -1,8 +1,9 @@
 //! Rows of logical volumes in a guest, where this machine's kernel has no device-mapper.
 //!
-//! The guest has two processors, two virtio disks whose images are in memory, and this program,
-//! which measures there as it does here. Without KVM its instructions are translated: what a
-//! request takes is instructions then, of the kernel's and of ours, and hardly a device's time.
+//! The guest has two processors, two disks in its memory (`brd`), and this program, which measures
+//! there as it does here. Without KVM its instructions are translated: what a request takes is
+//! instructions then, of the kernel's and of ours. Disks of QEMU's would not do on a machine of two
+//! processors: the guest keeps both, and QEMU's threads behind the disks wait for a turn.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,6 @@ use towpath_tests::vm::Vm;
 use super::plan::Row;
 use super::volumes::device_size;
 use crate::plan::{Effort, Entry};
-use crate::runner::{scratch, written};
 
 /// For the guest to boot, and for a measurement to begin and end beside the time it takes.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,13 +33,15 @@ const MARKS: [&str; 2] = ["table:", "json:"];
 /// What is done in it; `WORDS` stands for the program's arguments.
 const SCENARIO: &str = r#"
 mkdir -p /etc/lvm /run/lock /dev/mapper /dev/shm
+# Its pages are there from the first write on.
+for disk in /dev/ram0 /dev/ram1; do dd if=/dev/zero of=$disk bs=1M 2>/dev/null || true; done
 cat >/etc/lvm/lvm.conf <<END
 activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 }
 devices { use_devicesfile=0 }
 backup { backup=0 archive=0 }
 END
 exec 4>&1
-storage --devices /dev/vda,/dev/vdb --dir /tmp --json /tmp/json WORDS 2>&4 >/tmp/table
+storage --devices /dev/ram0,/dev/ram1 --dir /tmp --json /tmp/json WORDS 2>&4 >/tmp/table
 sed 's/^/table:/' /tmp/table
 sed 's/^/json:/' /tmp/json
 # The report ends without the end of a line.
@@ -82,11 +84,8 @@ pub fn measure(rows: &[Row], effort: Effort, size: u64) -> Result<Told> {
 }
 
 fn once(rows: &[Row], effort: Effort, size: u64) -> Result<Told> {
-    let dir = scratch(Path::new("/dev/shm"))?;
-    let images = [dir.path().join("pv0"), dir.path().join("pv1")];
-    for image in &images {
-        written(image, device_size(size))?;
-    }
+    let disk = device_size(size);
+    let disks = u32::try_from((2 * disk) >> 20)?;
     let accelerator = accel::best()?.threads();
     let only = rows.iter().map(|row| format!("--only {} ", row.name));
     let words = format!(
@@ -98,8 +97,8 @@ fn once(rows: &[Row], effort: Effort, size: u64) -> Result<Told> {
     );
     eprintln!("no device-mapper here: rows of logical volumes run in a guest ({accelerator})");
     let mut vm = Vm::builder("volumes-measured")
-        .measured_volumes(&images.each_ref().map(AsRef::as_ref))
-        .memory(&[MEMORY])
+        .measured_volumes(disk)
+        .memory(&[MEMORY + disks])
         .cpus(2)
         .accelerator(accelerator)
         .echo(progress)

@@ -152,20 +152,12 @@ impl Builder {
         self
     }
 
-    /// A guest that measures logical volumes on `disks` ([`Kit::Volumes`]): images in memory, the
-    /// first of which is `/dev/vda`.
+    /// A guest that measures logical volumes ([`Kit::Volumes`]) on two disks of `size` bytes in its
+    /// memory, `/dev/ram0` and `/dev/ram1`.
     #[must_use]
-    pub fn measured_volumes(mut self, disks: &[&Path]) -> Self {
+    pub fn measured_volumes(mut self, size: u64) -> Self {
         self.kit = Kit::Volumes;
-        let disk = |(index, path): (usize, &&Path)| {
-            let path = path.display();
-            format!(
-                "-object iothread,id=io{index} \
-                 -drive file={path},format=raw,if=none,id=pv{index},cache=unsafe \
-                 -device virtio-blk-pci,drive=pv{index},iothread=io{index}"
-            )
-        };
-        self.devices = disks.iter().enumerate().map(disk).collect();
+        self.kernel_arguments = format!("brd.rd_nr=2 brd.rd_size={}", size >> 10);
         self
     }
 

@@ -162,6 +162,27 @@ kill $second
 wait $second || exit 9
 lvm lvremove -y vg/slow vg/mov
 echo "cache"
+# Extended while it is served by its segments: who follows reads them anew.
+lvm lvcreate -y -Wn -L 8m -n grown vg
+vblk serve --keep --control /run/c3 --disk lvm:vg/grown,map=segments,socket=/run/grown,name=grown \
+    2>/tmp/log3 &
+third=$!
+until vblk disk list --control /run/c3 >/tmp/list; do sleep 0.2; done
+is $(code tenant fill /run/grown 11) 0
+lvm lvextend -L 16m vg/grown
+is $(code vblk disk resize grown --control /run/c3) 1
+said 'after lvextend, restart vblk'
+kill -USR2 $third
+until vblk disk show grown --control /run/c3 | grep -q 'size *16M'; do sleep 0.2; done
+is $(code tenant verify /run/grown 11 2048) 0
+is $(code tenant fill /run/grown 12) 0
+tenant pattern 12 16777216 >/tmp/pattern
+dd if=/dev/mapper/vg-grown iflag=direct bs=1M count=16 2>/dev/null | cmp - /tmp/pattern
+vblk disk show grown --control /run/c3 | grep -q 'through device-mapper' && exit 9
+kill $third
+wait $third || exit 9
+lvm lvremove -y vg/grown
+echo "grown"
 lvm lvremove -y vg/lin-monday
 lvm lvextend -L 24m vg/lin
 is $(code vblk disk resize lin --control /run/c) 0
@@ -193,6 +214,7 @@ fn vblk_serves_logical_volumes_and_lets_lvm_take_snapshots() -> Result<()> {
         "moved",
         "pvmove",
         "cache",
+        "grown",
         "full",
         "done",
     ];

@@ -160,8 +160,8 @@ fn unable(storage: &Storage) -> RoomError {
              serving it, extend the file with written blocks (dd, not truncate), and serve it anew"
         }
         Storage::Segments(_) => {
-            "its segments were read when it was opened: lvextend makes it fall back to \
-             device-mapper with the size it has; serve it anew"
+            "its segments were read when it was opened: after lvextend, restart vblk, which guests \
+             do not notice; the one that follows reads them anew and tells the guest"
         }
         _ => "nothing is known of its size but what was found when it was opened",
     })
