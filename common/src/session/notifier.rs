@@ -27,7 +27,7 @@ impl<D: Device + std::fmt::Debug> Notify for Arc<Mutex<Session<D>>> {
     }
 }
 
-/// Tells the front-end of a [`Server`] what changed.
+/// Tells the front-end of a [`super::Server`] what changed.
 #[derive(Debug)]
 pub struct Notifier(Arc<Shared>);
 
@@ -36,7 +36,7 @@ impl Notifier {
         Notifier(Arc::clone(shared))
     }
 
-    /// As [`Server::config_changed`].
+    /// As [`super::Server::config_changed`].
     #[must_use]
     pub fn config_changed(&self) -> bool {
         let notify = &self.0.notify;
