@@ -235,8 +235,7 @@ impl Host {
         let taken = {
             let running = lock(&self.disks);
             // A socket that a disk of ours listens on is free once that one is stopped.
-            let ours = |r: &&Running| r.config.socket == config.socket;
-            let mut ours = running.iter().filter(ours);
+            let mut ours = running.iter().filter(|r| r.config.socket == config.socket);
             ours.any(|r| r.server.as_ref().is_none_or(|s| s.deaf().is_none()))
         };
         let listening = if taken {

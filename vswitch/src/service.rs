@@ -150,8 +150,8 @@ pub struct PortStatus {
     pub link: bool,
     /// The connection, if there is one.
     pub session: Option<SessionStatus>,
-    /// Why a message was refused, or why the last connection was ended by vswitch; while no front-end
-    /// can connect, why that is.
+    /// Why a message was refused, or why the last connection was ended by vswitch; while no
+    /// front-end can connect, why that is.
     #[serde(default)]
     pub last_error: Option<String>,
     /// Addresses learned from it and not forgotten.

@@ -1,6 +1,6 @@
 //! Reads for a copier of a disk that nobody but its worker may read: a mirror, whose writes are on
-//! their way to several disks, or an export whose server promises nothing about two connections. And
-//! flushes, for whoever wants all that was acknowledged to be durable.
+//! their way to several disks, or an export whose server promises nothing about two connections.
+//! And flushes, for whoever wants all that was acknowledged to be durable.
 //!
 //! Either is a request like a guest's, with an origin that is no queue. Its memory is the copier's,
 //! and ours for as long as it is in flight; nothing is left on the worker by a copier that goes

@@ -59,8 +59,8 @@ pub(crate) enum RoomError {
     Devices { room: u64, size: u64 },
     /// An export is as it is.
     #[error(
-        "the export has {has} bytes, not {size}: resize it on its server first, then say `vblk disk \
-         resize` without a size"
+        "the export has {has} bytes, not {size}: resize it on its server first, then say \
+         `vblk disk resize` without a size"
     )]
     Export { has: u64, size: u64 },
     /// What its server says now.

@@ -240,7 +240,8 @@ mod tests {
             let (was, is) = (old.record(), new.record());
             let mut file = was.bytes();
             // All of the steps before, and some sectors of this one, in no order that is known.
-            for (number, (at, bytes)) in orders::steps(&was, &is).iter().enumerate().take(step + 1) {
+            let steps = orders::steps(&was, &is);
+            for (number, (at, bytes)) in steps.iter().enumerate().take(step + 1) {
                 let at = usize::try_from(*at).unwrap();
                 file.resize(file.len().max(at + bytes.len()), 0);
                 for (sector, part) in bytes.chunks(512).enumerate() {
