@@ -37,8 +37,8 @@ pub enum Kit {
     Fio,
     /// Logical volumes and other devices: `lvm`, `dmsetup`, `vblk` and `tenant`.
     Lvm,
-    /// Logical volumes on disks in the guest's memory that are measured: `lvm`, `vblk` and the bench
-    /// `storage`.
+    /// Logical volumes on disks in the guest's memory that are measured: `lvm`, `vblk` and the
+    /// bench `storage`.
     Volumes,
     /// An NVMe device of the guest's own, served and used there: `vblk` and `tenant`.
     Storage,
