@@ -191,6 +191,18 @@ fn tail(path: &Path, at: usize) -> Result<Vec<u8>> {
     Ok(fs::read(path)?.split_off(at))
 }
 
+/// `vblk disk resize m` with `more`, once every disk of the mirror has all.
+fn resize(vblk: &Vblk, more: &[&str]) -> Result<()> {
+    let words = [&["disk", "resize", "m"], more].concat();
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = vblk.client(&words) {
+        ensure!(error.to_string().contains("catches up"), "{error}");
+        ensure!(Instant::now() < until, "it is not copied");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 #[test]
 fn a_mirror_grows_and_shrinks_while_it_is_served_and_stays_so() -> Result<()> {
     const MIB: u64 = 1 << 20;
@@ -206,7 +218,7 @@ fn a_mirror_grows_and_shrinks_while_it_is_served_and_stays_so() -> Result<()> {
     client.write(4 * MIB / 512 - 8, &[3; 4096])?;
 
     // Files that are extended here hold the same: nothing is copied.
-    vblk.client(&["disk", "resize", "m", "8M"])?;
+    resize(&vblk, &["8M"])?;
     ensure!(client.capacity()? == 8 * MIB / 512);
     client.write(8 * MIB / 512 - 8, &[4; 4096])?;
     let lengths = || {
@@ -222,7 +234,7 @@ fn a_mirror_grows_and_shrinks_while_it_is_served_and_stays_so() -> Result<()> {
         let mut file = fs::File::options().append(true).open(file)?;
         file.write_all(&vec![byte; 8 << 20])?;
     }
-    vblk.client(&["disk", "resize", "m"])?;
+    resize(&vblk, &[])?;
     ensure!(client.capacity()? == 16 * MIB / 512);
     for at in (8..16).cycle().take(64) {
         let mut back = [0; 4096];
@@ -230,11 +242,7 @@ fn a_mirror_grows_and_shrinks_while_it_is_served_and_stays_so() -> Result<()> {
         ensure!(back == [5; 4096], "{at}: {}", back[0]);
     }
     client.write(12 * MIB / 512, &[7; 4096])?;
-    let until = Instant::now() + PATIENCE;
-    while vblk.client(&["disk", "resize", "m", "16M"]).is_err() {
-        ensure!(Instant::now() < until, "it is not copied");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    resize(&vblk, &["16M"])?;
     ensure!(tail(&files[1], 8 << 20)? == tail(&files[0], 8 << 20)?);
 
     // The record knows, whoever serves it next.
@@ -244,14 +252,10 @@ fn a_mirror_grows_and_shrinks_while_it_is_served_and_stays_so() -> Result<()> {
     let mut client = BlkClient::connect(&vblk.path("disk"), ClientOptions::default())?;
     ensure!(client.capacity()? == 16 * MIB / 512);
     client.write(16 * MIB / 512 - 8, &[8; 4096])?;
+    resize(&vblk, &["16M"])?;
     let refused = vblk.client(&["disk", "resize", "m", "8M"]).unwrap_err();
     ensure!(refused.to_string().contains("--shrink"), "{refused}");
-    let until = Instant::now() + PATIENCE;
-    while let Err(error) = vblk.client(&["disk", "resize", "m", "8M", "--shrink"]) {
-        ensure!(error.to_string().contains("catches up"), "{error}");
-        ensure!(Instant::now() < until, "it is not copied");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    resize(&vblk, &["8M", "--shrink"])?;
     ensure!(client.capacity()? == 8 * MIB / 512);
     ensure!(lengths() == [8 * MIB; 2], "{:?}", lengths());
     let mut back = [0; 4096];
