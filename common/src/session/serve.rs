@@ -221,13 +221,15 @@ impl Server {
             return;
         };
         self.wake();
+        // First: who is about to listen after all has done so by then, or sees that it is to stop.
+        let bound = self.shared.deaf.why().is_none();
         if let Some(place) = self.shared.place().as_mut() {
             place.clear();
         }
         if let Some(alarm) = self.shared.current().as_ref() {
             alarm.raise();
         }
-        if self.endpoint.mode == Mode::Server && self.shared.deaf.why().is_none() {
+        if self.endpoint.mode == Mode::Server && bound {
             let _ = std::fs::remove_file(&self.endpoint.path);
         }
         let _ = thread.join();

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use towpath_common::testing::RawFrontend;
 use towpath_common::testing::blk::{BlkClient, ClientOptions, Op};
 use towpath_tests::daemon::Vblk;
 use towpath_tests::nbd::nbdkit;
@@ -16,6 +17,15 @@ const MIB: u64 = 1 << 20;
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.
 const CONFIG_CHANGE: u32 = 2;
 
+/// A front-end of the disk at the socket `disk` that wants to be told of changes, and where it is.
+fn connect(vblk: &Vblk) -> Result<(BlkClient, RawFrontend)> {
+    let mut options = ClientOptions::default();
+    options.wanted.protocol |= Protocol::BACKEND_REQ;
+    let mut client = BlkClient::connect(&vblk.path("disk"), options)?;
+    let channel = client.frontend().backend_channel(PATIENCE)?;
+    Ok((client, channel))
+}
+
 #[test]
 fn a_connected_disk_grows_and_shrinks() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -23,10 +33,7 @@ fn a_connected_disk_grows_and_shrinks() -> Result<()> {
     create_image(&image, 4 * MIB)?;
     let disk = "{dir}/image,socket={dir}/disk,queues=1,name=d,shrink";
     let mut vblk = Vblk::serve(dir, &[disk], &[])?;
-    let mut options = ClientOptions::default();
-    options.wanted.protocol |= Protocol::BACKEND_REQ;
-    let mut client = BlkClient::connect(&vblk.path("disk"), options)?;
-    let channel = client.frontend().backend_channel(PATIENCE)?;
+    let (mut client, channel) = connect(&vblk)?;
     ensure!(client.capacity()? == 4 * MIB / 512);
     ensure!(client.write(4 * MIB / 512, &[7; 4096]).is_err());
 
@@ -84,10 +91,7 @@ fn a_stripe_grows_and_shrinks_with_its_parts() -> Result<()> {
     }
     let disk = "stripe:64K:{dir}/a|{dir}/b,socket={dir}/disk,queues=1,name=d,shrink";
     let mut vblk = Vblk::serve(dir, &[disk], &[])?;
-    let mut options = ClientOptions::default();
-    options.wanted.protocol |= Protocol::BACKEND_REQ;
-    let mut client = BlkClient::connect(&vblk.path("disk"), options)?;
-    let channel = client.frontend().backend_channel(PATIENCE)?;
+    let (mut client, channel) = connect(&vblk)?;
     ensure!(client.capacity()? == 4 * MIB / 512);
     client.write(4 * MIB / 512 - 8, &[5; 4096])?;
 
@@ -147,10 +151,7 @@ fn an_export_grows_once_its_server_has_more() -> Result<()> {
     };
     let disk = "nbd:unix:{dir}/far.sock,socket={dir}/disk,queues=1,name=d,connections=2,shrink";
     let mut vblk = Vblk::serve(dir, &[disk], &[])?;
-    let mut options = ClientOptions::default();
-    options.wanted.protocol |= Protocol::BACKEND_REQ;
-    let mut client = BlkClient::connect(&vblk.path("disk"), options)?;
-    let channel = client.frontend().backend_channel(PATIENCE)?;
+    let (mut client, channel) = connect(&vblk)?;
     client.write(0, &[3; 4096])?;
     let refused = |vblk: &Vblk, more: &[&str]| -> Result<String> {
         let all = [&["disk", "resize", "d"], more].concat();
